@@ -1,0 +1,230 @@
+// spdlog behind the house format. The JSON form is always parseable: every message is escaped.
+#include "userspace/base/log.h"
+
+#include <spdlog/async.h>
+#include <spdlog/async_logger.h>
+#include <spdlog/pattern_formatter.h>
+#include <spdlog/sinks/stdout_sinks.h>
+
+#include <map>
+#include <memory>
+#include <optional>
+#include <mutex>
+#include <vector>
+
+#include "userspace/base/clock.h"
+
+namespace meltemi {
+
+std::string format_rfc3339(WallTime time) {
+  const auto us = std::chrono::duration_cast<std::chrono::microseconds>(time.time_since_epoch());
+  const time_t seconds = static_cast<time_t>(us.count() / 1'000'000);
+  tm parts;
+  gmtime_r(&seconds, &parts);
+  return fmt::format("{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:06}Z", parts.tm_year + 1900,
+                     parts.tm_mon + 1, parts.tm_mday, parts.tm_hour, parts.tm_min, parts.tm_sec,
+                     us.count() % 1'000'000);
+}
+
+namespace log {
+namespace {
+
+constexpr size_t kQueueLines = 8192;
+
+class LineFormatter final : public spdlog::formatter {
+ public:
+  explicit LineFormatter(Format format) : format_(format) {}
+
+  void format(const spdlog::details::log_msg& m, spdlog::memory_buf_t& out) override {
+    const std::string time = format_rfc3339(m.time);
+    const std::string_view name(m.logger_name.data(), m.logger_name.size());
+    const std::string_view text(m.payload.data(), m.payload.size());
+    const std::string_view level = level_name(m.level);
+    if (format_ == Format::kJson)
+      fmt::format_to(std::back_inserter(out),
+                     "{{\"level\":\"{}\",\"time\":\"{}\",\"scope\":\"{}\",\"message\":\"{}\"}}\n",
+                     level, time, name, escape(text));
+    else
+      fmt::format_to(std::back_inserter(out), "{}\t{}\t{}\t{}\n", time, level, name, text);
+  }
+  std::unique_ptr<spdlog::formatter> clone() const override {
+    return std::make_unique<LineFormatter>(format_);
+  }
+
+ private:
+  static std::string_view level_name(spdlog::level::level_enum level) {
+    switch (level) {
+      case spdlog::level::trace:
+      case spdlog::level::debug:
+        return "debug";
+      case spdlog::level::warn:
+        return "warn";
+      case spdlog::level::err:
+      case spdlog::level::critical:
+        return "error";
+      default:
+        return "info";
+    }
+  }
+  Format format_;
+};
+
+struct Registry {
+  std::mutex mutex;
+  std::shared_ptr<spdlog::sinks::sink> sink;
+  std::shared_ptr<spdlog::details::thread_pool> pool;
+  spdlog::level::level_enum default_level = spdlog::level::info;
+  std::map<std::string, spdlog::level::level_enum, std::less<>> levels;
+  std::map<std::string, std::shared_ptr<spdlog::logger>, std::less<>> loggers;
+};
+
+Registry& registry() {
+  static Registry* r = [] {
+    auto* made = new Registry;
+    made->sink = std::make_shared<spdlog::sinks::stderr_sink_mt>();
+    made->sink->set_formatter(std::make_unique<LineFormatter>(Format::kPlain));
+    return made;
+  }();
+  return *r;
+}
+
+std::optional<spdlog::level::level_enum> parse_level(std::string_view text) {
+  if (text == "debug" || text == "trace") return spdlog::level::debug;
+  if (text == "info") return spdlog::level::info;
+  if (text == "warn" || text == "warning") return spdlog::level::warn;
+  if (text == "error") return spdlog::level::err;
+  if (text == "off") return spdlog::level::off;
+  return std::nullopt;
+}
+
+void apply_levels(Registry& r) {
+  for (auto& [name, logger] : r.loggers) {
+    const auto it = r.levels.find(name);
+    logger->set_level(it == r.levels.end() ? r.default_level : it->second);
+  }
+}
+
+}  // namespace
+
+Status set_levels(std::string_view levels) {
+  Registry& r = registry();
+  std::lock_guard lock(r.mutex);
+  auto default_level = r.default_level;
+  auto scopes = r.levels;
+  while (!levels.empty()) {
+    const size_t comma = levels.find(',');
+    const std::string_view part = levels.substr(0, comma);
+    levels = comma == std::string_view::npos ? std::string_view() : levels.substr(comma + 1);
+    const size_t equals = part.find('=');
+    const auto level =
+        parse_level(equals == std::string_view::npos ? part : part.substr(equals + 1));
+    if (!level)
+      return fail(Reason::kBadConfig, Fault::kConfig,
+                  fmt::format("log level \"{}\": use debug, info, warn, error or off, "
+                              "optionally as scope=level",
+                              part));
+    if (equals == std::string_view::npos)
+      default_level = *level;
+    else
+      scopes[std::string(part.substr(0, equals))] = *level;
+  }
+  r.default_level = default_level;
+  r.levels = std::move(scopes);
+  apply_levels(r);
+  return {};
+}
+
+Status init(std::string_view levels, Format format) {
+  {
+    Registry& r = registry();
+    std::lock_guard lock(r.mutex);
+    r.sink->set_formatter(std::make_unique<LineFormatter>(format));
+    if (!r.pool) r.pool = std::make_shared<spdlog::details::thread_pool>(kQueueLines, 1);
+    // Loggers made before init() were synchronous; Scope caches raw pointers, so they stay alive
+    // and simply keep writing synchronously. Their level still follows.
+  }
+  return set_levels(levels);
+}
+
+uint64_t dropped_lines() {
+  Registry& r = registry();
+  std::lock_guard lock(r.mutex);
+  return r.pool ? r.pool->overrun_counter() : 0;
+}
+
+void flush() {
+  Registry& r = registry();
+  std::vector<std::shared_ptr<spdlog::logger>> loggers;
+  {
+    std::lock_guard lock(r.mutex);
+    for (auto& [name, logger] : r.loggers) loggers.push_back(logger);
+  }
+  for (auto& logger : loggers) logger->flush();
+  // The asynchronous queue is emptied by the pool's destructor; wait for it to run dry, bounded.
+  for (int i = 0; i < 100; ++i) {
+    std::shared_ptr<spdlog::details::thread_pool> pool;
+    {
+      std::lock_guard lock(r.mutex);
+      pool = r.pool;
+    }
+    if (!pool || pool->queue_size() == 0) break;
+    timespec ts{0, 1'000'000};
+    nanosleep(&ts, nullptr);
+  }
+  r.sink->flush();
+}
+
+std::string escape(std::string_view text) {
+  std::string out;
+  out.reserve(text.size());
+  for (const char c : text) {
+    switch (c) {
+      case '"':
+        out += "\\\"";
+        break;
+      case '\\':
+        out += "\\\\";
+        break;
+      case '\n':
+        out += "\\n";
+        break;
+      case '\r':
+        out += "\\r";
+        break;
+      case '\t':
+        out += "\\t";
+        break;
+      default:
+        if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f)
+          out += fmt::format("\\u{:04x}", static_cast<unsigned char>(c));
+        else
+          out += c;
+    }
+  }
+  return out;
+}
+
+void write(spdlog::logger& scope, spdlog::level::level_enum level, std::string_view message) {
+  scope.log(level, spdlog::string_view_t(message.data(), message.size()));
+}
+
+spdlog::logger& Scope::get() const {
+  if (logger_ != nullptr) return *logger_;
+  Registry& r = registry();
+  std::lock_guard lock(r.mutex);
+  auto& slot = r.loggers[name_];
+  if (!slot) {
+    if (r.pool)
+      slot = std::make_shared<spdlog::async_logger>(name_, r.sink, r.pool,
+                                                    spdlog::async_overflow_policy::overrun_oldest);
+    else
+      slot = std::make_shared<spdlog::logger>(name_, r.sink);
+    const auto it = r.levels.find(name_);
+    slot->set_level(it == r.levels.end() ? r.default_level : it->second);
+  }
+  logger_ = slot.get();
+  return *logger_;
+}
+
+}  // namespace log
+}  // namespace meltemi
