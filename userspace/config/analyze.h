@@ -1,0 +1,16 @@
+// What only shows when objects are looked at together: references to things that are not there, L7
+// rules that no proxy enforces, Services without pods. Findings never refuse an object; they go to
+// statuses, to `apply`, `get` and `analyze`, each with the command or edit that mends it.
+#pragma once
+
+#include "userspace/config/store.h"
+#include "userspace/config/validate.h"
+
+namespace meltemi::config {
+
+// Everything in the store, sorted by object.
+Problems analyze(const ObjectStore& store, const MeshNames& names = {});
+// Only what concerns one object (as subject of the finding). Empty if it is not in the store.
+Problems analyze_object(const ObjectStore& store, const ObjectKey& key, const MeshNames& names = {});
+
+}  // namespace meltemi::config
