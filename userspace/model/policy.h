@@ -94,6 +94,24 @@ struct PolicyVerdict {
 // Index of the first rule that matches, or -1.
 int first_matching_rule(const Policy& policy, const PolicyInput& input);
 
+// The evaluation in phases, for callers whose policies are not in one list: all deny_phase() first,
+// then unknown(), then all allow_phase(). `input` must outlive it.
+class PolicyEvaluation {
+ public:
+  explicit PolicyEvaluation(const PolicyInput& input) : input_(input) {}
+  void deny_phase(const PolicyPtr& policy);
+  void unknown(const Symbol& name);  // a policy that should apply and cannot be found: closed
+  void allow_phase(const PolicyPtr& policy);
+  PolicyVerdict verdict() &&;
+
+ private:
+  void decide(bool allowed, Reason reason, const PolicyPtr& policy, int rule);
+  const PolicyInput& input_;
+  bool decided_ = false;
+  PolicyPtr closest_allow_;  // an ALLOW that applied and did not match
+  PolicyVerdict verdict_;
+};
+
 // Decides among `policies` (all that apply, any order). `unknown` names a policy that should apply
 // and is not known; it closes.
 PolicyVerdict evaluate(std::span<const PolicyPtr> policies, const PolicyInput& input,
