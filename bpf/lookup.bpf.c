@@ -1,0 +1,104 @@
+/* Steering inside a pod's netns: decides for each new TCP connection whether one of ztunnel's listeners
+ * gets it, or whoever is bound to the port. Loaded once a node, cloned once a pod with maps of its own
+ * (agent/bpf_store.cc), attached to the pod's netns. It runs once per connection, before binds are
+ * looked at; established flows never come here. Must never pass a captured SYN to the pod's own
+ * listeners: the port may be taken by something else. */
+#include "kernel.h"
+
+#include <bpf/bpf_helpers.h>
+
+#include "abi.h"
+#include "address.h"
+#include "maps.h"
+
+/* Addresses and policy of the one pod that this clone serves. */
+struct {
+  __uint(type, BPF_MAP_TYPE_ARRAY);
+  __uint(max_entries, 1);
+  __type(key, meltemi_u32);
+  __type(value, struct meltemi_pod);
+  __uint(map_flags, BPF_F_RDONLY_PROG);
+} pod_config SEC(".maps");
+
+/* ztunnel's listeners in the pod's netns. The kernel empties a slot when the last holder of the socket
+ * is gone, so an empty slot means that agent and ztunnel are both dead. */
+struct {
+  __uint(type, BPF_MAP_TYPE_SOCKMAP);
+  __uint(max_entries, MELTEMI_LISTENER_SLOTS);
+  __type(key, meltemi_u32);
+  __type(value, meltemi_u64);
+} listeners SEC(".maps");
+
+/* The probe source of each family; the host's routing lets nobody else send from it. */
+const volatile struct meltemi_address probe_v4 = {};
+const volatile struct meltemi_address probe_v6 = {};
+
+static __always_inline int assign(struct bpf_sk_lookup *ctx, meltemi_u32 slot) {
+  struct bpf_sock *listener = bpf_map_lookup_elem(&listeners, &slot);
+  if (!listener) return 0;
+  long error = bpf_sk_assign(ctx, listener, BPF_SK_LOOKUP_F_REPLACE);
+  bpf_sk_release(listener);
+  return error == 0;
+}
+
+static __always_inline int to_outbound(struct bpf_sk_lookup *ctx) {
+  if (assign(ctx, MELTEMI_LISTENER_OUTBOUND)) return SK_PASS;
+  count(MELTEMI_COUNT_OUTBOUND_DROPPED);
+  return SK_DROP;
+}
+
+static __always_inline int to_inbound(struct bpf_sk_lookup *ctx, meltemi_u32 flags) {
+  if (assign(ctx, MELTEMI_LISTENER_INBOUND)) return SK_PASS;
+  if (flags & MELTEMI_POD_STRICT) {
+    count(MELTEMI_COUNT_INBOUND_DROPPED);
+    return SK_DROP;
+  }
+  count(MELTEMI_COUNT_INBOUND_PASSED);
+  return SK_PASS;
+}
+
+/* Only for declared ports: the address alone opens nothing. */
+static __always_inline int is_probe(const struct meltemi_address *remote,
+                                    const struct meltemi_address *local, meltemi_u32 port) {
+  struct meltemi_address v4 = probe_v4;
+  struct meltemi_address v6 = probe_v6;
+  if (!same_address(remote, &v4) && !same_address(remote, &v6)) return 0;
+  struct meltemi_probe key = {.address = *local, .port = port};
+  return bpf_map_lookup_elem(&probes, &key) != 0;
+}
+
+static __always_inline int steer(struct bpf_sk_lookup *ctx, const struct meltemi_address *local,
+                                 const struct meltemi_address *remote) {
+  meltemi_u32 key = 0;
+  const struct meltemi_pod *pod = bpf_map_lookup_elem(&pod_config, &key);
+  if (!pod || is_loopback(local) || is_link_local_v6(local)) return SK_PASS;
+
+  int from_lo = ctx->ingress_ifindex == LOOPBACK_IFINDEX;
+  /* Came by the marked route: an address that is not the pod's, over lo. The same from the network is
+   * an address added since the pod was enrolled, hence inbound: nobody outside may ever speak as the
+   * pod. */
+  if (from_lo && !is_own_address(pod, local)) return to_outbound(ctx);
+  if (is_own_address(pod, remote)) return SK_PASS; /* self call; from the network it is a martian */
+  if (from_lo) return SK_PASS;                     /* ztunnel dials the app */
+  if (is_probe(remote, local, ctx->local_port)) return SK_PASS;
+  if (ctx->local_port == MELTEMI_HBONE_PORT) return SK_PASS; /* an ordinary bind */
+  if (pod->flags & MELTEMI_POD_DRAINING) return SK_PASS;
+  return to_inbound(ctx, pod->flags);
+}
+
+SEC("sk_lookup")
+int steer_pod(struct bpf_sk_lookup *ctx) {
+  if (ctx->protocol != IPPROTO_TCP) return SK_PASS;
+  if (ctx->family == AF_INET) {
+    struct meltemi_address local = from_v4(ctx->local_ip4);
+    struct meltemi_address remote = from_v4(ctx->remote_ip4);
+    return steer(ctx, &local, &remote);
+  }
+  struct meltemi_address local = {
+      {ctx->local_ip6[0], ctx->local_ip6[1], ctx->local_ip6[2], ctx->local_ip6[3]}};
+  struct meltemi_address remote = {
+      {ctx->remote_ip6[0], ctx->remote_ip6[1], ctx->remote_ip6[2], ctx->remote_ip6[3]}};
+  return steer(ctx, &local, &remote);
+}
+
+char LICENSE[] SEC("license") = "GPL";
