@@ -1,0 +1,86 @@
+// How an L7 request ended: one object per request moves Istio's standard HTTP metrics and writes the
+// one access-log line (facts: istiod §9.1; waypoints report with reporter="waypoint").
+// Must never be shared between workers.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "userspace/base/address.h"
+#include "userspace/base/clock.h"
+#include "userspace/base/error.h"
+#include "userspace/telemetry/connection_report.h"
+#include "userspace/telemetry/exposition.h"
+#include "userspace/telemetry/series.h"
+
+namespace meltemi::telemetry {
+
+struct RequestInfo {
+  std::string method, path, authority, protocol = "HTTP/1.1";  // log only; escaped when written
+  std::string request_id, user_agent, forwarded_for, route, cluster;
+  SocketAddress downstream_remote, downstream_local;
+  std::optional<SocketAddress> upstream;  // the endpoint that answered
+  Security security = Security::kUnknown;
+  bool grpc = false;
+  Peer source, destination;
+  model::ServicePtr service;
+};
+
+// reporter, 19 peer labels, request_protocol, response_flags, connection_security_policy,
+// response_code, grpc_response_status
+inline constexpr size_t kHttpLabels = 25;
+// Upper bounds of Istio's default histogram, in milliseconds (durations) or bytes (sizes).
+inline constexpr std::array<double, 19> kIstioBuckets = {
+    0.5, 1, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000, 60000, 300000, 600000,
+    1800000, 3600000};
+
+class HttpMetrics {
+ public:
+  HttpMetrics(Registry& registry, size_t workers, std::string reporter);
+  // count, then three histograms of buckets + (+Inf) and a sum (durations in microseconds).
+  static constexpr size_t kHistogram = kIstioBuckets.size() + 2;
+  static constexpr size_t kCells = 1 + 3 * kHistogram;
+  using Table = SeriesTable<kHttpLabels, kCells>;
+
+ private:
+  friend class RequestReport;
+  void collect(Exposition& out) const;
+  Table table_;
+  model::Symbol reporter_;
+};
+
+class RequestReport {
+ public:
+  RequestReport(HttpMetrics& metrics, size_t shard, RequestInfo info, MonoTime now);
+  RequestReport(const RequestReport&) = delete;
+  RequestReport& operator=(const RequestReport&) = delete;
+  ~RequestReport();
+
+  RequestInfo& info() { return info_; }  // to be completed as the request goes on
+  void received(uint64_t bytes) { received_ += bytes; }  // request body
+  void sent(uint64_t bytes) { sent_ += bytes; }          // response body
+  void set_response(int status) { status_ = status; }
+  void set_grpc_status(std::string_view status) { grpc_status_ = status; }
+  void set_attempts(int attempts) { attempts_ = attempts; }
+  void upstream_time(Duration d) { upstream_time_ = d; }
+  // Ends the request, once. `detail` goes to the log.
+  void finish(Reason reason, std::string_view detail, MonoTime now);
+  bool finished() const { return finished_; }
+
+ private:
+  HttpMetrics* metrics_;
+  size_t shard_;
+  RequestInfo info_;
+  MonoTime start_;
+  uint64_t received_ = 0, sent_ = 0;
+  int status_ = 0, attempts_ = 0;
+  Duration upstream_time_{};
+  std::string grpc_status_;
+  bool finished_ = false;
+};
+
+// Envoy's RESPONSE_FLAGS for a request: "-", "UF", "UH", "NR", "UT", "UC", "DC", "UAEX", ...
+std::string_view http_response_flags(Reason reason);
+
+}  // namespace meltemi::telemetry
