@@ -51,6 +51,7 @@ class TcpMetrics {
 
  private:
   friend class ConnectionReport;
+  friend void report_early_failure(TcpMetrics&, size_t, const FlowInfo&, Reason, std::string_view);
   void collect(Exposition& out) const;
   Table table_;
 };

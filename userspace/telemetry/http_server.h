@@ -3,6 +3,7 @@
 // and a timeout. Must never serve users' traffic.
 #pragma once
 
+#include <chrono>
 #include <functional>
 #include <memory>
 #include <string>
@@ -13,6 +14,8 @@
 #include "userspace/base/error.h"
 
 namespace meltemi::telemetry {
+
+class Registry;
 
 inline constexpr size_t kMaxRequestHead = 8 * 1024;   // bytes, request line and headers
 inline constexpr size_t kMaxRequestBody = 64 * 1024;  // bytes
@@ -79,8 +82,11 @@ class Readiness {
 };
 
 // The routes that ztunnel, waypoint and meltemid share.
+// /metrics and /stats/prometheus
+void add_metrics_routes(HttpServer& server, const Registry& registry);
 void add_metrics_routes(HttpServer& server, const class Registry& registry);  // /metrics, /stats/prometheus
-void add_readiness_route(HttpServer& server, const Readiness& readiness);     // /healthz/ready
+// /healthz/ready
+void add_readiness_route(HttpServer& server, const Readiness& readiness);
 // POST /logging?level=...|?reset, POST /quitquitquit (calls `quit` once, answers "shutdown now").
 void add_admin_routes(HttpServer& server, std::string default_levels, std::function<void()> quit);
 

@@ -1,0 +1,213 @@
+#include "userspace/telemetry/connection_report.h"
+
+#include <fmt/format.h>
+
+#include "userspace/base/log.h"
+#include "userspace/telemetry/labels.h"
+
+namespace meltemi::telemetry {
+namespace {
+
+log::Scope access_log("access");
+
+constexpr std::string_view kLabelNames[kTcpLabels] = {
+    "reporter",
+    "source_workload", "source_canonical_service", "source_canonical_revision",
+    "source_workload_namespace", "source_principal", "source_app", "source_version",
+    "source_cluster",
+    "destination_service", "destination_service_namespace", "destination_service_name",
+    "destination_workload", "destination_canonical_service", "destination_canonical_revision",
+    "destination_workload_namespace", "destination_principal", "destination_app",
+    "destination_version", "destination_cluster",
+    "request_protocol", "response_flags", "connection_security_policy",
+    "source_region", "source_zone", "destination_region", "destination_zone"};
+constexpr size_t kFlagsLabel = 21;
+constexpr size_t kFirstLocality = 23;
+
+struct FamilyText {
+  std::string_view name, help;
+};
+constexpr FamilyText kFamilies[] = {
+    {"istio_tcp_connections_opened_total", "TCP connections opened"},
+    {"istio_tcp_connections_closed_total", "TCP connections closed"},
+    {"istio_tcp_received_bytes_total", "Bytes from clients to servers"},
+    {"istio_tcp_sent_bytes_total", "Bytes from servers to clients"},
+    {"istio_tcp_connections_failed_total", "TCP connections that failed"}};
+
+// Fixed label values, interned once.
+struct Words {
+  model::Symbol source{"source"}, destination{"destination"}, tcp{"tcp"}, dash{"-"};
+  model::Symbol security[3] = {model::Symbol("unknown"), model::Symbol("mutual_tls"),
+                               model::Symbol("kernel")};
+};
+const Words& words() {
+  static const Words w;
+  return w;
+}
+
+TcpMetrics::Table::LabelSet label_set(const FlowInfo& f) {
+  const PeerLabels s = peer_labels(f.source, f.security);
+  const PeerLabels d = peer_labels(f.destination, f.security);
+  const model::Workload* from = f.source.workload.get();
+  const model::Workload* to = f.destination.workload.get();
+  model::Symbol service, service_ns, service_name;
+  if (f.service) {
+    service = f.service->hostname;
+    service_ns = f.service->ns;
+    service_name = f.service->name;
+  }
+  const model::Symbol none;
+  return {f.direction == Direction::kOutbound ? words().source : words().destination,
+          s.workload, s.canonical_service, s.canonical_revision, s.ns, s.principal, s.app,
+          s.version, s.cluster,
+          service, service_ns, service_name,
+          d.workload, d.canonical_service, d.canonical_revision, d.ns, d.principal, d.app,
+          d.version, d.cluster,
+          words().tcp, words().dash, words().security[static_cast<size_t>(f.security)],
+          from ? from->locality.region : none, from ? from->locality.zone : none,
+          to ? to->locality.region : none, to ? to->locality.zone : none};
+}
+
+// Failures and policy verdicts; what merely ended is "-".
+bool is_failure(Reason reason) {
+  switch (reason) {
+    case Reason::kOk:
+    case Reason::kShutdown:
+    case Reason::kClientClosedEarly:
+    case Reason::kIdleTimeout: return false;
+    default: return true;
+  }
+}
+
+std::string access_line(const FlowInfo& f, std::string_view what) {
+  std::string line(what);
+  add_raw(line, "src.addr", f.src.to_string());
+  add_peer_fields(line, "src", f.source, f.security);
+  add_raw(line, "dst.addr", f.dst.to_string());
+  if (f.hbone) {
+    add_raw(line, "dst.hbone_addr", f.hbone->to_string());
+  } else if (!f.hbone_host.empty()) {
+    add_field(line, "dst.hbone_addr", f.hbone_host);
+  }
+  if (f.service) add_field(line, "dst.service", f.service->hostname);
+  add_peer_fields(line, "dst", f.destination, f.security);
+  add_field(line, "direction", f.direction == Direction::kOutbound ? "outbound" : "inbound");
+  return line;
+}
+
+void count_failure(TcpMetrics::Table& table, size_t shard, const FlowInfo& info, Reason reason,
+                   bool was_open) {
+  auto labels = label_set(info);
+  labels[kFlagsLabel] = model::Symbol(response_flags(reason));
+  auto* series = table.series(shard, labels);
+  if (was_open) series->cells[TcpMetrics::kClosed].add(1);
+  if (is_failure(reason)) series->cells[TcpMetrics::kFailed].add(1);
+}
+
+}  // namespace
+
+std::string_view response_flags(Reason reason) {
+  switch (reason) {
+    case Reason::kOk:
+    case Reason::kShutdown:
+    case Reason::kClientClosedEarly:
+    case Reason::kIdleTimeout: return "-";
+    case Reason::kPolicyDeny:
+    case Reason::kPolicyNoAllowMatch:
+    case Reason::kPolicyUnknown:
+    case Reason::kPolicyChanged:
+    case Reason::kStrictPlaintext:
+    case Reason::kWaypointBypassDenied: return "DENY";
+    case Reason::kTlsHandshake:
+    case Reason::kTlsRecord: return "TLS_FAILURE";
+    case Reason::kTunnelH2Error: return "H2_HANDSHAKE_FAILURE";
+    case Reason::kConnectTimeout: return "NETWORK_POLICY";
+    case Reason::kIdentityUnavailable:
+    case Reason::kPeerIdentityMismatch:
+    case Reason::kCertExpired:
+    case Reason::kCertNotYetValid: return "IDENTITY_ERROR";
+    case Reason::kPeerRevoked: return "CERT_REVOKED";
+    default: return "CONNECT";
+  }
+}
+
+TcpMetrics::TcpMetrics(Registry& registry, size_t workers) : table_(workers) {
+  registry.add([this](Exposition& out) { collect(out); });
+}
+
+void TcpMetrics::collect(Exposition& out) const {
+  const auto totals = table_.totals();
+  for (size_t cell = 0; cell < std::size(kFamilies); ++cell) {
+    bool any = false;
+    for (const auto& [labels, cells] : totals) {
+      if (cells[cell] == 0) continue;
+      if (!any) out.family(kFamilies[cell].name, MetricType::kCounter, kFamilies[cell].help);
+      any = true;
+      std::array<std::string_view, kTcpLabels> values;
+      bool located = false;
+      for (size_t i = 0; i < kTcpLabels; ++i) {
+        values[i] = labels[i];
+        located |= i >= kFirstLocality && !labels[i].empty();
+      }
+      const size_t n = located ? kTcpLabels : kFirstLocality;
+      out.sample(kFamilies[cell].name, std::span(kLabelNames).first(n), std::span(values).first(n),
+                 cells[cell]);
+    }
+  }
+  if (const uint64_t lost = table_.overflow()) {
+    out.family("meltemi_tcp_series_overflow_total", MetricType::kCounter,
+               "Label sets that were merged because a worker holds its maximum");
+    out.sample("meltemi_tcp_series_overflow_total", lost);
+  }
+}
+
+ConnectionReport::ConnectionReport(TcpMetrics& metrics, size_t shard, FlowInfo info, MonoTime now)
+    : metrics_(&metrics),
+      shard_(shard),
+      info_(std::move(info)),
+      series_(metrics.table_.series(shard, label_set(info_))),
+      start_(now) {
+  series_->cells[TcpMetrics::kOpened].add(1);
+  if (access_log.get().should_log(spdlog::level::debug)) {
+    log::write(access_log.get(), spdlog::level::debug, access_line(info_, "connection opened"));
+  }
+}
+
+ConnectionReport::~ConnectionReport() {
+  if (!finished_) finish(Reason::kInternal, "the flow was dropped without a verdict", start_);
+}
+
+void ConnectionReport::finish(Reason reason, std::string_view detail, MonoTime now) {
+  if (std::exchange(finished_, true)) return;
+  const bool failed = is_failure(reason);
+  if (response_flags(reason) == "-") {
+    series_->cells[TcpMetrics::kClosed].add(1);
+  } else {
+    count_failure(metrics_->table_, shard_, info_, reason, true);
+  }
+  const auto level = failed ? spdlog::level::err : spdlog::level::info;
+  spdlog::logger& logger = access_log.get();
+  if (!logger.should_log(level)) return;
+  const bool outbound = info_.direction == Direction::kOutbound;
+  std::string line = access_line(info_, "connection complete");
+  add_raw(line, "bytes_sent", fmt::to_string(outbound ? to_server_ : to_client_));
+  add_raw(line, "bytes_recv", fmt::to_string(outbound ? to_client_ : to_server_));
+  add_field(line, "duration", log_duration(now - start_));
+  add_raw(line, "reason", reason_name(reason));
+  add_field(line, "policy", policy_);
+  if (failed) add_field(line, "error", detail.empty() ? reason_meaning(reason) : detail);
+  log::write(logger, level, line);
+}
+
+void report_early_failure(TcpMetrics& metrics, size_t shard, const FlowInfo& info, Reason reason,
+                          std::string_view detail) {
+  count_failure(metrics.table_, shard, info, reason, false);
+  spdlog::logger& logger = access_log.get();
+  if (!logger.should_log(spdlog::level::warn)) return;
+  std::string line = access_line(info, "connection failed");
+  add_raw(line, "reason", reason_name(reason));
+  add_field(line, "error", detail.empty() ? reason_meaning(reason) : detail);
+  log::write(logger, spdlog::level::warn, line);
+}
+
+}  // namespace meltemi::telemetry

@@ -1,0 +1,195 @@
+#include "userspace/telemetry/request_report.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "userspace/base/log.h"
+#include "userspace/telemetry/labels.h"
+
+namespace meltemi::telemetry {
+namespace {
+
+log::Scope access_log("access");
+
+constexpr std::string_view kLabelNames[kHttpLabels] = {
+    "reporter",
+    "source_workload", "source_canonical_service", "source_canonical_revision",
+    "source_workload_namespace", "source_principal", "source_app", "source_version",
+    "source_cluster",
+    "destination_service", "destination_service_namespace", "destination_service_name",
+    "destination_workload", "destination_canonical_service", "destination_canonical_revision",
+    "destination_workload_namespace", "destination_principal", "destination_app",
+    "destination_version", "destination_cluster",
+    "request_protocol", "response_flags", "connection_security_policy",
+    "response_code", "grpc_response_status"};
+
+struct HistogramText {
+  std::string_view name, help;
+  size_t first_cell;
+  double sum_scale;  // sums are kept as integers: microseconds, bytes
+};
+constexpr HistogramText kHistograms[] = {
+    {"istio_request_duration_milliseconds", "Time from request to end of response", 1, 1e-3},
+    {"istio_request_bytes", "Size of request bodies", 1 + HttpMetrics::kHistogram, 1},
+    {"istio_response_bytes", "Size of response bodies", 1 + 2 * HttpMetrics::kHistogram, 1}};
+
+void observe(HttpMetrics::Table::Series& series, const HistogramText& h, double value,
+             uint64_t sum) {
+  const size_t bucket = std::lower_bound(kIstioBuckets.begin(), kIstioBuckets.end(), value) -
+                        kIstioBuckets.begin();
+  series.cells[h.first_cell + bucket].add(1);  // the last one is +Inf
+  series.cells[h.first_cell + kIstioBuckets.size() + 1].add(sum);
+}
+
+HttpMetrics::Table::LabelSet label_set(const RequestInfo& r, const model::Symbol& reporter,
+                                       Reason reason, int status, std::string_view grpc_status) {
+  const PeerLabels s = peer_labels(r.source, r.security);
+  const PeerLabels d = peer_labels(r.destination, r.security);
+  model::Symbol service, service_ns, service_name;
+  if (r.service) {
+    service = r.service->hostname;
+    service_ns = r.service->ns;
+    service_name = r.service->name;
+  }
+  return {reporter,
+          s.workload, s.canonical_service, s.canonical_revision, s.ns, s.principal, s.app,
+          s.version, s.cluster,
+          service, service_ns, service_name,
+          d.workload, d.canonical_service, d.canonical_revision, d.ns, d.principal, d.app,
+          d.version, d.cluster,
+          model::Symbol(r.grpc ? "grpc" : "http"), model::Symbol(http_response_flags(reason)),
+          model::Symbol(security_name(r.security)), model::Symbol(fmt::to_string(status)),
+          model::Symbol(grpc_status)};
+}
+
+using Values = std::array<std::string_view, kHttpLabels>;
+
+Values values_of(const HttpMetrics::Table::LabelSet& labels) {
+  Values values;
+  for (size_t i = 0; i < kHttpLabels; ++i) values[i] = labels[i];
+  return values;
+}
+
+void write_histogram(Exposition& out, const HistogramText& h, const Values& values,
+                     const std::array<uint64_t, HttpMetrics::kCells>& cells) {
+  std::array<std::string_view, kHttpLabels + 1> names, with_le;
+  std::copy_n(kLabelNames, kHttpLabels, names.begin());
+  std::copy_n(values.begin(), kHttpLabels, with_le.begin());
+  names.back() = "le";
+  uint64_t count = 0;
+  for (size_t i = 0; i <= kIstioBuckets.size(); ++i) {
+    count += cells[h.first_cell + i];
+    const std::string le = i < kIstioBuckets.size() ? fmt::format("{}", kIstioBuckets[i]) : "+Inf";
+    with_le.back() = le;
+    out.sample(fmt::format("{}_bucket", h.name), names, with_le, count);
+  }
+  out.sample(fmt::format("{}_sum", h.name), kLabelNames, values,
+             static_cast<double>(cells[h.first_cell + kIstioBuckets.size() + 1]) * h.sum_scale);
+  out.sample(fmt::format("{}_count", h.name), kLabelNames, values, count);
+}
+
+}  // namespace
+
+std::string_view http_response_flags(Reason reason) {
+  switch (reason) {
+    case Reason::kOk:
+    case Reason::kDirectResponse: return "-";
+    case Reason::kNoRoute: return "NR";
+    case Reason::kNoService:
+    case Reason::kNotFound: return "NC";
+    case Reason::kNoEndpoint:
+    case Reason::kNoHealthyEndpoint:
+    case Reason::kNoTargetPort: return "UH";
+    case Reason::kRequestTimeout: return "UT";
+    case Reason::kIdleTimeout: return "SI";
+    case Reason::kConnectReset:
+    case Reason::kServerClosedEarly: return "UC";
+    case Reason::kUpstreamReset: return "UR";
+    case Reason::kClientClosedEarly:
+    case Reason::kCancelled: return "DC";
+    case Reason::kBadRequest: return "DPE";
+    case Reason::kLimitExceeded: return "UO";
+    case Reason::kPolicyDeny:
+    case Reason::kPolicyNoAllowMatch:
+    case Reason::kPolicyUnknown:
+    case Reason::kPolicyChanged:
+    case Reason::kStrictPlaintext: return "-";  // Envoy says it in the details only
+    case Reason::kShutdown: return "DC";
+    default: return "UF";
+  }
+}
+
+HttpMetrics::HttpMetrics(Registry& registry, size_t workers, std::string reporter)
+    : table_(workers), reporter_(reporter) {
+  registry.add([this](Exposition& out) { collect(out); });
+}
+
+void HttpMetrics::collect(Exposition& out) const {
+  const auto totals = table_.totals();
+  if (totals.empty()) return;
+  out.family("istio_requests_total", MetricType::kCounter, "HTTP and gRPC requests");
+  for (const auto& [labels, cells] : totals) {
+    out.sample("istio_requests_total", kLabelNames, values_of(labels), cells[0]);
+  }
+  for (const HistogramText& h : kHistograms) {
+    out.family(h.name, MetricType::kHistogram, h.help);
+    for (const auto& [labels, cells] : totals) write_histogram(out, h, values_of(labels), cells);
+  }
+}
+
+RequestReport::RequestReport(HttpMetrics& metrics, size_t shard, RequestInfo info, MonoTime now)
+    : metrics_(&metrics), shard_(shard), info_(std::move(info)), start_(now) {}
+
+RequestReport::~RequestReport() {
+  if (!finished_) finish(Reason::kInternal, "the request was dropped without a verdict", start_);
+}
+
+void RequestReport::finish(Reason reason, std::string_view detail, MonoTime now) {
+  if (std::exchange(finished_, true)) return;
+  const Duration took = now - start_;
+  const auto us = static_cast<uint64_t>(
+      std::chrono::duration_cast<std::chrono::microseconds>(took).count());
+  auto* series = metrics_->table_.series(
+      shard_, label_set(info_, metrics_->reporter_, reason, status_, grpc_status_));
+  series->cells[0].add(1);
+  observe(*series, kHistograms[0], us / 1000.0, us);
+  observe(*series, kHistograms[1], static_cast<double>(received_), received_);
+  observe(*series, kHistograms[2], static_cast<double>(sent_), sent_);
+
+  spdlog::logger& logger = access_log.get();
+  const bool failed = reason != Reason::kOk && reason != Reason::kDirectResponse;
+  const auto level = failed ? spdlog::level::warn : spdlog::level::info;
+  if (!logger.should_log(level)) return;
+  std::string line = "request complete";
+  add_field(line, "method", info_.method);
+  add_field(line, "path", info_.path);
+  add_field(line, "authority", info_.authority);
+  add_field(line, "protocol", info_.protocol);
+  add_raw(line, "response_code", fmt::to_string(status_));
+  add_raw(line, "response_flags", http_response_flags(reason));
+  add_field(line, "grpc_status", grpc_status_);
+  add_raw(line, "bytes_received", fmt::to_string(received_));
+  add_raw(line, "bytes_sent", fmt::to_string(sent_));
+  add_field(line, "duration", log_duration(took));
+  if (upstream_time_ > Duration::zero()) {
+    add_field(line, "upstream_service_time", log_duration(upstream_time_));
+  }
+  if (attempts_ > 1) add_raw(line, "attempts", fmt::to_string(attempts_));
+  add_field(line, "route_name", info_.route);
+  add_field(line, "upstream_cluster", info_.cluster);
+  if (info_.upstream) add_raw(line, "upstream_host", info_.upstream->to_string());
+  add_raw(line, "src.addr", info_.downstream_remote.to_string());
+  add_peer_fields(line, "src", info_.source, info_.security);
+  add_raw(line, "dst.addr", info_.downstream_local.to_string());
+  if (info_.service) add_field(line, "dst.service", info_.service->hostname);
+  add_peer_fields(line, "dst", info_.destination, info_.security);
+  add_field(line, "x_forwarded_for", info_.forwarded_for);
+  add_field(line, "user_agent", info_.user_agent);
+  add_field(line, "request_id", info_.request_id);
+  add_raw(line, "reason", reason_name(reason));
+  if (failed) add_field(line, "error", detail.empty() ? reason_meaning(reason) : detail);
+  log::write(logger, level, line);
+}
+
+}  // namespace meltemi::telemetry
