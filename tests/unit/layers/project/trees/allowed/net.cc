@@ -1,0 +1,2 @@
+#include "userspace/base/error.h"
+int allowed_edge;
