@@ -1,0 +1,56 @@
+// Credentials and trust of one side of mutual TLS 1.3 as the mesh speaks it: certificate chain, key,
+// roots, and the rule for the peer's SPIFFE ID. Immutable: rotation makes a new context, tunnels
+// that exist keep theirs. Must never accept a peer without a certificate, nor log key material.
+#pragma once
+
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "userspace/base/clock.h"
+#include "userspace/base/error.h"
+#include "userspace/model/identity.h"
+
+struct ssl_ctx_st;
+
+namespace meltemi::net {
+
+class TlsContext {
+ public:
+  struct Material {
+    std::string cert_chain_pem;   // leaf first, then intermediates
+    std::string private_key_pem;  // PKCS#8 or EC, unencrypted
+    std::string roots_pem;        // one or more trust anchors
+  };
+  // Errors: kBadConfig naming the part (chain, key, roots, key does not match, no SPIFFE ID).
+  static Result<std::shared_ptr<const TlsContext>> create(const Material& material);
+  ~TlsContext();
+  TlsContext(const TlsContext&) = delete;
+  TlsContext& operator=(const TlsContext&) = delete;
+
+  // SPIFFE ID of the own leaf; its trust domain is the only one from which clients are accepted.
+  const model::Identity& identity() const { return identity_; }
+  WallTime not_before() const { return not_before_; }
+  WallTime not_after() const { return not_after_; }
+
+  // For the handshake in this folder only.
+  ssl_ctx_st* client() const { return client_; }
+  ssl_ctx_st* server() const { return server_; }
+
+ private:
+  TlsContext() = default;
+  ssl_ctx_st* client_ = nullptr;
+  ssl_ctx_st* server_ = nullptr;
+  model::Identity identity_;
+  WallTime not_before_{}, not_after_{};
+};
+
+// Who the peer may be.
+struct PeerRule {
+  // Client: the peer must present one of these; empty refuses everybody. Server: leave empty, the
+  // peer's trust domain must be the context's own.
+  std::span<const model::Identity> expected;
+};
+
+}  // namespace meltemi::net

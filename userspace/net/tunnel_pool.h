@@ -1,0 +1,105 @@
+// The sending end of HBONE: tunnels of one worker, shared by all flows with the same source identity,
+// destination and expected peer. One dial serves everybody who waits for it; waiters of one target
+// never hear of another's.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "userspace/net/hbone.h"
+#include "userspace/net/stream.h"
+#include "userspace/net/tcp_stream.h"
+#include "userspace/net/tls_context.h"
+
+namespace meltemi::net {
+
+// What makes two flows share a tunnel. `expected` in any order; an empty one is refused.
+struct TunnelTarget {
+  std::string source;       // identity of the caller plus whatever must not be shared (source IP)
+  SocketAddress address;    // usually port 15008
+  std::vector<model::Identity> expected;
+};
+
+// How to make one, when there is none.
+struct TunnelDial {
+  std::shared_ptr<const TlsContext> tls;
+  SocketFactory socket;
+};
+
+// The answer to a CONNECT.
+struct ConnectAnswer {
+  uint16_t status = 0;
+  std::vector<Header> headers;
+  TunnelPeer peer;
+};
+
+// One CONNECT under way: fill the public part, then TunnelPool::open(). The object belongs to the
+// caller and may be destroyed at any time, which cancels (RST_STREAM CANCEL if it was sent).
+class TunnelConnect {
+ public:
+  TunnelConnect();
+  virtual ~TunnelConnect();
+  TunnelConnect(const TunnelConnect&) = delete;
+  TunnelConnect& operator=(const TunnelConnect&) = delete;
+
+  std::string authority;
+  std::vector<Header> headers;  // in order, lower-case names
+
+  // Exactly one of these, never from inside open(). `this` may be destroyed inside.
+  virtual void on_connected(StreamPtr stream, const ConnectAnswer& answer) = 0;
+  // `answer` is not null if the peer answered with another status than 200 (kTunnelHttpStatus).
+  // error.retry == kSafe: the peer cannot have acted on it.
+  virtual void on_connect_failed(const Error& error, const ConnectAnswer* answer) = 0;
+
+  bool running() const { return state_ != nullptr; }
+  void cancel();
+
+ private:
+  friend class TunnelPool;
+  friend class ClientTunnel;
+  struct State;
+  State* state_ = nullptr;
+};
+
+class TunnelPool {
+ public:
+  // All arguments must outlive it.
+  TunnelPool(rt::Loop& loop, const HboneOptions& options, HboneStats& stats);
+  // Cuts what is left; waiting connects fail with kShutdown before.
+  ~TunnelPool();
+  TunnelPool(const TunnelPool&) = delete;
+  TunnelPool& operator=(const TunnelPool&) = delete;
+
+  // Sends the CONNECT on a tunnel that exists, or dials one by `dial` and sends it then. A CONNECT
+  // that the peer provably did not process (GOAWAY, REFUSED_STREAM, dead pooled tunnel) is tried
+  // once more on another tunnel. `call` fails with kConnectTimeout at `deadline`, or earlier at the
+  // options' timeouts.
+  void open(const TunnelTarget& target, const TunnelDial& dial, TunnelConnect& call,
+            MonoTime deadline = MonoTime::max());
+  // GOAWAY on all (or those of one source): flows go on, new connects dial anew. After a rotation
+  // of credentials, or at shutdown.
+  void drain(std::string_view source = {});
+  // Ends the tunnels of one source (or all) and their streams now.
+  void close(Reason reason, std::string_view source = {});
+  size_t tunnels() const;
+  size_t streams() const;
+  // For /config_dump: target text, streams, state.
+  struct Row {
+    std::string source;
+    SocketAddress address;
+    model::Identity peer;
+    size_t streams = 0;
+    bool draining = false;
+  };
+  std::vector<Row> rows() const;
+
+ private:
+  friend class ClientTunnel;
+  friend class TunnelConnect;
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace meltemi::net
