@@ -1,0 +1,92 @@
+// One aggregated delta xDS stream per process, all types on it (facts: ztunnel §3). Reconnects for
+// ever with backoff, resumes by version, and keeps what it has while the control plane is away.
+// Handlers run on the client's own thread, one batch at a time. Never keeps resources, only names
+// and versions.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <set>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "userspace/base/error.h"
+#include "userspace/xds/channel.h"
+
+namespace meltemi::xds {
+
+inline constexpr size_t kMaxMessageBytes = 200u << 20;  // of one response
+
+struct ReceivedResource {
+  std::string_view name;
+  std::string_view version;
+  std::string_view body;  // the encoded message (Any.value); type was checked against type_url
+};
+// One response. Views live for the call. A name is at most once in the two lists together.
+struct Update {
+  std::string_view type_url;
+  std::vector<ReceivedResource> resources;  // added or changed
+  std::vector<std::string_view> removed;
+  bool first_of_stream = false;  // first response for this type since (re)connecting
+};
+struct Rejection {
+  std::string name;
+  std::string reason;  // "field x: ..."
+};
+// Applies the good resources and returns the others: the response is then NACKed with
+// "name: reason; ..." and rejected names are asked for again after a reconnect.
+using Handler = std::function<std::vector<Rejection>(const Update&)>;
+
+enum class StreamState : uint8_t {
+  kStopped,
+  kConnecting,  // no stream yet, or none since the last one broke
+  kConnected,   // the server answered at least once on this stream
+};
+
+struct ClientStatus {
+  StreamState state = StreamState::kStopped;
+  std::string last_error;  // of the last attempt that failed; "" after a success
+  uint64_t connects = 0;   // streams that got an answer
+  uint64_t failures = 0;   // attempts that failed, ever
+  struct Type {
+    std::string type_url;
+    bool synced = false;  // at least one response was handled, ever
+    size_t resources = 0;
+    uint64_t responses = 0, nacks = 0, bytes = 0;
+  };
+  std::vector<Type> types;
+};
+
+class DeltaClient {
+ public:
+  DeltaClient(ChannelOptions channel, Node node);
+  ~DeltaClient();  // stops
+  DeltaClient(const DeltaClient&) = delete;
+  DeltaClient& operator=(const DeltaClient&) = delete;
+
+  // Before start(). Wildcard: everything the server has for us, from the first request on.
+  void subscribe(std::string_view type_url, Handler handler);
+  // Before start(). Only names set by set_names(); types are asked for in the order of
+  // registration.
+  void subscribe_named(std::string_view type_url, Handler handler);
+  // The whole set of names wanted now, any thread, handlers included. The difference is sent. A
+  // name that is dropped is forgotten without a call of the handler.
+  void set_names(std::string_view type_url, std::set<std::string> names);
+  // Called on the client's thread whenever `state` changes. Before start().
+  void on_state(std::function<void(StreamState)> listener);
+
+  // Starts the thread; never fails when the server is away. Error kBadConfig: the address.
+  // Call it from a thread in the process's own network namespace, as gRPC's threads inherit it.
+  Status start();
+  void stop();  // idempotent; joins. Not from a handler.
+  ClientStatus status() const;
+  // True when each wildcard type got its first response (a named type without names needs none).
+  bool synced() const;
+
+ private:
+  struct Impl;
+  std::shared_ptr<Impl> impl_;
+};
+
+}  // namespace meltemi::xds

@@ -1,0 +1,118 @@
+// The control plane's gRPC server: delta ADS, the CA service and the node status service on one
+// port, callers known by their bearer token. Serves what it is given; decides nothing about
+// content, nor about who may do what: hooks do. A resource is encoded once and its bytes are shared
+// by all streams; a stream that reads slowly gets the newest state later, never a queue (its
+// backlog is one response).
+#pragma once
+
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "meltemi/node/v1/node.pb.h"
+#include "userspace/base/address.h"
+#include "userspace/base/error.h"
+#include "userspace/xds/channel.h"
+
+namespace meltemi::xds {
+
+inline constexpr size_t kMaxRequestBytes = 32u << 20;  // initial_resource_versions of a big mesh
+inline constexpr size_t kTargetResponseBytes = 64u << 20;  // a response is cut here
+inline constexpr size_t kMaxStreams = 10'000;
+inline constexpr size_t kMaxNamesPerStream = 200'000;  // subscribed or initial names, all types
+
+// Who a token belongs to.
+struct Caller {
+  std::string ns, service_account;
+  std::string pod_name, pod_uid, node_name;  // "" if the token says nothing
+};
+
+struct ResourceUpdate {
+  std::string type_url;
+  std::string scope;  // "" everyone; else opaque, as scope_of() returns it
+  std::string name;
+  std::string version;
+  std::string body;      // encoded message
+  bool removed = false;  // version and body unused
+};
+
+struct CertificateCall {
+  std::string csr_pem;
+  std::chrono::seconds ttl{0};
+  std::string impersonate;  // "" or a SPIFFE ID
+};
+
+struct Nack {
+  std::string node_id, type_url, message;
+};
+
+struct ServerHooks {
+  // All are called on gRPC threads, concurrently, and must not block on the network.
+  std::function<Result<Caller>(std::string_view token)> authenticate;
+  // Which scope's resources of `type_url` this caller gets. Error: the stream is ended with it.
+  std::function<Result<std::string>(const Caller&, const Node&, std::string_view type_url)>
+      scope_of;
+  // PEM chain, root bundle last. Refusals are shown to the caller without detail.
+  std::function<Result<std::vector<std::string>>(const Caller&, const CertificateCall&)> sign;
+  std::function<Status(const Caller&, const meltemi::node::v1::NodeReport&)> report;
+  std::function<void(const Caller&, const Nack&)> nacked;  // may be empty
+};
+
+struct ServerOptions {
+  std::vector<SocketAddress> tls_listen;
+  std::vector<SocketAddress> plaintext_listen;  // loopback only, else kBadConfig
+  // PEM files, re-read when they change.
+  std::string certificate_file, key_file;
+};
+
+struct StreamInfo {  // for /debug/syncz
+  std::string node_id, peer, caller;
+  struct Type {
+    std::string type_url, scope;
+    size_t names = 0;  // explicitly subscribed
+    bool wildcard = false;
+    uint64_t sent = 0, acked = 0, nacked = 0;  // responses
+    bool current = false;                      // everything there is has been sent and acknowledged
+    std::string last_nack;
+  };
+  std::vector<Type> types;
+};
+
+struct ServerStats {
+  size_t streams = 0;
+  uint64_t streams_opened = 0, refused = 0, responses = 0, response_bytes = 0, resources = 0,
+           nacks = 0, certificates = 0, certificates_refused = 0, reports = 0;
+};
+
+class Server {
+ public:
+  explicit Server(ServerHooks hooks);
+  ~Server();
+  Server(const Server&) = delete;
+  Server& operator=(const Server&) = delete;
+
+  Status start(const ServerOptions& options);  // Error kSystem: port in use, named
+  std::vector<uint16_t> ports() const;         // in the order of options, TLS first
+  void stop(std::chrono::milliseconds grace);  // idempotent
+
+  // One batch: what it says becomes visible to every stream at once. Thread safe.
+  void update(std::vector<ResourceUpdate> batch);
+  // Until this is called streams are accepted but nothing is sent: a server that has not read its
+  // configuration must not say that the mesh is empty.
+  void set_ready();
+  // Ends the streams for which `doomed` is true (rights changed); they come back with what they may
+  // see.
+  void disconnect(const std::function<bool(const Caller&, const Node&)>& doomed);
+
+  std::vector<StreamInfo> streams() const;
+  ServerStats stats() const;
+
+ private:
+  struct Impl;
+  std::shared_ptr<Impl> impl_;
+};
+
+}  // namespace meltemi::xds
