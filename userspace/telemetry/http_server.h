@@ -84,7 +84,6 @@ class Readiness {
 // The routes that ztunnel, waypoint and meltemid share.
 // /metrics and /stats/prometheus
 void add_metrics_routes(HttpServer& server, const Registry& registry);
-void add_metrics_routes(HttpServer& server, const class Registry& registry);  // /metrics, /stats/prometheus
 // /healthz/ready
 void add_readiness_route(HttpServer& server, const Readiness& readiness);
 // POST /logging?level=...|?reset, POST /quitquitquit (calls `quit` once, answers "shutdown now").
