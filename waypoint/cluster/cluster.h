@@ -1,0 +1,84 @@
+// Where requests go: a cluster of endpoints as configured, compiled once and immutable. What changes
+// per request (active counts, connections, retries under way) belongs to a worker (cluster/balancer.h,
+// proxy/upstream.h). Must never hold a socket.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "userspace/base/address.h"
+#include "userspace/base/clock.h"
+#include "userspace/model/symbol.h"
+#include "waypoint/route/retry.h"
+
+namespace envoy::config::cluster::v3 {
+class Cluster;
+}
+namespace envoy::config::endpoint::v3 {
+class ClusterLoadAssignment;
+}
+
+namespace meltemi::waypoint {
+
+enum class Health : uint8_t { kHealthy, kDegraded, kUnhealthy };
+
+struct Endpoint {
+  SocketAddress address;  // of the application; with `tunnel` also the CONNECT authority
+  // HBONE: where to dial the tunnel. Unset: plaintext TCP to `address`.
+  std::optional<SocketAddress> tunnel;
+  uint32_t weight = 1;  // > 0
+  uint32_t priority = 0;
+  Health health = Health::kHealthy;
+  model::Symbol region, zone;
+  bool operator==(const Endpoint&) const = default;
+};
+
+class EndpointSet {
+ public:
+  // Errors name the place: "endpoints[0].lb_endpoints[3]: ...".
+  static Result<std::shared_ptr<const EndpointSet>> compile(
+      const envoy::config::endpoint::v3::ClusterLoadAssignment& proto);
+  const std::vector<Endpoint>& endpoints() const { return endpoints_; }
+
+ private:
+  std::vector<Endpoint> endpoints_;
+};
+using EndpointSetPtr = std::shared_ptr<const EndpointSet>;
+
+enum class LbPolicy : uint8_t { kRoundRobin, kLeastRequest, kRandom };
+// kLikeDownstream: HTTP/2 if the client spoke it, else HTTP/1.1.
+enum class UpstreamProtocol : uint8_t { kLikeDownstream, kHttp1, kHttp2 };
+
+struct Cluster {
+  static constexpr Duration kDefaultConnectTimeout = std::chrono::seconds(10);  // facts: MeshConfig
+  static constexpr Duration kDefaultIdleTimeout = std::chrono::hours(1);
+  static constexpr uint32_t kUnlimited = 0xffffffff;
+
+  model::Symbol name;
+  std::string eds_name;      // empty: endpoints are in the cluster itself
+  bool original_dst = false;  // the endpoint is the authority that the client named
+  LbPolicy lb = LbPolicy::kLeastRequest;
+  uint32_t choice_count = 2;
+  UpstreamProtocol protocol = UpstreamProtocol::kLikeDownstream;
+  Duration connect_timeout = kDefaultConnectTimeout;
+  Duration idle_timeout = kDefaultIdleTimeout;  // of an unused connection; 0: none
+  uint32_t max_requests_per_connection = 0;     // 0: unlimited
+  // Limits, each per worker.
+  uint32_t max_connections = kUnlimited;
+  uint32_t max_pending_requests = kUnlimited;
+  uint32_t max_requests = kUnlimited;
+  std::optional<uint32_t> max_retries;  // set: instead of the budget
+  RetryBudget retry_budget;
+  // From metadata.istio.services[0]: labels of metrics.
+  model::Symbol service_name, service_namespace, service_host;
+  EndpointSetPtr inline_endpoints;  // STATIC
+
+  // Errors: kBadConfig, kUnsupported.
+  static Result<std::shared_ptr<const Cluster>> compile(
+      const envoy::config::cluster::v3::Cluster& proto);
+};
+using ClusterPtr = std::shared_ptr<const Cluster>;
+
+}  // namespace meltemi::waypoint
