@@ -3,6 +3,7 @@
 // pass the granted identity. Keys on disk are 0600 and written atomically.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <memory>
 #include <mutex>
@@ -29,9 +30,10 @@ struct AuthorityOptions {
   std::chrono::seconds backdate = std::chrono::minutes(5);
 };
 
-// Files: root-key.pem, root-cert.pem (bundle of all trusted roots, the active one first),
-// ca-key.pem, ca-cert.pem (issuer), cert-chain.pem (intermediates). A directory with ca-key.pem and
-// ca-cert.pem but without root-key.pem is a plugged-in CA: it is used as it is and never rewritten.
+// Files: root-key.pem, root-cert.pem (bundle of all trusted roots), ca-key.pem, ca-cert.pem (issuer),
+// cert-chain.pem (further intermediates of a plugged-in CA), and while a root rotation is under way
+// next-root-key.pem, next-root-cert.pem, retired-root-cert.pem. A directory with ca-key.pem and ca-cert.pem but without
+// root-key.pem is a plugged-in CA: it is read again by rotate(), and never written.
 class CertificateAuthority {
  public:
   // Loads, or creates what is missing. Error kBadConfig: unreadable, expired or not belonging
@@ -53,13 +55,13 @@ class CertificateAuthority {
   Result<ServerCertificate> issue_server(const std::vector<std::string>& dns_names,
                                          const std::vector<IpAddress>& addresses, WallTime now);
 
-  // Renews the issuer when past half of its life, and the root when past 80 %: a new root joins the
-  // bundle first (step 1, trusted everywhere after one leaf lifetime), signs from step 2 on, and
-  // the old one leaves when the last leaf below it is gone. Returns true if root-cert.pem changed.
-  // Call hourly.
+  // Takes the next step that is due, if any: renews the issuer past half of its life, begins a root
+  // rotation past 80 % of the root's, makes the next root the signing one when it has been trusted for
+  // max_ttl, and drops the old one when no leaf below it can be valid. Returns true if the issuer or
+  // root-cert.pem changed. Call hourly.
   Result<bool> rotate(WallTime now);
-  // Starts a root rotation now: adds a new root to the bundle; the old one keeps signing until the
-  // next call after max(default_ttl, `overlap`) of rotate().
+  // Begins a root rotation now: a new root joins the bundle, the old one keeps signing. Error
+  // kUnsupported: plugged-in CA, or a rotation is under way.
   Status begin_root_rotation(WallTime now);
 
   std::string root_bundle_pem() const;
@@ -69,14 +71,24 @@ class CertificateAuthority {
 
  private:
   struct Material;
-  CertificateAuthority(AuthorityOptions options, std::shared_ptr<const Material> material);
-  Status create(WallTime now);
+  explicit CertificateAuthority(AuthorityOptions options);
   std::shared_ptr<const Material> material() const;
+  void adopt(std::shared_ptr<const Material> material);
+  Result<Material> load(WallTime now) const;
+  Result<Material> load_plugged() const;
+  Status make_issuer(Material& m, WallTime now) const;
+  Status start_next_root(Material& m, WallTime now) const;
+  Status activate_next_root(Material& m) const;
+  Status drop_retired_root(Material& m) const;
+  Status write_bundle(const Material& m) const;
+  Result<Certificate> new_root(const PrivateKey& key, WallTime now) const;
+  std::string path(std::string_view file) const;
 
   AuthorityOptions options_;
-  mutable std::mutex mutex_;
+  mutable std::mutex mutex_;       // of material_
+  std::mutex rotation_mutex_;      // one rotation step at a time
   std::shared_ptr<const Material> material_;
-  uint64_t issued_ = 0;
+  std::atomic<uint64_t> issued_{0};
 };
 
 }  // namespace meltemi::pki
