@@ -58,6 +58,7 @@ inline constexpr uint32_t kTunnelEmptyDataPerSecond = 10;
 inline constexpr uint32_t kTunnelWindowBurst = 10000;   // plus 2 a DATA frame and 1 a KiB sent
 inline constexpr uint32_t kTunnelMaxContinuations = 16;
 inline constexpr uint32_t kTunnelMaxHeaderCount = 100;
+inline constexpr uint32_t kTunnelMaxSettings = 64;      // entries of one SETTINGS frame
 inline constexpr uint32_t kTunnelMaxUnreadReplies = 1000;
 
 enum class TunnelRole : uint8_t { kClient, kServer };
@@ -139,8 +140,9 @@ class TunnelSession {
 
   // --- sending DATA ---
   // How many payload bytes one DATA frame of the stream may carry now: the least of stream window,
-  // connection window and the peer's frame size. 0 while its HEADERS are in an untaken pending() or
-  // when blocked; then kWritable will come (unless the stream ends first).
+  // connection window and the peer's frame size. 0 when the stream is gone, when its sending side has
+  // ended, while its HEADERS are in a pending() that was not taken yet, and when windows are used up:
+  // only then kWritable will come.
   uint32_t sendable(uint32_t stream);
   // Writes the 9-byte frame header. REQUIRES: length <= sendable(stream), and length > 0 unless
   // end_stream. An empty frame with end_stream needs no window, only taken HEADERS.

@@ -1,0 +1,92 @@
+// Internal to codec: the streams of one tunnel by id. O(1), one block of memory, nothing per stream
+// beyond its entry. Pointers are valid until the next insert() or erase().
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace meltemi::codec {
+
+struct TunnelStream {
+  uint32_t id = 0;
+  uint8_t flags = 0;
+  int32_t send_window = 0;   // may be negative after SETTINGS (RFC 9113 section 6.9.2)
+  int32_t recv_avail = 0;    // what the peer may still send
+  uint32_t recv_window = 0;  // what it is granted in all
+  uint32_t consumed = 0;     // passed on by the caller, not yet returned to the peer
+  uint32_t headers_at = 0;   // generation of pending() that holds our HEADERS
+  void* user = nullptr;
+};
+static_assert(sizeof(TunnelStream) <= 48);
+
+class StreamTable {
+ public:
+  size_t size() const { return size_; }
+
+  TunnelStream* find(uint32_t id) {
+    if (size_ == 0) return nullptr;
+    for (size_t i = home(id);; i = (i + 1) & mask_) {
+      if (slots_[i].id == id) return &slots_[i];
+      if (slots_[i].id == 0) return nullptr;
+    }
+  }
+
+  // REQUIRES: id != 0 and not in the table.
+  TunnelStream& insert(uint32_t id) {
+    if ((size_ + 1) * 2 > slots_.size()) resize(slots_.empty() ? 8 : slots_.size() * 2);
+    ++size_;
+    TunnelStream& s = slots_[free_slot(id)];
+    s = TunnelStream{};
+    s.id = id;
+    return s;
+  }
+
+  void erase(uint32_t id) {
+    TunnelStream* s = find(id);
+    if (s == nullptr) return;
+    size_t hole = static_cast<size_t>(s - slots_.data());
+    // Backward shift: entries that probed past the hole move into it, so no tombstones are needed.
+    for (size_t i = (hole + 1) & mask_; slots_[i].id != 0; i = (i + 1) & mask_) {
+      const size_t wanted = home(slots_[i].id);
+      if (((i - wanted) & mask_) < ((i - hole) & mask_)) continue;
+      slots_[hole] = slots_[i];
+      hole = i;
+    }
+    slots_[hole].id = 0;
+    --size_;
+    if (slots_.size() > 64 && size_ * 8 < slots_.size()) resize(slots_.size() / 2);
+  }
+
+  void clear() {
+    std::vector<TunnelStream>().swap(slots_);
+    size_ = mask_ = 0;
+  }
+
+  template <typename F>
+  void for_each(F&& f) {
+    for (TunnelStream& s : slots_)
+      if (s.id != 0) f(s);
+  }
+
+ private:
+  // Ids are odd numbers in sequence: halved they are a perfect hash of what is open, mostly.
+  size_t home(uint32_t id) const { return (id >> 1) & mask_; }
+  size_t free_slot(uint32_t id) const {
+    size_t i = home(id);
+    while (slots_[i].id != 0) i = (i + 1) & mask_;
+    return i;
+  }
+  void resize(size_t n) {
+    std::vector<TunnelStream> old(n);
+    old.swap(slots_);
+    mask_ = n - 1;
+    for (const TunnelStream& s : old)
+      if (s.id != 0) slots_[free_slot(s.id)] = s;
+  }
+
+  std::vector<TunnelStream> slots_;  // size is 0 or a power of 2; id 0: free
+  size_t size_ = 0;
+  size_t mask_ = 0;
+};
+
+}  // namespace meltemi::codec
