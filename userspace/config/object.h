@@ -18,6 +18,7 @@
 namespace meltemi::config {
 
 namespace kube = ::meltemi::kube::v1;
+using Labels = google::protobuf::Map<std::string, std::string>;
 
 struct ObjectKey {
   Kind kind = Kind::kNamespace;

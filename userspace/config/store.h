@@ -18,7 +18,6 @@
 namespace meltemi::config {
 
 using ObjectPtr = std::shared_ptr<const Object>;
-using Labels = google::protobuf::Map<std::string, std::string>;
 
 struct ObjectChange {
   ObjectKey key;

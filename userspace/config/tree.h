@@ -11,12 +11,13 @@
 #include <vector>
 
 #include "userspace/config/store.h"
+#include "userspace/config/validate.h"
 
 namespace meltemi::config {
 
 class ManifestTree {
  public:
-  explicit ManifestTree(ObjectStore* store, ReadOptions options = {});
+  explicit ManifestTree(ObjectStore* store, ReadOptions options = {}, MeshNames names = {});
 
   struct Outcome {
     std::vector<ObjectChange> changes;  // already applied to the store
@@ -52,6 +53,7 @@ class ManifestTree {
 
   ObjectStore* store_;
   ReadOptions options_;
+  MeshNames names_;
   std::map<std::string, File, std::less<>> files_;
   std::map<ObjectKey, std::map<Claim, Object>> claims_;
 };

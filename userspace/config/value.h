@@ -28,11 +28,16 @@ struct Value {
   std::vector<MapKey> keys;  // kMap: keys[i] names items[i]; unique
 
   static Value null() { return {}; }
+  static Value of(Kind kind) {
+    Value value;
+    value.kind = kind;
+    return value;
+  }
   static Value of_bool(bool value);
   static Value of_string(std::string_view text);
   static Value of_number(std::string text);
-  static Value list() { return {.kind = Kind::kList}; }
-  static Value map() { return {.kind = Kind::kMap}; }
+  static Value list() { return of(Kind::kList); }
+  static Value map() { return of(Kind::kMap); }
 
   bool is_null() const { return kind == Kind::kNull; }
   bool is_map() const { return kind == Kind::kMap; }
