@@ -98,6 +98,13 @@ void remove_pins(const std::string& path) {
   if (::rmdir(path.c_str()) < 0) ::unlink(path.c_str());
 }
 
+// A version directory is done with when no link is left in it: without a link its maps do nothing.
+bool has_links(const std::string& version) {
+  for (const std::string& cookie : list_directory(version + "/pods"))
+    if (::access(fmt::format("{}/pods/{}/link", version, cookie).c_str(), F_OK) == 0) return true;
+  return !list_directory(version + "/links").empty();
+}
+
 // nullopt: nothing is pinned there.
 Result<std::optional<UniqueFd>> open_pin(const std::string& path) {
   UniqueFd fd(bpf_obj_get(path.c_str()));
@@ -308,13 +315,10 @@ Status BpfStore::Impl::attach_hook(const Hook& hook, const sys::Cgroup& cgroup,
   return pin(link.get(), path);
 }
 
-// Pods that were not taken over are not known any more: their links go with their pins.
 void BpfStore::Impl::remove_other_versions() {
   for (const std::string& name : list_directory(options.directory)) {
     const std::string version = options.directory + "/" + name;
-    if (version == directory || !name.starts_with('v')) continue;
-    if (!list_directory(version + "/pods").empty() || !list_directory(version + "/links").empty())
-      continue;
+    if (version == directory || !name.starts_with('v') || has_links(version)) continue;
     remove_pins(version);
     scope.info("removed the pins of another layout: {}", name);
   }
