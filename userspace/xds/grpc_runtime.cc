@@ -1,0 +1,173 @@
+// See grpc_runtime.h.
+#include "userspace/xds/grpc_runtime.h"
+
+#include <fmt/format.h>
+#include <grpc/support/log.h>
+
+#include <algorithm>
+#include <fstream>
+#include <iterator>
+#include <optional>
+
+#include "userspace/base/log.h"
+#include "userspace/xds/address.h"
+#include "userspace/xds/delta_client.h"
+
+namespace meltemi::xds {
+namespace {
+
+log::Scope scope("grpc");
+
+constexpr std::string_view kSystemRoots = "/etc/ssl/certs/ca-certificates.crt";
+constexpr size_t kMaxFileBytes = 1 << 20;       // of a root bundle or a token
+constexpr int kConnectTimeoutMs = 5'000;
+constexpr int kKeepaliveMs = 30'000, kKeepaliveTimeoutMs = 10'000;
+
+void to_our_log(gpr_log_func_args* args) {
+  // What matters comes back as the status of a call; these lines only help to find out why.
+  scope.debug("{}", log::escape(args->message));
+}
+
+std::optional<std::string> read_whole(std::string_view path) {
+  std::ifstream in{std::string(path), std::ios::binary};
+  if (!in) return std::nullopt;
+  std::string out;
+  for (std::istreambuf_iterator<char> it(in), end; it != end && out.size() <= kMaxFileBytes; ++it) {
+    out += *it;
+  }
+  return out;
+}
+
+Result<std::string> read_root(const ChannelOptions& options) {
+  if (options.root_ca.find("-----BEGIN") != std::string::npos) return options.root_ca;
+  const std::string_view path =
+      options.root_ca == "SYSTEM" ? kSystemRoots : std::string_view(options.root_ca);
+  auto pem = read_whole(path);
+  if (!pem || pem->find("-----BEGIN CERTIFICATE") == std::string::npos) {
+    return fail(Reason::kBadConfig, Fault::kConfig,
+                fmt::format("root certificates {}: {}", path,
+                            pem ? "no certificate in it" : "cannot be read"));
+  }
+  return std::move(*pem);
+}
+
+Result<std::shared_ptr<grpc::Channel>> open_channel(const ChannelOptions& options,
+                                                    const std::string& root) {
+  const Target target = MELTEMI_TRY(parse_target(options.address));
+  grpc::ChannelArguments args;
+  args.SetMaxReceiveMessageSize(static_cast<int>(kMaxMessageBytes));
+  args.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);
+  args.SetInt(GRPC_ARG_SERVICE_CONFIG_DISABLE_RESOLUTION, 1);
+  // Own connection and no backoff of gRPC's: the callers have theirs. The minimum is also gRPC's
+  // connect timeout.
+  args.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  args.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, kConnectTimeoutMs);
+  args.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
+  args.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
+  args.SetInt(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  args.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
+  if (target.plaintext) {
+    return grpc::CreateCustomChannel(target.host_port, grpc::InsecureChannelCredentials(), args);
+  }
+  if (!options.server_name.empty()) args.SetSslTargetNameOverride(options.server_name);
+  grpc::SslCredentialsOptions tls;
+  tls.pem_root_certs = root;
+  return grpc::CreateCustomChannel(target.host_port, grpc::SslCredentials(tls), args);
+}
+
+Result<std::string> root_for(const ChannelOptions& options) {
+  if (MELTEMI_TRY(parse_target(options.address)).plaintext) return std::string();
+  return read_root(options);
+}
+
+}  // namespace
+
+void init_grpc() {
+  static const bool once = [] {
+    gpr_set_log_function(to_our_log);
+    gpr_set_log_verbosity(GPR_LOG_SEVERITY_ERROR);
+    return true;
+  }();
+  static_cast<void>(once);
+}
+
+Result<std::shared_ptr<grpc::Channel>> make_channel(const ChannelOptions& options) {
+  return open_channel(options, MELTEMI_TRY(root_for(options)));
+}
+
+Status add_metadata(const ChannelOptions& options, grpc::ClientContext& context) {
+  context.AddMetadata("clusterid", options.cluster_id);
+  for (const auto& [name, value] : options.headers) context.AddMetadata(name, value);
+  if (options.token_file.empty()) return {};
+  auto token = read_whole(options.token_file);
+  if (!token) return {};
+  while (!token->empty() && std::isspace(static_cast<unsigned char>(token->back()))) {
+    token->pop_back();
+  }
+  // gRPC aborts the process on header values that HTTP/2 cannot carry.
+  const bool clean = std::ranges::all_of(*token, [](char c) { return c > ' ' && c < 127; });
+  if (token->empty() || !clean) {
+    return fail(Reason::kBadConfig, Fault::kConfig,
+                fmt::format("token file {}: {}", options.token_file,
+                            token->empty() ? "is empty" : "holds characters that no token has"));
+  }
+  context.AddMetadata("authorization", "Bearer " + *token);
+  return {};
+}
+
+Error to_error(const grpc::Status& status, std::string_view address) {
+  Error out{Reason::kInternal, Fault::kUpstream, Retry::kNo,
+            fmt::format("control plane {}: {} (gRPC status {})", address, status.error_message(),
+                        static_cast<int>(status.error_code()))};
+  switch (status.error_code()) {
+    case grpc::StatusCode::UNAVAILABLE:
+      out.reason = Reason::kConnectRefused;
+      out.retry = Retry::kSafe;
+      break;
+    case grpc::StatusCode::DEADLINE_EXCEEDED:
+      out.reason = Reason::kConnectTimeout;
+      out.retry = Retry::kSafe;
+      break;
+    case grpc::StatusCode::UNAUTHENTICATED:
+    case grpc::StatusCode::PERMISSION_DENIED:
+      out.reason = Reason::kPermission;
+      out.fault = Fault::kConfig;
+      break;
+    case grpc::StatusCode::INVALID_ARGUMENT: out.reason = Reason::kBadRequest; break;
+    case grpc::StatusCode::UNIMPLEMENTED: out.reason = Reason::kUnsupported; break;
+    case grpc::StatusCode::RESOURCE_EXHAUSTED: out.reason = Reason::kLimitExceeded; break;
+    case grpc::StatusCode::CANCELLED: out.reason = Reason::kCancelled; break;
+    default: break;
+  }
+  return out;
+}
+
+grpc::Status to_grpc(const Error& error) {
+  switch (error.reason) {
+    case Reason::kPermission: return {grpc::StatusCode::PERMISSION_DENIED, error.detail};
+    case Reason::kBadRequest: return {grpc::StatusCode::INVALID_ARGUMENT, error.detail};
+    case Reason::kNotFound: return {grpc::StatusCode::NOT_FOUND, error.detail};
+    case Reason::kUnsupported: return {grpc::StatusCode::UNIMPLEMENTED, error.detail};
+    case Reason::kLimitExceeded: return {grpc::StatusCode::RESOURCE_EXHAUSTED, error.detail};
+    case Reason::kShutdown: return {grpc::StatusCode::UNAVAILABLE, error.detail};
+    default: return {grpc::StatusCode::INTERNAL, "internal error"};
+  }
+}
+
+Result<std::shared_ptr<grpc::Channel>> ChannelCache::get() {
+  init_grpc();
+  const std::lock_guard lock(mutex_);
+  std::string root = MELTEMI_TRY(root_for(options_));
+  if (channel_ == nullptr || root != root_) {
+    channel_ = MELTEMI_TRY(open_channel(options_, root));
+    root_ = std::move(root);
+  }
+  return channel_;
+}
+
+void ChannelCache::drop() {
+  const std::lock_guard lock(mutex_);
+  channel_ = nullptr;
+}
+
+}  // namespace meltemi::xds
