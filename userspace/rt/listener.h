@@ -10,7 +10,7 @@ namespace meltemi::rt {
 
 class Listener final : private Completion {
  public:
-  // Gets each accepted socket: non-blocking, close-on-exec, TCP_NODELAY set.
+  // Gets each accepted socket: close-on-exec, TCP_NODELAY set.
   using OnAccept = std::function<void(UniqueFd)>;
   Listener(Loop& loop, UniqueFd fd, OnAccept on_accept);
   ~Listener();

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <utility>
 #include <vector>
 
 #include "userspace/base/address.h"
@@ -107,14 +108,17 @@ class TurnHook {
   ~TurnHook() { unlink(); }
   virtual void on_turn_end() = 0;
 
- private:
-  friend class Loop;
+ protected:
+  // Not this turn after all.
   void unlink() {
     if (!prev_) return;
     prev_->next_ = next_;
     next_->prev_ = prev_;
     prev_ = next_ = nullptr;
   }
+
+ private:
+  friend class Loop;
   TurnHook* prev_ = nullptr;
   TurnHook* next_ = nullptr;
 };
@@ -174,8 +178,9 @@ class Loop {
   void retire(std::unique_ptr<Retirable> object);
 
   // --- kernel operations ---
-  // All descriptors are non-blocking. Before a descriptor is closed its operations are cancelled or
-  // ended, and it is closed by close().
+  // Descriptors may be blocking or not: the loop sets O_NONBLOCK as its backend needs it, so callers
+  // read and write with MSG_DONTWAIT. Before a descriptor is closed its operations are cancelled or
+  // forgotten, and it is closed by close().
   virtual OpId poll(int fd, uint32_t events, Completion& done) = 0;  // once; res = revents
   virtual OpId accept(int fd, Completion& done) = 0;  // multishot; res = new descriptor, CLOEXEC
   virtual OpId connect(int fd, const SocketAddress& to, Completion& done) = 0;
@@ -200,6 +205,9 @@ class Loop {
   virtual void wait_and_dispatch(MonoTime until) = 0;
   // Makes a waiting loop return; any thread.
   virtual void wake() = 0;
+  void refresh_now() { now_ = MonoClock::now(); }
+  // A turn is running on this thread, so what it prepares is handed to the kernel soon.
+  bool in_turn() const { return in_turn_; }
 
   LoopStats stats_;
   std::unique_ptr<BufferPool> buffers_;
@@ -218,6 +226,7 @@ class Loop {
   struct Inbox;
   std::unique_ptr<Inbox> inbox_;
   MonoTime now_{};
+  bool in_turn_ = false;
   std::vector<Timer*> heap_;
   struct HookList final : TurnHook {
     void on_turn_end() override {}

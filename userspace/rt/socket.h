@@ -27,14 +27,14 @@ class SocketHandler {
   ~SocketHandler() = default;
 };
 
-class Socket final : private RecvCompletion {
+class Socket final : private RecvCompletion, private TurnHook {
  public:
   Socket() : poll_in_(*this), poll_out_(*this) {}
   ~Socket() { close(); }
   Socket(const Socket&) = delete;
   Socket& operator=(const Socket&) = delete;
 
-  // Takes a connected non-blocking socket. It is paused until resume().
+  // Takes a connected socket. It is paused until resume().
   void open(Loop& loop, UniqueFd fd, SocketHandler& handler);
   bool is_open() const { return fd_.valid(); }
   int fd() const { return fd_.get(); }
@@ -72,6 +72,8 @@ class Socket final : private RecvCompletion {
     Socket& socket;
   };
   void on_received(int32_t res, ByteSpan data, bool more) override;
+  void on_turn_end() override;  // what resume() could not do on its caller's stack
+  bool deliver(ByteSpan data);  // false: the socket was closed inside
   void on_readable();
   void on_writable();
   void arm();
@@ -93,6 +95,7 @@ class Socket final : private RecvCompletion {
   bool paused_ = true;
   bool cancelling_ = false;
   bool ended_ = false;  // eof or error was delivered
+  bool read_at_turn_end_ = false;
   uint8_t small_reads_ = 0;
 };
 

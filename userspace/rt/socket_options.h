@@ -1,5 +1,6 @@
 // Making and marking TCP sockets. Every socket is made with IPPROTO_TCP by name (a pod's policy may
-// turn the default into MPTCP), non-blocking and close-on-exec. Never changes the thread's netns.
+// turn the default into MPTCP) and close-on-exec; loops set O_NONBLOCK as they need it. Never
+// changes the thread's netns.
 #pragma once
 
 #include <cstdint>

@@ -1,0 +1,212 @@
+// The loop: posted work, timers, hooks, retiring, workers.
+#include <poll.h>
+#include <sys/socket.h>
+
+#include <thread>
+
+#include "tests/unit/rt/backends.h"
+#include "userspace/rt/listener.h"
+#include "userspace/rt/socket_options.h"
+#include "userspace/rt/worker.h"
+
+namespace meltemi::rt {
+namespace {
+
+using std::chrono::milliseconds;
+
+class LoopTest : public BackendTest {};
+MELTEMI_ALL_BACKENDS(LoopTest);
+
+TEST_P(LoopTest, RunsPostedWorkOfOtherThreadsInOrder) {
+  std::vector<int> seen;
+  std::thread other([&] {
+    for (int i = 0; i < 1000; ++i) loop().post([&seen, i] { seen.push_back(i); });
+  });
+  EXPECT_TRUE(run_until([&] { return seen.size() == 1000; }));
+  other.join();
+  for (int i = 0; i < 1000; ++i) EXPECT_EQ(seen[i], i);
+}
+
+TEST_P(LoopTest, StopEndsRun) {
+  std::thread other([&] {
+    std::this_thread::sleep_for(milliseconds(20));
+    loop().stop();
+  });
+  loop().run();
+  other.join();
+}
+
+TEST_P(LoopTest, TimersFireInOrderAndCanBeStopped) {
+  std::vector<int> fired;
+  std::vector<std::unique_ptr<FnTimer>> timers;
+  const MonoTime start = MonoClock::now();
+  for (int i = 0; i < 50; ++i)
+    timers.push_back(std::make_unique<FnTimer>([&fired, i] { fired.push_back(i); }));
+  for (int i = 49; i >= 0; --i) loop().start(*timers[i], start + milliseconds(i));
+  loop().stop(*timers[7]);
+  timers[9].reset();
+  loop().start(*timers[3], start + milliseconds(70));
+  EXPECT_TRUE(run_until([&] { return fired.size() == 48; }));
+  EXPECT_EQ(fired.back(), 3);
+  fired.pop_back();
+  EXPECT_TRUE(std::is_sorted(fired.begin(), fired.end()));
+  EXPECT_GE(MonoClock::now() - start, milliseconds(49));
+}
+
+TEST_P(LoopTest, TimerRestartedForNowDoesNotStarveTheLoop) {
+  int fired = 0;
+  FnTimer timer([&] {
+    ++fired;
+    loop().start(timer, MonoTime{});
+  });
+  loop().start(timer, MonoTime{});
+  bool posted = false;
+  loop().post([&] { posted = true; });
+  EXPECT_TRUE(run_until([&] { return posted && fired > 3; }));
+}
+
+struct CountingHook final : TurnHook {
+  explicit CountingHook(std::function<void()> fn) : fn(std::move(fn)) {}
+  void on_turn_end() override { fn(); }
+  std::function<void()> fn;
+};
+
+TEST_P(LoopTest, HookRunsOncePerTurnAndMayDie) {
+  int ran = 0;
+  CountingHook a([&] { ++ran; });
+  auto b = std::make_unique<CountingHook>([&] { FAIL() << "was destroyed"; });
+  CountingHook killer([&] { b.reset(); });
+  loop().post([&] {
+    loop().at_turn_end(killer);
+    loop().at_turn_end(a);
+    loop().at_turn_end(a);
+    loop().at_turn_end(*b);
+  });
+  EXPECT_TRUE(run_until([&] { return ran > 0; }));
+  EXPECT_EQ(ran, 1);
+  EXPECT_EQ(b, nullptr);
+}
+
+struct Mark final : Retirable {
+  explicit Mark(bool& gone) : gone(gone) {}
+  ~Mark() override { gone = true; }
+  bool& gone;
+};
+
+TEST_P(LoopTest, RetiresAtTheEndOfTheTurn) {
+  bool gone = false, was_gone_inside = true;
+  loop().post([&] {
+    loop().retire(std::make_unique<Mark>(gone));
+    was_gone_inside = gone;
+  });
+  EXPECT_TRUE(run_until([&] { return gone; }));
+  EXPECT_FALSE(was_gone_inside);
+}
+
+struct Result1 final : Completion {
+  void on_complete(int32_t r, bool m) override {
+    res = r;
+    ++calls;
+  }
+  int32_t res = 1;
+  int calls = 0;
+};
+
+TEST_P(LoopTest, ConnectSaysWhyItFailed) {
+  // A port that was just closed: nobody listens there.
+  auto listener = make_tcp_listener(*SocketAddress::parse("127.0.0.1:0"), {});
+  ASSERT_TRUE(listener);
+  const auto address = local_address(listener->get());
+  listener->reset();
+  auto fd = make_tcp_socket(*address);
+  Result1 result;
+  loop().connect(fd->get(), *address, result);
+  EXPECT_EQ(result.calls, 0);
+  EXPECT_TRUE(run_until([&] { return result.calls > 0; }));
+  EXPECT_EQ(result.res, -ECONNREFUSED);
+  loop().close(std::move(*fd));
+}
+
+TEST_P(LoopTest, ForgottenOperationStaysSilent) {
+  int pair[2];
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
+  UniqueFd a(pair[0]), b(pair[1]);
+  auto result = std::make_unique<Result1>();
+  const OpId op = loop().poll(a.get(), POLLIN, *result);
+  loop().run_once(MonoTime{});
+  loop().forget(op);
+  result.reset();
+  ASSERT_EQ(write(b.get(), "x", 1), 1);
+  loop().run_once(MonoClock::now() + milliseconds(20));
+  Result1 again;
+  loop().poll(a.get(), POLLIN, again);
+  EXPECT_TRUE(run_until([&] { return again.calls == 1; }));
+  EXPECT_TRUE(again.res & POLLIN);
+  loop().close(std::move(a));
+}
+
+TEST_P(LoopTest, CancelledOperationCompletesOnce) {
+  int pair[2];
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, pair), 0);
+  UniqueFd a(pair[0]), b(pair[1]);
+  Result1 result;
+  const OpId op = loop().poll(a.get(), POLLIN, result);
+  loop().cancel(op);
+  EXPECT_TRUE(run_until([&] { return result.calls == 1; }));
+  EXPECT_EQ(result.res, -ECANCELED);
+  loop().run_once(MonoTime{});
+  EXPECT_EQ(result.calls, 1);
+  loop().close(std::move(a));
+}
+
+TEST_P(LoopTest, ListenerAcceptsManyAndStops) {
+  auto fd = make_tcp_listener(*SocketAddress::parse("127.0.0.1:0"), {});
+  const auto address = *local_address(fd->get());
+  std::vector<UniqueFd> accepted;
+  auto listener = std::make_unique<Listener>(loop(), std::move(*fd),
+                                             [&](UniqueFd c) { accepted.push_back(std::move(c)); });
+  std::vector<UniqueFd> clients;
+  std::vector<std::unique_ptr<Result1>> results;
+  for (int i = 0; i < 300; ++i) {
+    clients.push_back(std::move(*make_tcp_socket(address)));
+    results.push_back(std::make_unique<Result1>());
+    loop().connect(clients.back().get(), address, *results.back());
+  }
+  EXPECT_TRUE(run_until([&] {
+    return accepted.size() == 300 &&
+           std::all_of(results.begin(), results.end(), [](auto& r) { return r->calls == 1; });
+  }));
+  for (auto& r : results) EXPECT_EQ(r->res, 0);
+  for (auto& c : clients) loop().close(std::move(c));
+  listener.reset();
+}
+
+TEST_P(LoopTest, WorkersRunAndHandDescriptorsOver) {
+  auto pool = WorkerPool::start(3, "test", GetParam().options);
+  ASSERT_TRUE(pool);
+  std::atomic<int> ran{0};
+  (*pool)->run_on_all([&](Worker& w) {
+    EXPECT_EQ(WorkerPool::current(), &w);
+    EXPECT_EQ(Loop::current(), &w.loop());
+    ++ran;
+  });
+  EXPECT_EQ(ran, 3);
+  // Posts from worker to worker, round and round.
+  std::atomic<int> hops{0};
+  std::function<void(size_t)> hop = [&](size_t i) {
+    if (++hops >= 300) return;
+    const size_t next = (i + 1) % 3;
+    (*pool)->worker(next).post([&hop, next] { hop(next); });
+  };
+  (*pool)->worker(0).post([&] { hop(0); });
+  const MonoTime limit = MonoClock::now() + std::chrono::seconds(60);
+  while (hops < 300 && MonoClock::now() < limit) std::this_thread::sleep_for(milliseconds(1));
+  EXPECT_GE(hops, 300);
+  (*pool)->worker(1).add_load(1);
+  (*pool)->worker(0).add_load(2);
+  EXPECT_EQ((*pool)->least_loaded().index(), 2u);
+  (*pool)->stop();
+}
+
+}  // namespace
+}  // namespace meltemi::rt
