@@ -233,7 +233,7 @@ struct TunnelSession::State {
     uint8_t* p = put_frame(static_cast<uint32_t>(8 + debug.size()), kGoaway, 0, 0);
     store_be(p, last);
     store_be(p + 4, static_cast<uint32_t>(code));
-    std::memcpy(p + 8, debug.data(), debug.size());
+    if (!debug.empty()) std::memcpy(p + 8, debug.data(), debug.size());
   }
   // `block` as HEADERS and as many CONTINUATIONs as the peer's frame size asks for.
   void put_headers(uint32_t stream, std::string_view block, bool end_stream) {
@@ -380,7 +380,7 @@ struct TunnelSession::State {
   // Gathers `want` bytes in scratch. False: more input is needed.
   bool gather(ByteView& in, uint8_t want) {
     const size_t n = std::min<size_t>(in.size(), static_cast<size_t>(want - have));
-    std::memcpy(scratch + have, in.data(), n);
+    if (n != 0) std::memcpy(scratch + have, in.data(), n);
     have = static_cast<uint8_t>(have + n);
     in = in.subspan(n);
     return have == want;
