@@ -1,0 +1,187 @@
+// See delta_stream.h. Never more than one response is under way: while the client does not read, changes
+// only move the tables on, and the next response tells the newest state of all of them.
+#include "userspace/xds/delta_stream.h"
+
+#include <fmt/format.h>
+#include <grpcpp/support/proto_buffer_reader.h>
+
+#include <algorithm>
+
+#include "userspace/base/log.h"
+#include "userspace/xds/grpc_runtime.h"
+
+namespace meltemi::xds {
+namespace {
+
+log::Scope scope("ads");
+
+constexpr size_t kMaxNodeId = 1024;  // bytes
+
+Result<Subscription::Request> parse(grpc::ByteBuffer& bytes) {
+  Subscription::Request request;
+  grpc::ProtoBufferReader reader(&bytes);
+  if (!reader.status().ok() || !request.ParseFromZeroCopyStream(&reader)) {
+    return fail(Reason::kBadRequest, Fault::kDownstream, "not a DeltaDiscoveryRequest");
+  }
+  return request;
+}
+
+}  // namespace
+
+void DeltaStream::start(std::shared_ptr<DeltaStream> self) {
+  const std::lock_guard lock(mutex_);
+  if (!core_->add(self)) {
+    ++core_->counters.refused;
+    self_ = std::move(self);
+    return finish_locked({grpc::StatusCode::RESOURCE_EXHAUSTED, "too many streams"});
+  }
+  ++core_->counters.streams_opened;
+  self_ = std::move(self);
+  StartRead(&incoming_);
+}
+
+void DeltaStream::finish_locked(const grpc::Status& status) {
+  if (std::exchange(finished_, true)) return;
+  Finish(status);
+}
+
+void DeltaStream::end(const Error& why) {
+  const std::lock_guard lock(mutex_);
+  finish_locked(to_grpc(why));
+}
+
+void DeltaStream::OnReadDone(bool ok) {
+  const std::lock_guard lock(mutex_);
+  if (finished_) return;
+  if (!ok) return finish_locked(grpc::Status::OK);
+  const auto request = parse(incoming_);
+  const Status taken = request ? take_request(*request) : Status(fail(request.error()));
+  if (!taken) {
+    ++core_->counters.refused;
+    scope.warn("stream of {} ({}) refused: {}", log::escape(node_.id), peer_,
+               log::escape(taken.error().to_string()));
+    return finish_locked(to_grpc(taken.error()));
+  }
+  incoming_.Clear();
+  StartRead(&incoming_);
+  pump_locked();
+}
+
+Status DeltaStream::take_request(const Subscription::Request& request) {
+  if (!node_known_) {
+    if (!request.has_node() || request.node().id().empty() ||
+        request.node().id().size() > kMaxNodeId) {
+      return fail(Reason::kBadRequest, Fault::kDownstream, "the first request names no node");
+    }
+    node_.id = request.node().id();
+    for (const auto& [key, value] : request.node().metadata().fields()) {
+      if (value.kind_case() == google::protobuf::Value::kStringValue) {
+        node_.metadata[key] = value.string_value();
+      }
+    }
+    node_known_ = true;
+    scope.info("{} connected from {} as {}/{}", log::escape(node_.id), peer_, caller_.ns,
+               caller_.service_account);
+  }
+  const auto found = std::ranges::find_if(
+      subscriptions_, [&](const auto& s) { return s->type_url() == request.type_url(); });
+  const bool first = found == subscriptions_.end();
+  Subscription* subscription = first ? nullptr : found->get();
+  if (first) MELTEMI_TRY(open_subscription(request, &subscription));
+  const uint64_t nacks = subscription->nacked();
+  MELTEMI_TRY(subscription->apply(request, first, kMaxNamesPerStream));
+  if (subscription->type_url() == kTypeAddress && !subscription->wildcard()) {
+    return fail(Reason::kUnsupported, Fault::kDownstream,
+                "on-demand lookup of addresses is not offered; subscribe to all (unset "
+                "XDS_ON_DEMAND)");
+  }
+  if (total_names() > kMaxNamesPerStream) {
+    return fail(Reason::kLimitExceeded, Fault::kDownstream, "too many names on one stream");
+  }
+  if (subscription->nacked() == nacks) return {};
+  ++core_->counters.nacks;
+  scope.warn("{} refuses {}: {}", log::escape(node_.id), subscription->type_url(),
+             log::escape(subscription->last_nack()));
+  if (core_->hooks.nacked) {
+    core_->hooks.nacked(caller_, {node_.id, subscription->type_url(), subscription->last_nack()});
+  }
+  return {};
+}
+
+Status DeltaStream::open_subscription(const Subscription::Request& request, Subscription** out) {
+  const std::string wanted =
+      MELTEMI_TRY(core_->hooks.scope_of(caller_, node_, request.type_url()));
+  subscriptions_.push_back(std::make_unique<Subscription>(
+      request.type_url(), wanted, core_->table(request.type_url(), wanted)));
+  *out = subscriptions_.back().get();
+  return {};
+}
+
+size_t DeltaStream::total_names() const {
+  size_t out = 0;
+  for (const auto& subscription : subscriptions_) out += subscription->names();
+  return out;
+}
+
+void DeltaStream::pump() {
+  const std::lock_guard lock(mutex_);
+  pump_locked();
+}
+
+void DeltaStream::pump_locked() {
+  if (writing_ || finished_ || !core_->ready()) return;
+  std::optional<NextResponse> next;
+  {
+    const std::shared_lock tables(core_->tables_mutex);
+    for (const auto& subscription : subscriptions_) {
+      next = subscription->next(kTargetResponseBytes);
+      if (next) break;
+    }
+  }
+  if (!next) return;
+  writing_ = true;
+  ++core_->counters.responses;
+  core_->counters.response_bytes += next->bytes;
+  core_->counters.resources += next->resources;
+  outgoing_ = grpc::ByteBuffer(next->slices.data(), next->slices.size());
+  StartWrite(&outgoing_);
+}
+
+void DeltaStream::OnWriteDone(bool ok) {
+  const std::lock_guard lock(mutex_);
+  writing_ = false;
+  outgoing_.Clear();
+  if (ok) pump_locked();
+}
+
+void DeltaStream::OnCancel() {
+  const std::lock_guard lock(mutex_);
+  finish_locked({grpc::StatusCode::CANCELLED, "the client went away"});
+}
+
+void DeltaStream::OnDone() {
+  const auto self = std::move(self_);
+  core_->remove(self);
+  scope.info("{} disconnected", log::escape(node_.id));
+}
+
+StreamInfo DeltaStream::info() const {
+  const std::lock_guard lock(mutex_);
+  StreamInfo out{.node_id = node_.id, .peer = peer_,
+                 .caller = fmt::format("{}/{}", caller_.ns, caller_.service_account), .types = {}};
+  const std::shared_lock tables(core_->tables_mutex);
+  for (const auto& s : subscriptions_) {
+    out.types.push_back({.type_url = s->type_url(), .scope = s->scope(), .names = s->names(),
+                         .wildcard = s->wildcard(), .sent = s->sent(), .acked = s->acked(),
+                         .nacked = s->nacked(), .current = s->current(),
+                         .last_nack = s->last_nack()});
+  }
+  return out;
+}
+
+bool DeltaStream::is(const std::function<bool(const Caller&, const Node&)>& doomed) const {
+  const std::lock_guard lock(mutex_);
+  return node_known_ && doomed(caller_, node_);
+}
+
+}  // namespace meltemi::xds

@@ -1,0 +1,55 @@
+// One aggregated delta stream of one client, as a gRPC reactor. Private to xds.
+#pragma once
+
+#include <grpcpp/grpcpp.h>
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "userspace/xds/server_core.h"
+#include "userspace/xds/subscription.h"
+
+namespace meltemi::xds {
+
+class DeltaStream : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
+ public:
+  DeltaStream(std::shared_ptr<ServerCore> core, Caller caller, std::string peer)
+      : core_(std::move(core)), caller_(std::move(caller)), peer_(std::move(peer)) {}
+
+  void start(std::shared_ptr<DeltaStream> self);
+  // Sends what there is to send, if no response is under way. Any thread.
+  void pump();
+  // Ends the stream; idempotent. Any thread.
+  void end(const Error& why);
+  StreamInfo info() const;
+  bool is(const std::function<bool(const Caller&, const Node&)>& doomed) const;
+
+  void OnReadDone(bool ok) override;
+  void OnWriteDone(bool ok) override;
+  void OnCancel() override;
+  void OnDone() override;
+
+ private:
+  // All REQUIRE the lock.
+  Status take_request(const Subscription::Request& request);
+  Status open_subscription(const Subscription::Request& request, Subscription** out);
+  void pump_locked();
+  void finish_locked(const grpc::Status& status);
+  size_t total_names() const;
+
+  const std::shared_ptr<ServerCore> core_;
+  const Caller caller_;
+  const std::string peer_;
+
+  mutable std::mutex mutex_;
+  grpc::ByteBuffer incoming_, outgoing_;
+  Node node_;
+  bool node_known_ = false, writing_ = false, finished_ = false;
+  std::vector<std::unique_ptr<Subscription>> subscriptions_;  // in the order of their first request
+  std::shared_ptr<DeltaStream> self_;
+};
+
+}  // namespace meltemi::xds

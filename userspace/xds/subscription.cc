@@ -1,0 +1,168 @@
+// See subscription.h.
+#include "userspace/xds/subscription.h"
+
+#include <fmt/format.h>
+
+namespace meltemi::xds {
+namespace {
+
+constexpr size_t kMaxNackKept = 2048;  // bytes of a client's message
+
+}  // namespace
+
+// Collects one response: shared slices for what is there, names for what is gone.
+class Subscription::Builder {
+ public:
+  explicit Builder(const Subscription& about) : about_(about) {}
+
+  void add(const ResourceTable::Row& row) {
+    out_.bytes += row.resource.wire.size();
+    ++out_.resources;
+    out_.slices.push_back(row.resource.wire);
+  }
+  void remove(const std::string& name) {
+    head_.add_removed_resources(name);
+    ++out_.removed;
+  }
+  size_t bytes() const { return out_.bytes; }
+  bool empty() const { return out_.resources == 0 && out_.removed == 0; }
+
+  NextResponse take(uint64_t number, uint64_t version) {
+    head_.set_type_url(about_.type_url_);
+    head_.set_nonce(std::to_string(number));
+    head_.set_system_version_info(std::to_string(version));
+    const std::string head = head_.SerializeAsString();
+    out_.bytes += head.size();
+    out_.slices.insert(out_.slices.begin(), grpc::Slice(head));
+    return std::move(out_);
+  }
+
+ private:
+  const Subscription& about_;
+  envoy::service::discovery::v3::DeltaDiscoveryResponse head_;
+  NextResponse out_;
+};
+
+Subscription::Subscription(std::string type_url, std::string scope,
+                           std::shared_ptr<ResourceTable> table)
+    : type_url_(std::move(type_url)),
+      scope_(std::move(scope)),
+      table_(std::move(table)),
+      position_(table_->add_cursor()) {}
+
+void Subscription::subscribe(const std::string& name, bool first) {
+  if (name == "*") {
+    wildcard_ = true;
+    return;
+  }
+  names_.insert(name);
+  // What is asked for again is sent again, even if the client had it (it may have dropped it).
+  if (!first) initial_.erase(name);
+  unanswered_.insert(name);
+}
+
+Status Subscription::apply(const Request& request, bool first, size_t max_names) {
+  if (!request.response_nonce().empty()) {
+    if (request.has_error_detail()) {
+      ++nacked_;
+      last_nack_ = request.error_detail().message().substr(0, kMaxNackKept);
+    } else {
+      ++acked_;
+    }
+  }
+  const bool legacy_wildcard = first && request.resource_names_subscribe().empty();
+  if (first) {
+    for (const auto& [name, version] : request.initial_resource_versions()) {
+      initial_.emplace(name, version);
+    }
+  }
+  if (legacy_wildcard) wildcard_ = true;
+  for (const std::string& name : request.resource_names_subscribe()) subscribe(name, first);
+  for (const std::string& name : request.resource_names_unsubscribe()) {
+    if (name == "*") wildcard_ = false;
+    names_.erase(name);
+    unanswered_.erase(name);
+  }
+  if (first && wildcard_) owes_first_ = true;
+  if (names_.size() + initial_.size() > max_names) {
+    return fail(Reason::kLimitExceeded, Fault::kDownstream,
+                fmt::format("more than {} names on one stream", max_names));
+  }
+  return {};
+}
+
+void Subscription::answer_names(Builder& out) {
+  for (const std::string& name : unanswered_) {
+    const ResourceTable::Row* row = table_->find(name);
+    const auto had = initial_.find(name);
+    const bool known = had != initial_.end();
+    if (row != nullptr && row->live) {
+      if (!known || had->second != row->resource.version) out.add(*row);
+    } else {
+      out.remove(name);
+    }
+    if (known) initial_.erase(had);
+  }
+  unanswered_.clear();
+}
+
+void Subscription::walk(Builder& out, size_t target_bytes) {
+  uint64_t position = position_->load();
+  for (auto it = table_->after(position); it != table_->end(); ++it) {
+    if (out.bytes() >= target_bytes) break;
+    position = it->first;
+    const auto& [name, row] = *it->second;
+    if (!wildcard_ && !names_.contains(name)) continue;
+    const auto had = initial_.find(name);
+    const bool known = had != initial_.end();
+    if (row.live) {
+      if (!known || had->second != row.resource.version) out.add(row);
+    } else if (known || initial_done_) {
+      out.remove(name);
+    }
+    if (known) initial_.erase(had);
+  }
+  position_->store(position);
+  if (!initial_done_ && position == table_->latest()) finish_initial(out);
+}
+
+// Whatever the client has that the table has never heard of is gone.
+void Subscription::finish_initial(Builder& out) {
+  initial_done_ = true;
+  if (wildcard_) {
+    for (const auto& [name, version] : initial_) out.remove(name);
+  }
+  initial_.clear();
+}
+
+std::optional<NextResponse> Subscription::next(size_t target_bytes) {
+  Builder out(*this);
+  if (wildcard_) {
+    unanswered_.clear();
+    walk(out, target_bytes);
+  } else {
+    // Names first: what they bring must not come a second time from the walk.
+    const bool pending = !unanswered_.empty();
+    if (pending) {
+      answer_names(out);
+      if (!initial_done_) {
+        position_->store(table_->latest());
+        initial_done_ = true;
+        initial_.clear();
+      }
+    } else {
+      if (!initial_done_) return std::nullopt;
+      walk(out, target_bytes);
+    }
+  }
+  if (out.empty() && !owes_first_) return std::nullopt;
+  owes_first_ = false;
+  return out.take(++sent_, table_->latest());
+}
+
+bool Subscription::current() const {
+  return unanswered_.empty() && !owes_first_ && position_->load() == table_->latest() &&
+         acked_ + nacked_ == sent_;
+}
+
+}  // namespace meltemi::xds
