@@ -58,26 +58,25 @@ class TcpMetrics {
 
 class ConnectionReport {
  public:
-  // Counts the flow as opened. `shard` is the calling worker's; `now` starts the duration.
-  ConnectionReport(TcpMetrics& metrics, size_t shard, FlowInfo info, MonoTime now);
+  // Counts the flow as opened. `shard` is the calling worker's; the duration counts from `start`.
+  ConnectionReport(TcpMetrics& metrics, size_t shard, FlowInfo info, MonoTime start);
   ConnectionReport(const ConnectionReport&) = delete;
   ConnectionReport& operator=(const ConnectionReport&) = delete;
   ~ConnectionReport();
 
-  // Payload moved, in bytes. Metrics call client->server "received" at both reporters.
-  void client_to_server(uint64_t bytes) {
-    to_server_ += bytes;
-    series_->cells[TcpMetrics::kReceived].add(bytes);
-  }
-  void server_to_client(uint64_t bytes) {
-    to_client_ += bytes;
-    series_->cells[TcpMetrics::kSent].add(bytes);
+  // Payload moved since the start, in bytes; never less than told before. Call now and then for long
+  // flows and once before finish(). Metrics call client->server "received" at both reporters.
+  void progress(uint64_t to_server, uint64_t to_client) {
+    series_->cells[TcpMetrics::kReceived].add(to_server - to_server_);
+    series_->cells[TcpMetrics::kSent].add(to_client - to_client_);
+    to_server_ = to_server;
+    to_client_ = to_client;
   }
   // Ends the flow, once; later calls are ignored. `detail` is for the log's error field.
   void finish(Reason reason, std::string_view detail, MonoTime now);
   bool finished() const { return finished_; }
   const FlowInfo& info() const { return info_; }
-  // For routes that were not known at the start (endpoint chosen later). Before any byte moved.
+  // The policy that decided, for the log line.
   void set_policy(std::string name) { policy_ = std::move(name); }
 
  private:

@@ -1,0 +1,209 @@
+#include "ztunnel/app.h"
+
+#include <fmt/format.h>
+#include <sys/resource.h>
+
+#include <mutex>
+#include <sstream>
+#include <thread>
+
+#include "userspace/base/log.h"
+#include "ztunnel/config_dump.h"
+
+namespace meltemi::ztunnel {
+namespace {
+
+log::Scope scope("app");
+
+// A relayed flow holds two descriptors, plus what the process needs by itself.
+constexpr int64_t kDescriptorsPerFlow = 2;
+constexpr int64_t kOwnDescriptors = 256;
+
+int64_t descriptor_limit() {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return 1024;
+  limit.rlim_cur = limit.rlim_max;
+  if (setrlimit(RLIMIT_NOFILE, &limit) != 0) getrlimit(RLIMIT_NOFILE, &limit);
+  return static_cast<int64_t>(std::min<rlim_t>(limit.rlim_cur, 1 << 24));
+}
+
+rt::Backend backend_of(const std::string& name) {
+  return name == "uring"   ? rt::Backend::kUring
+         : name == "epoll" ? rt::Backend::kEpoll
+                           : rt::Backend::kAuto;
+}
+
+}  // namespace
+
+App::App(const Settings& settings, const ConfigTable& table)
+    : settings_(settings),
+      table_(table),
+      shared_{.held = {"held_bytes", static_cast<uint64_t>(settings.held_bytes_limit)},
+              .windows = {"window_bytes", static_cast<uint64_t>(settings.window_bytes_limit)}} {}
+
+App::~App() { shutdown([] { return true; }); }
+
+Status App::start() {
+  MELTEMI_TRY(settings_.check());
+  const int64_t descriptors = descriptor_limit();
+  shared_.max_connections =
+      settings_.max_connections > 0
+          ? settings_.max_connections
+          : std::max<int64_t>(64, (descriptors - kOwnDescriptors) / kDescriptorsPerFlow);
+  telemetry::add_process_metrics(registry_, "ztunnel");
+  pki::Signer signer = MELTEMI_TRY(make_signer(settings_));
+  MELTEMI_TRY(start_workers());
+  certificates_ = std::make_unique<Certificates>(settings_, std::move(signer), shared_);
+  feed_ = std::make_unique<MeshFeed>(settings_, store_, registry_, readiness_);
+  pods_ = std::make_unique<PodManager>(shared_, registry_);
+  if (settings_.shared()) {
+    zds_ = std::make_unique<ZdsClient>(settings_.zds_socket, settings_.listener_fds, *pods_,
+                                       readiness_);
+  }
+  MELTEMI_TRY(start_operators());
+  store_.on_change([this] { mesh_changed(); });
+  MELTEMI_TRY(feed_->start());
+  if (!settings_.shared()) {
+    std::string ns, name, account;
+    std::istringstream parts(settings_.workload_info);
+    std::getline(parts, ns, '/');
+    std::getline(parts, name, '/');
+    std::getline(parts, account, '/');
+    MELTEMI_TRY(pods_->add_own(ns, name, account));
+  }
+  poll();
+  scope.info("started: {} workers, {}, at most {} connections", pool_->size(),
+             pool_->worker(0).loop().backend() == rt::Backend::kUring ? "io_uring" : "epoll",
+             shared_.max_connections);
+  return {};
+}
+
+Status App::start_workers() {
+  const uint32_t count =
+      MELTEMI_TRY(settings_.workers(std::max(1u, std::thread::hardware_concurrency())));
+  rt::LoopOptions options;
+  options.backend = backend_of(settings_.io_backend);
+  pool_ = MELTEMI_TRY(rt::WorkerPool::start(count, "ztunnel", options));
+  metrics_ = std::make_unique<telemetry::TcpMetrics>(registry_, count);
+  registry_.add([this](telemetry::Exposition& out) { collect(out); });
+  shared_.settings = &settings_;
+  shared_.store = &store_;
+  shared_.metrics = metrics_.get();
+  shared_.pool = pool_.get();
+  // Workers that ask before the manager is there wait for its first answer like everybody.
+  shared_.want_certificate = [this](const model::Identity& identity) {
+    if (certificates_) certificates_->want(identity, true);
+  };
+  shared_.workers.resize(count);
+  pool_->run_on_all([this](rt::Worker& w) {
+    shared_.workers[w.index()] = std::make_unique<ProxyWorker>(shared_, w);
+  });
+  return {};
+}
+
+Status App::start_operators() {
+  admin_.route("/config_dump", "GET", [this](const telemetry::HttpRequest&) { return dump(); });
+  telemetry::add_admin_routes(admin_, settings_.log_level, [this] { quit_ = true; });
+  admin_.route("/", "GET", [](const telemetry::HttpRequest&) {
+    return telemetry::HttpResponse{200, "GET /config_dump\nPOST /logging?level=...\n"
+                                        "POST /quitquitquit\n"};
+  });
+  telemetry::add_metrics_routes(metrics_server_, registry_);
+  telemetry::add_readiness_route(readiness_server_, readiness_);
+  MELTEMI_TRY(admin_.start({*SocketAddress::parse(settings_.admin_listen)}));
+  MELTEMI_TRY(metrics_server_.start({*SocketAddress::parse(settings_.metrics_listen)}));
+  return readiness_server_.start({*SocketAddress::parse(settings_.readiness_listen)});
+}
+
+// On the thread that applies configuration.
+void App::mesh_changed() {
+  certificates_->follow(*store_.snapshot());
+  for (size_t i = 0; i < pool_->size(); ++i) {
+    ProxyWorker* worker = shared_.workers[i].get();
+    pool_->worker(i).post([worker] { worker->mesh_changed(); });
+  }
+}
+
+void App::poll() {
+  // Connections that come before the mesh is known could only wait or fail: let them queue.
+  if (zds_ && !zds_started_ && feed_->synced()) {
+    zds_started_ = true;
+    zds_->start();
+  }
+}
+
+void App::shutdown(const std::function<bool()>& urgent) {
+  if (!pool_) return;
+  scope.info("shutting down; open connections have {}", format_duration(settings_.drain()));
+  if (zds_) zds_->stop();
+  if (pods_) pods_->stop_listening();
+  pool_->run_on_all([this](rt::Worker& w) { shared_.workers[w.index()]->drain(); });
+  const MonoTime deadline = MonoClock::now() + settings_.drain();
+  while (shared_.connections.load() > 0 && MonoClock::now() < deadline && !urgent()) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  }
+  if (const int64_t left = shared_.connections.load()) scope.warn("cutting {} connections", left);
+  pool_->run_on_all(
+      [this](rt::Worker& w) { shared_.workers[w.index()]->cut(Reason::kShutdown); });
+  if (feed_) feed_->stop();
+  if (certificates_) certificates_->stop();
+  // Operators look at the workers: they go first.
+  admin_.stop();
+  metrics_server_.stop();
+  readiness_server_.stop();
+  pool_->run_on_all([this](rt::Worker& w) { shared_.workers[w.index()].reset(); });
+  pool_->stop();
+  pool_.reset();
+  scope.info("stopped");
+}
+
+telemetry::HttpResponse App::dump() {
+  const model::SnapshotPtr mesh = store_.snapshot();
+  ConfigDumpInput input;
+  input.mesh = mesh.get();
+  std::mutex rows;
+  pool_->run_on_all([&](rt::Worker& w) {
+    std::vector<FlowRow> mine = shared_.workers[w.index()]->rows();
+    std::lock_guard guard(rows);
+    input.flows.insert(input.flows.end(), std::make_move_iterator(mine.begin()),
+                       std::make_move_iterator(mine.end()));
+  });
+  input.pods = pods_->rows();
+  input.certificates = certificates_->entries();
+  input.config_json = table_.dump_json();
+  return {200, config_dump(input), "application/json"};
+}
+
+void App::collect(telemetry::Exposition& out) const {
+  using telemetry::MetricType;
+  const auto one = [&](std::string_view name, MetricType type, std::string_view help, uint64_t v) {
+    out.family(name, type, help);
+    out.sample(name, v);
+  };
+  one("meltemi_connections", MetricType::kGauge, "Connections that are proxied now",
+      static_cast<uint64_t>(shared_.connections.load()));
+  one("meltemi_connections_refused_total", MetricType::kCounter,
+      "Connections refused because max-connections was reached", shared_.refused.load());
+  one("meltemi_held_bytes", MetricType::kGauge, "Bytes held for slow readers",
+      shared_.held.used());
+  one("meltemi_held_bytes_refused_total", MetricType::kCounter,
+      "Times that held-bytes-limit was reached", shared_.held.refused());
+  one("meltemi_log_lines_dropped_total", MetricType::kCounter,
+      "Log lines dropped because the queue was full", log::dropped_lines());
+  uint64_t opened = 0, closed = 0, failed = 0, limits = 0;
+  for (const auto& w : shared_.workers) {
+    if (!w) continue;
+    opened += w->hbone_stats().tunnels_opened.load();
+    closed += w->hbone_stats().tunnels_closed.load();
+    failed += w->hbone_stats().handshake_failures.load();
+    limits += w->hbone_stats().limit_hits.load();
+  }
+  one("meltemi_tunnels_opened_total", MetricType::kCounter, "HBONE tunnels set up", opened);
+  one("meltemi_tunnels_closed_total", MetricType::kCounter, "HBONE tunnels ended", closed);
+  one("meltemi_tunnel_handshake_failures_total", MetricType::kCounter,
+      "Connections at 15008 that did not become tunnels", failed);
+  one("meltemi_tunnel_limit_hits_total", MetricType::kCounter,
+      "Times that a peer ran into a named limit", limits);
+}
+
+}  // namespace meltemi::ztunnel

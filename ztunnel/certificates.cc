@@ -1,0 +1,120 @@
+#include "ztunnel/certificates.h"
+
+#include <fmt/format.h>
+
+#include "userspace/base/log.h"
+#include "userspace/pki/authority.h"
+#include "userspace/xds/ca_client.h"
+
+namespace meltemi::ztunnel {
+namespace {
+
+log::Scope scope("certificates");
+
+pki::CertificateManagerOptions manager_options(const Settings& s) {
+  pki::CertificateManagerOptions o;
+  o.ttl = std::chrono::duration_cast<std::chrono::seconds>(s.secret_ttl);
+  o.impersonate = s.shared();
+  return o;
+}
+
+Result<std::vector<std::string>> sign_locally(pki::CertificateAuthority& authority,
+                                              const pki::SigningRequest& request) {
+  const auto csr = MELTEMI_TRY(pki::CertificateRequest::parse(request.csr_pem));
+  if (csr.uris().empty()) {
+    return fail(Reason::kBadRequest, Fault::kInternal, "a request without a SPIFFE ID");
+  }
+  const auto identity = MELTEMI_TRY(model::Identity::parse(csr.uris().front()));
+  return authority.issue(csr, identity, request.ttl, std::chrono::system_clock::now());
+}
+
+Result<pki::Signer> local_signer(const Settings& s) {
+  pki::AuthorityOptions options;
+  options.directory = s.local_ca_dir;
+  options.trust_domain = s.trust_domain;
+  std::shared_ptr<pki::CertificateAuthority> authority =
+      MELTEMI_TRY(pki::CertificateAuthority::open(options, std::chrono::system_clock::now()));
+  scope.warn("signing certificates with the local authority in {}", s.local_ca_dir);
+  return pki::Signer([authority](pki::SigningRequest request, pki::SigningDone done) {
+    done(sign_locally(*authority, request));
+  });
+}
+
+}  // namespace
+
+Result<pki::Signer> make_signer(const Settings& s) {
+  if (!s.local_ca_dir.empty()) return local_signer(s);
+  xds::ChannelOptions channel;
+  channel.address = s.ca_address.empty() ? s.xds_address : s.ca_address;
+  channel.root_ca = s.ca_root_ca.empty() ? s.xds_root_ca : s.ca_root_ca;
+  channel.token_file = s.auth_token;
+  channel.server_name = s.ca_server_name.empty() ? s.xds_server_name : s.ca_server_name;
+  channel.cluster_id = s.cluster_id;
+  MELTEMI_TRY(xds::check_address(channel.address));
+  auto client = std::make_shared<xds::CaClient>(std::move(channel));
+  return pki::Signer([client](pki::SigningRequest request, pki::SigningDone done) {
+    client->sign(std::move(request.csr_pem), request.ttl, std::move(request.impersonate),
+                 std::move(done));
+  });
+}
+
+Certificates::Certificates(const Settings& settings, pki::Signer signer, Shared& shared)
+    : shared_(shared),
+      node_(settings.node_name),
+      manager_(std::make_unique<pki::CertificateManager>(
+          manager_options(settings), std::move(signer),
+          [this](const model::Identity& identity, const pki::WorkloadCertificatePtr& certificate) {
+            publish(identity, certificate);
+          })) {}
+
+Certificates::~Certificates() { stop(); }
+
+void Certificates::stop() { manager_->stop(); }
+
+void Certificates::want(const model::Identity& identity, bool urgent) {
+  manager_->want(identity, urgent);
+}
+
+void Certificates::follow(const model::Snapshot& mesh) {
+  if (node_.empty()) return;
+  std::set<model::Identity> needed;
+  mesh.each_workload([&](const model::Workload& w) {
+    if (w.node == node_ && (w.protocol == model::TunnelProtocol::kHbone || w.native_tunnel)) {
+      needed.insert(w.identity);
+    }
+  });
+  for (const model::Identity& id : needed) {
+    if (!followed_.contains(id)) manager_->want(id);
+  }
+  for (const model::Identity& id : followed_) {
+    if (!needed.contains(id)) manager_->forget(id);
+  }
+  followed_ = std::move(needed);
+}
+
+void Certificates::publish(const model::Identity& identity,
+                           const pki::WorkloadCertificatePtr& certificate) {
+  TlsContextPtr context;
+  if (certificate) {
+    auto made = net::TlsContext::create(
+        {certificate->chain_pem, certificate->key_pem, certificate->roots_pem});
+    if (!made) {
+      scope.error("certificate of {} cannot be used: {}", identity.uri(), made.error().to_string());
+      return;
+    }
+    context = *std::move(made);
+    scope.info("certificate of {} is valid until {}", identity.uri(),
+               format_rfc3339(certificate->not_after));
+  } else {
+    scope.error("certificate of {} has expired and could not be renewed", identity.uri());
+  }
+  for (size_t i = 0; i < shared_.pool->size(); ++i) {
+    ProxyWorker* worker = shared_.workers[i].get();
+    shared_.pool->worker(i).post(
+        [worker, identity, context] { worker->set_tls(identity, context); });
+  }
+}
+
+std::vector<pki::CertificateEntry> Certificates::entries() const { return manager_->entries(); }
+
+}  // namespace meltemi::ztunnel

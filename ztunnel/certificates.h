@@ -1,0 +1,39 @@
+// Certificates for the data path: keeps what the certificate manager fetches in the form that workers
+// use, and knows which identities this node is to have. Must never hand a key to anything but a TLS
+// context.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <set>
+#include <string>
+
+#include "userspace/model/store.h"
+#include "userspace/pki/certificate_manager.h"
+#include "ztunnel/proxy_worker.h"
+#include "ztunnel/settings.h"
+
+namespace meltemi::ztunnel {
+
+class Certificates {
+ public:
+  Certificates(const Settings& settings, pki::Signer signer, Shared& shared);
+  ~Certificates();
+  void want(const model::Identity& identity, bool urgent);
+  // Fetches ahead what the workloads of this node need and forgets what none needs any more.
+  void follow(const model::Snapshot& mesh);
+  std::vector<pki::CertificateEntry> entries() const;
+  void stop();
+
+ private:
+  void publish(const model::Identity& identity, const pki::WorkloadCertificatePtr& certificate);
+  Shared& shared_;
+  model::Symbol node_;
+  std::set<model::Identity> followed_;  // of follow(), one thread
+  std::unique_ptr<pki::CertificateManager> manager_;
+};
+
+// A signer that asks the CA of the settings: the local directory's, or the control plane's.
+Result<pki::Signer> make_signer(const Settings& settings);
+
+}  // namespace meltemi::ztunnel

@@ -1,0 +1,69 @@
+// ztunnel: the node's L4 proxy. This file only reads the configuration and waits for signals.
+#include <fmt/format.h>
+#include <signal.h>
+
+#include <cstdio>
+
+#include "userspace/base/log.h"
+#include "userspace/rt/memory.h"
+#include "ztunnel/app.h"
+
+namespace {
+
+using namespace meltemi;
+
+int complain(const Error& error) {
+  fmt::print(stderr, "ztunnel: {}\n", error.to_string());
+  return 65;
+}
+
+// Waits up to 100 ms; the number of the signal that came, or 0.
+int wait_signal(const sigset_t& signals) {
+  const timespec patience{0, 100'000'000};
+  const int got = sigtimedwait(&signals, nullptr, &patience);
+  return got > 0 ? got : 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  ztunnel::Settings settings;
+  ConfigTable table("ztunnel", "Captures, encrypts and authorizes the TCP traffic of a node's pods.");
+  settings.describe(table);
+  bool run = true;
+  std::vector<std::string> words;
+  if (Status s = table.parse(argc, argv, &run, &words); !s) return complain(s.error());
+  if (!run) return 0;
+  if (!words.empty() && words.front() != "proxy") {
+    return complain({Reason::kBadConfig, Fault::kConfig, Retry::kNo,
+                     fmt::format("unknown word \"{}\"; the only one is proxy", words.front())});
+  }
+  const auto format = settings.log_format == "json" ? log::Format::kJson : log::Format::kPlain;
+  if (Status s = log::init(settings.log_level, format); !s) return complain(s.error());
+
+  // Before any thread: all of them inherit the mask.
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+  rt::keep_memory_mapped();
+
+  int status = 0;
+  {
+    ztunnel::App app(settings, table);
+    if (Status s = app.start(); !s) {
+      status = complain(s.error());
+    } else {
+      while (!app.quit_requested() && wait_signal(signals) == 0) app.poll();
+      // A second signal ends the patience.
+      app.shutdown([&] {
+        const timespec none{0, 0};
+        return sigtimedwait(&signals, nullptr, &none) > 0;
+      });
+    }
+  }
+  log::flush();
+  return status;
+}

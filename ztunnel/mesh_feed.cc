@@ -1,0 +1,135 @@
+#include "ztunnel/mesh_feed.h"
+
+#include <fmt/format.h>
+
+#include "userspace/base/log.h"
+#include "userspace/xds/workload_convert.h"
+#include "ztunnel/local_config.h"
+
+namespace meltemi::ztunnel {
+namespace {
+
+log::Scope scope("xds");
+
+constexpr const char* kReadyTask = "state manager";
+
+xds::Node make_own_node(const Settings& s) {
+  xds::Node node =
+      xds::make_node("ztunnel", s.instance_ip.empty() ? "1.1.1.1" : s.instance_ip, s.pod_name,
+                     s.pod_namespace, s.pod_namespace + ".svc.cluster.local");
+  node.metadata = {{"NAME", s.pod_name},
+                   {"NAMESPACE", s.pod_namespace},
+                   {"NODE_NAME", s.node_name},
+                   {"INSTANCE_IPS", s.instance_ip},
+                   {"SERVICE_ACCOUNT", "ztunnel"},
+                   {"CLUSTER_ID", s.cluster_id}};
+  return node;
+}
+
+}  // namespace
+
+MeshFeed::MeshFeed(const Settings& settings, model::MeshStore& store,
+                   telemetry::Registry& registry, telemetry::Readiness& readiness)
+    : settings_(settings), store_(store), readiness_(readiness) {
+  readiness_.pending(kReadyTask);
+  registry.add([this](telemetry::Exposition& out) { collect(out); });
+}
+
+MeshFeed::~MeshFeed() { stop(); }
+
+Status MeshFeed::start() {
+  if (!settings_.local_xds_path.empty()) {
+    store_.apply(MELTEMI_TRY(read_local_config(settings_.local_xds_path)));
+    scope.info("{}: {} workloads, {} policies", settings_.local_xds_path,
+               store_.snapshot()->workload_count(), store_.snapshot()->policy_count());
+  }
+  if (settings_.xds_address.empty()) {
+    readiness_.done(kReadyTask);
+    return {};
+  }
+  xds::ChannelOptions channel;
+  channel.address = settings_.xds_address;
+  channel.root_ca = settings_.xds_root_ca;
+  channel.token_file = settings_.auth_token;
+  channel.server_name = settings_.xds_server_name;
+  channel.cluster_id = settings_.cluster_id;
+  client_ = std::make_unique<xds::DeltaClient>(std::move(channel), make_own_node(settings_));
+  client_->subscribe(xds::kTypeAddress, [this](const xds::Update& u) { return on_addresses(u); });
+  client_->subscribe(xds::kTypeAuthorization,
+                     [this](const xds::Update& u) { return on_policies(u); });
+  return client_->start();
+}
+
+void MeshFeed::stop() {
+  if (client_) client_->stop();
+}
+
+bool MeshFeed::synced() const {
+  return !client_ || (got_addresses_.load() && got_policies_.load());
+}
+
+std::vector<xds::Rejection> MeshFeed::on_addresses(const xds::Update& update) {
+  model::Batch batch;
+  std::vector<xds::Rejection> rejected;
+  for (const xds::ReceivedResource& r : update.resources) {
+    auto resource = xds::decode_address(r.body);
+    if (!resource) {
+      rejected.push_back({std::string(r.name), resource.error().detail});
+    } else if (auto* w = std::get_if<model::WorkloadPtr>(&*resource)) {
+      batch.workloads.push_back(std::move(*w));
+    } else {
+      batch.services.push_back(std::move(std::get<model::ServicePtr>(*resource)));
+    }
+  }
+  batch.removed_addresses.assign(update.removed.begin(), update.removed.end());
+  store_.apply(batch);
+  got_addresses_ = true;
+  after_update();
+  return rejected;
+}
+
+std::vector<xds::Rejection> MeshFeed::on_policies(const xds::Update& update) {
+  model::Batch batch;
+  std::vector<xds::Rejection> rejected;
+  for (const xds::ReceivedResource& r : update.resources) {
+    auto policy = xds::decode_policy(r.body);
+    if (!policy) {
+      rejected.push_back({std::string(r.name), policy.error().detail});
+    } else {
+      batch.policies.push_back(*std::move(policy));
+    }
+  }
+  batch.removed_policies.assign(update.removed.begin(), update.removed.end());
+  store_.apply(batch);
+  got_policies_ = true;
+  after_update();
+  return rejected;
+}
+
+void MeshFeed::after_update() {
+  if (synced()) readiness_.done(kReadyTask);
+}
+
+void MeshFeed::collect(telemetry::Exposition& out) const {
+  if (!client_) return;
+  static constexpr std::string_view kUrl[] = {"url"};
+  const xds::ClientStatus status = client_->status();
+  out.family("istio_xds_message_total", telemetry::MetricType::kCounter, "xDS responses received");
+  for (const auto& t : status.types) {
+    const std::string_view values[] = {t.type_url};
+    out.sample("istio_xds_message_total", kUrl, values, t.responses);
+  }
+  out.family("istio_xds_message_bytes_total", telemetry::MetricType::kCounter,
+             "Bytes of xDS responses received");
+  for (const auto& t : status.types) {
+    const std::string_view values[] = {t.type_url};
+    out.sample("istio_xds_message_bytes_total", kUrl, values, t.bytes);
+  }
+  static constexpr std::string_view kReason[] = {"reason"};
+  static constexpr std::string_view kError[] = {"ConnectionError"};
+  out.family("istio_xds_connection_terminations_total", telemetry::MetricType::kCounter,
+             "xDS streams that failed");
+  out.sample("istio_xds_connection_terminations_total", kReason, kError, status.failures);
+}
+
+}  // namespace meltemi::ztunnel

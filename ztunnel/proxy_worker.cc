@@ -1,0 +1,330 @@
+#include "ztunnel/proxy_worker.h"
+
+#include <fmt/format.h>
+#include <sys/random.h>
+
+#include "userspace/base/log.h"
+#include "ztunnel/flow.h"
+
+namespace meltemi::ztunnel {
+namespace {
+
+log::Scope scope("proxy");
+
+constexpr Duration kTick = std::chrono::seconds(1);
+
+net::HboneOptions hbone_options(Shared& shared) {
+  const Settings& s = *shared.settings;
+  net::HboneOptions o;
+  o.h2.max_stream_window = static_cast<uint32_t>(s.stream_window);
+  o.h2.connection_window = static_cast<uint32_t>(s.connection_window);
+  o.h2.max_frame_size = static_cast<uint32_t>(s.frame_size);
+  o.handshake_timeout = s.handshake_timeout;
+  o.connect_timeout = s.connect_timeout;
+  // The far end dials its app before it answers.
+  o.response_timeout = s.connect_timeout + std::chrono::seconds(5);
+  o.idle_release = s.pool_idle;
+  o.max_streams = static_cast<uint32_t>(s.pool_max_streams);
+  o.held = &shared.held;
+  o.windows = &shared.windows;
+  return o;
+}
+
+uint64_t random_seed() {
+  uint64_t seed = 0;
+  if (getrandom(&seed, sizeof seed, 0) != sizeof seed) seed = reinterpret_cast<uintptr_t>(&seed);
+  return seed;
+}
+
+}  // namespace
+
+ProxyWorker::ProxyWorker(Shared& shared, rt::Worker& worker)
+    : shared_(shared),
+      worker_(worker),
+      options_(hbone_options(shared)),
+      reader_(*shared.store),
+      random_{random_seed()},
+      tunnels_(worker.loop(), options_, stats_),
+      server_(worker.loop(), options_, *this, stats_),
+      timer_([this] { tick(); }) {
+  worker_.loop().start(timer_, MonoClock::now() + kTick);
+}
+
+ProxyWorker::~ProxyWorker() {
+  draining_ = true;
+  listeners_.clear();
+  parked_.clear();
+  cut(Reason::kShutdown);
+  flows_.clear();
+}
+
+// --- listeners ------------------------------------------------------------------------------
+
+void ProxyWorker::listen(const PodPtr& pod,
+                         std::vector<std::pair<ListenerKind, UniqueFd>> listeners) {
+  if (draining_) return;
+  auto& mine = listeners_[pod->uid];
+  for (auto& [kind, fd] : listeners) {
+    mine.push_back(std::make_unique<rt::Listener>(
+        loop(), std::move(fd),
+        [this, pod, kind = kind](UniqueFd accepted) { spread(pod, kind, std::move(accepted)); }));
+  }
+}
+
+void ProxyWorker::stop_listening(const std::string& uid) { listeners_.erase(uid); }
+
+bool ProxyWorker::admit() {
+  if (shared_.connections.fetch_add(1, std::memory_order_relaxed) < shared_.max_connections) {
+    return true;
+  }
+  shared_.connections.fetch_sub(1, std::memory_order_relaxed);
+  if (shared_.refused.fetch_add(1, std::memory_order_relaxed) % 1000 == 0) {
+    scope.warn("max-connections ({}) is reached, new connections are refused",
+               shared_.max_connections);
+  }
+  return false;
+}
+
+// A listener wakes one ring only, so its worker deals the connections out.
+void ProxyWorker::spread(const PodPtr& pod, ListenerKind kind, UniqueFd fd) {
+  if (!admit()) {
+    rt::set_reset_on_close(fd.get());
+    return;
+  }
+  rt::Worker& to = shared_.pool->least_loaded();
+  to.add_load(1);
+  ProxyWorker* target = shared_.workers[to.index()].get();
+  if (target == this) return accept(pod, kind, std::move(fd));
+  to.post([target, pod, kind, fd = std::move(fd)]() mutable {
+    target->accept(pod, kind, std::move(fd));
+  });
+}
+
+void ProxyWorker::accept(const PodPtr& pod, ListenerKind kind, UniqueFd fd) {
+  PodLocalPtr local_pod = local(pod);
+  if (draining_ || local_pod->removed) {
+    worker_.add_load(-1);
+    shared_.connections.fetch_sub(1, std::memory_order_relaxed);
+    return;
+  }
+  switch (kind) {
+    case ListenerKind::kHbone: return serve_tunnel(std::move(local_pod), std::move(fd));
+    case ListenerKind::kOutbound: {
+      auto flow = std::make_unique<OutboundFlow>(*this, std::move(local_pod), std::move(fd));
+      OutboundFlow& f = *flow;
+      add(std::move(flow));
+      return f.begin();
+    }
+    case ListenerKind::kInbound: {
+      auto flow = std::make_unique<InboundFlow>(*this, std::move(local_pod), std::move(fd));
+      InboundFlow& f = *flow;
+      add(std::move(flow));
+      return f.begin();
+    }
+  }
+}
+
+Flow& ProxyWorker::add(std::unique_ptr<Flow> flow) {
+  Flow& f = *flow;
+  f.self_ = flows_.insert(flows_.end(), std::move(flow));
+  return f;
+}
+
+void ProxyWorker::retire(Flow& flow) {
+  std::unique_ptr<Flow> owned = std::move(*flow.self_);
+  flows_.erase(flow.self_);
+  loop().retire(std::move(owned));
+  worker_.add_load(-1);
+  shared_.connections.fetch_sub(1, std::memory_order_relaxed);
+}
+
+// --- pods and the mesh ----------------------------------------------------------------------
+
+PodLocalPtr ProxyWorker::local(const PodPtr& pod) {
+  PodLocalPtr& l = pods_[pod.get()];
+  if (!l) {
+    l = std::make_shared<PodLocal>();
+    l->pod = pod;
+  }
+  return l;
+}
+
+const model::WorkloadPtr& ProxyWorker::workload(PodLocal& p) {
+  const model::Snapshot& mesh = reader_.get();
+  if (p.version == mesh.version()) return p.workload;
+  p.version = mesh.version();
+  p.workload = mesh.workload_by_name(p.pod->ns, p.pod->name, p.pod->service_account);
+  p.tunnel_source =
+      p.workload ? fmt::format("{}|{}", p.workload->identity.uri(), p.pod->uid) : std::string();
+  return p.workload;
+}
+
+TlsContextPtr ProxyWorker::tls(const model::Identity& identity) {
+  const auto it = tls_.find(identity);
+  if (it != tls_.end()) return it->second;
+  shared_.want_certificate(identity);
+  return nullptr;
+}
+
+void ProxyWorker::set_tls(const model::Identity& identity, TlsContextPtr tls) {
+  if (!tls) {
+    tls_.erase(identity);
+    return;
+  }
+  const bool renewed = tls_.contains(identity);
+  tls_[identity] = std::move(tls);
+  if (!renewed) return retry_parked();
+  // Tunnels of the old certificate serve out their streams; new ones are made with the new.
+  for (const auto& [raw, p] : pods_) {
+    if (p->workload && p->workload->identity == identity) tunnels_.drain(p->tunnel_source);
+  }
+}
+
+void ProxyWorker::mesh_changed() {
+  const model::Snapshot& mesh = reader_.get();
+  const bool policies = std::exchange(checked_policies_, mesh.policy_generation()) !=
+                        mesh.policy_generation();
+  std::vector<PodLocal*> moved;
+  for (const auto& [raw, p] : pods_) {
+    const model::WorkloadPtr before = p->workload;
+    if (workload(*p) != before) moved.push_back(p.get());
+  }
+  if (policies || !moved.empty()) {
+    for (auto it = flows_.begin(); it != flows_.end();) {
+      Flow& f = **it++;  // recheck() may end the flow, which leaves the list
+      const bool touched =
+          policies || std::find(moved.begin(), moved.end(), f.pod().get()) != moved.end();
+      if (touched) f.recheck();
+    }
+  }
+  retry_parked();
+}
+
+void ProxyWorker::remove_pod(const PodPtr& pod) {
+  const auto it = pods_.find(pod.get());
+  if (it == pods_.end()) return;
+  const PodLocalPtr p = it->second;
+  p->removed = true;
+  pods_.erase(it);
+  std::erase_if(parked_, [&](ParkedTunnel& t) {
+    if (t.pod != p) return false;
+    worker_.add_load(-1);
+    shared_.connections.fetch_sub(1, std::memory_order_relaxed);
+    return true;
+  });
+  for (auto f = flows_.begin(); f != flows_.end();) {
+    Flow& flow = **f++;
+    if (flow.pod() == p) flow.cut(Reason::kShutdown);
+  }
+  server_.close(Reason::kShutdown, p.get());
+  if (!p->tunnel_source.empty()) tunnels_.close(Reason::kShutdown, p->tunnel_source);
+}
+
+// --- tunnels in -----------------------------------------------------------------------------
+
+void ProxyWorker::serve_tunnel(PodLocalPtr pod, UniqueFd fd) {
+  if (try_tunnel(pod, fd)) return;
+  parked_.push_back({std::move(pod), std::move(fd), loop().now() + settings().config_patience});
+}
+
+// The tunnel counts as load while it is parked or in its handshake; then its streams do.
+bool ProxyWorker::try_tunnel(const PodLocalPtr& pod, UniqueFd& fd) {
+  const model::WorkloadPtr& w = workload(*pod);
+  TlsContextPtr context = w ? tls(w->identity) : nullptr;
+  if (!context) return false;
+  server_.serve(std::move(fd), std::move(context), pod);
+  worker_.add_load(-1);
+  shared_.connections.fetch_sub(1, std::memory_order_relaxed);
+  return true;
+}
+
+void ProxyWorker::on_connect(std::unique_ptr<net::ConnectRequest> request) {
+  auto pod = std::static_pointer_cast<PodLocal>(request->context());
+  if (draining_ || pod->removed || !admit()) {
+    request->reject(503);
+    return;
+  }
+  worker_.add_load(1);
+  auto flow = std::make_unique<InboundFlow>(*this, std::move(pod), std::move(request));
+  InboundFlow& f = *flow;
+  add(std::move(flow));
+  f.begin();
+}
+
+void ProxyWorker::on_tunnel_failed(const net::TunnelPeer& peer, const Error& error,
+                                   const std::shared_ptr<void>& context) {
+  const auto pod = std::static_pointer_cast<PodLocal>(context);
+  telemetry::FlowInfo info;
+  info.direction = telemetry::Direction::kInbound;
+  info.src = peer.address;
+  info.dst = peer.local;
+  info.source.identity = peer.identity;
+  info.destination.workload = pod->workload;
+  telemetry::report_early_failure(*shared_.metrics, shard(), info, error.reason, error.detail);
+}
+
+// --- time -----------------------------------------------------------------------------------
+
+void ProxyWorker::retry_parked() {
+  std::vector<ParkedTunnel> parked = std::exchange(parked_, {});
+  for (ParkedTunnel& t : parked) {
+    if (try_tunnel(t.pod, t.fd)) continue;
+    if (t.deadline <= loop().now()) {
+      give_up_parked(t);
+    } else {
+      parked_.push_back(std::move(t));
+    }
+  }
+  for (auto it = flows_.begin(); it != flows_.end();) {
+    Flow& f = **it++;
+    f.poke();
+  }
+}
+
+void ProxyWorker::give_up_parked(ParkedTunnel& t) {
+  telemetry::FlowInfo info;
+  info.direction = telemetry::Direction::kInbound;
+  if (auto a = rt::peer_address(t.fd.get())) info.src = *a;
+  if (auto a = rt::local_address(t.fd.get())) info.dst = *a;
+  info.destination.workload = t.pod->workload;
+  const bool known = t.pod->workload != nullptr;
+  telemetry::report_early_failure(
+      *shared_.metrics, shard(), info,
+      known ? Reason::kIdentityUnavailable : Reason::kUnknownDestination,
+      known ? "no certificate for the workload in time" : "the pod is not in the mesh's state");
+  worker_.add_load(-1);
+  shared_.connections.fetch_sub(1, std::memory_order_relaxed);
+}
+
+void ProxyWorker::tick() {
+  loop().start(timer_, MonoClock::now() + kTick);
+  for (const auto& f : flows_) f->tick();
+  retry_parked();
+}
+
+// --- end ------------------------------------------------------------------------------------
+
+void ProxyWorker::drain() {
+  draining_ = true;
+  listeners_.clear();
+  server_.drain();
+}
+
+void ProxyWorker::cut(Reason reason) {
+  for (ParkedTunnel& t : std::exchange(parked_, {})) give_up_parked(t);
+  for (auto it = flows_.begin(); it != flows_.end();) {
+    Flow& f = **it++;
+    f.cut(reason);
+  }
+  server_.close(reason);
+  tunnels_.close(reason);
+}
+
+std::vector<FlowRow> ProxyWorker::rows() const {
+  std::vector<FlowRow> out;
+  out.reserve(flows_.size());
+  for (const auto& f : flows_) out.push_back(f->row());
+  return out;
+}
+
+}  // namespace meltemi::ztunnel

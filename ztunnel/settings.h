@@ -1,0 +1,81 @@
+// Everything that configures a ztunnel process, with Istio's names where they exist. Must be the only
+// place of this binary that knows an environment variable.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "userspace/base/clock.h"
+#include "userspace/base/config.h"
+#include "userspace/base/error.h"
+
+namespace meltemi::ztunnel {
+
+inline constexpr uint16_t kReadinessPort = 15021;
+
+struct Settings {
+  std::string log_level = "info";
+  std::string log_format = "plain";
+
+  // shared: pods are told by the agent over ZDS. dedicated: one workload, own network namespace.
+  std::string proxy_mode = "shared";
+  std::string workload_info;  // dedicated: namespace/name/serviceaccount
+  std::string zds_socket = "/var/run/ztunnel/ztunnel.sock";
+  std::string node_name, network, cluster_id = "Kubernetes", trust_domain = "cluster.local";
+  std::string pod_name = "ztunnel", pod_namespace = "istio-system", instance_ip;
+
+  std::string xds_address = "https://istiod.istio-system.svc:15012";
+  std::string xds_root_ca = "./var/run/secrets/istio/root-cert.pem";
+  std::string xds_server_name;
+  std::string ca_address;   // empty: as xds_address
+  std::string ca_root_ca;   // empty: as xds_root_ca
+  std::string ca_server_name;
+  std::string auth_token = "./var/run/secrets/tokens/istio-token";
+  Duration secret_ttl = std::chrono::hours(24);
+  std::string local_xds_path;  // a file of workloads, services and policies
+  std::string local_ca_dir;    // a certificate authority of its own, for tests and single machines
+
+  std::string workers_text;
+  std::string io_backend = "auto";
+  int64_t packet_mark = 0x539;
+  int64_t capture_mark = 0x6d31;
+  std::string preserve_source = "auto";  // ENABLE_ORIG_SRC
+  bool ipv6 = true;
+  bool listener_fds = true;
+  bool response_baggage = true;
+
+  int64_t pool_max_streams = 100;
+  Duration pool_idle = std::chrono::minutes(5);
+  int64_t stream_window = 4 << 20;
+  int64_t connection_window = 16 << 20;
+  int64_t frame_size = 1 << 20;
+  Duration connect_timeout = std::chrono::seconds(10);
+  Duration handshake_timeout = std::chrono::seconds(10);
+  Duration config_patience = std::chrono::seconds(5);
+  Duration idle_timeout{};
+  bool keepalive = true;
+  Duration keepalive_time = std::chrono::seconds(180);
+  Duration keepalive_interval = std::chrono::seconds(180);
+  int64_t keepalive_retries = 9;
+  int64_t max_connections = 0;
+  int64_t held_bytes_limit = 256 << 20;
+  int64_t window_bytes_limit = int64_t{1} << 30;
+
+  Duration drain_deadline{};                            // CONNECTION_TERMINATION_DEADLINE
+  int64_t grace_seconds = 0;                            // TERMINATION_GRACE_PERIOD_SECONDS
+  std::string admin_listen = "127.0.0.1:15000";
+  std::string metrics_listen = "[::]:15020";
+  std::string readiness_listen = "[::]:15021";
+
+  // The rows; `this` must outlive the table.
+  void describe(ConfigTable& table);
+  // What cannot be said by one row. Errors name the row and the fix.
+  Status check() const;
+  bool shared() const { return proxy_mode == "shared"; }
+  // "n", "n%" of the cores, "0" for all; default max(2, a quarter of the cores).
+  Result<uint32_t> workers(uint32_t cores) const;
+  // How long open connections may live after SIGTERM: the deadline, else from the pod's grace.
+  Duration drain() const;
+};
+
+}  // namespace meltemi::ztunnel
