@@ -1,0 +1,68 @@
+#include "userspace/sandbox/directory.h"
+
+#include <sys/stat.h>
+
+#include <filesystem>
+
+#include "userspace/sys/files.h"
+
+namespace meltemi::sandbox {
+namespace {
+
+constexpr int kUserLayer = 0;
+constexpr int kControllerLayer = 1;
+constexpr int kRuntimeLayer = 2;
+
+bool is_manifest(const std::string& name) {
+  return !name.starts_with('.') &&
+         (name.ends_with(".yaml") || name.ends_with(".yml") || name.ends_with(".json"));
+}
+
+}  // namespace
+
+config::ReadOptions runtime_read_options() {
+  config::ReadOptions options;
+  options.warn_ignored = false;
+  return options;
+}
+
+Directory::Directory(std::string root, View view)
+    : root_(std::move(root)), view_(view), tree_(&store_, runtime_read_options()) {}
+
+bool Directory::refresh() {
+  std::map<std::string, Stamp> seen;
+  bool changed = false;
+  if (view_ != View::kRuntime) {
+    changed |= scan(root_, kUserLayer, &seen);
+    changed |= scan(root_ + "/state/control", kControllerLayer, &seen);
+  }
+  if (view_ != View::kWanted) changed |= scan(root_ + "/state/node", kRuntimeLayer, &seen);
+  for (const auto& [path, stamp] : files_)
+    if (!seen.contains(path)) changed |= !tree_.remove(path).changes.empty();
+  files_ = std::move(seen);
+  return changed;
+}
+
+bool Directory::scan(const std::string& directory, int layer, std::map<std::string, Stamp>* seen) {
+  bool changed = false;
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(directory, error)) {
+    if (!is_manifest(entry.path().filename())) continue;
+    const std::string path = entry.path();
+    struct stat st{};
+    if (::stat(path.c_str(), &st) < 0 || !S_ISREG(st.st_mode)) continue;
+    const Stamp stamp{st.st_ino, st.st_mtim.tv_sec * 1'000'000'000 + st.st_mtim.tv_nsec, st.st_size};
+    const auto known = files_.find(path);
+    seen->emplace(path, stamp);
+    if (known != files_.end() && known->second == stamp) continue;
+    const Result<std::string> bytes = sys::read_file(path);
+    if (bytes) changed |= !tree_.put(path, *bytes, layer).changes.empty();
+  }
+  return changed;
+}
+
+std::string Directory::file_of(const config::ObjectKey& key) const {
+  return std::string(tree_.file_of(key));
+}
+
+}  // namespace meltemi::sandbox
