@@ -77,13 +77,13 @@ enum class H1EventKind : uint8_t {
   kBody,      // `data`: the next bytes of the body
   kComplete,  // the message has ended; trailers() may have fields
   kUpgrade,   // comes instead of kComplete when the message turned the connection into a tunnel:
-              // what is left in `in`, and all later bytes, are not HTTP
+              // what is left in `in`, and all later bytes, are not HTTP. next() uses nothing more
   kError,     // malformed: answer `status` and close. See error()
 };
 struct H1Event {
   H1EventKind kind = H1EventKind::kNeedMore;
   ByteView data;
-  uint16_t status = 0;  // kError: 400, 414, 417, 431, 501 or 505; for responses 502
+  uint16_t status = 0;  // kError: 400, 414, 417, 431, 501 or 505; for a bad response 502
 };
 
 class H1Parser {
@@ -94,8 +94,9 @@ class H1Parser {
   H1Parser& operator=(H1Parser&&) noexcept;
 
   // The next event in `in`, which is advanced by what was used. After kComplete the next message of
-  // the connection follows (pipelining). A server that lets a request upgrade gets kUpgrade right
-  // after the request's head; if it declines, decline_upgrade() makes it an ordinary message.
+  // the connection follows (pipelining), unless keep_alive was false: then what comes is swallowed.
+  // A request that asks for an upgrade ends in kUpgrade; its sender must wait, and so must what it
+  // sends early: keep those bytes until the answer is known.
   H1Event next(ByteView& in);
   // The connection's end. kComplete when that ends a body (H1Framing::kUntilClose), kNeedMore when
   // nothing was open, kError when a message is cut off.
@@ -104,8 +105,9 @@ class H1Parser {
   // Responses: what was asked, before the head of its response is parsed: a response to HEAD has no
   // body, a 2xx to CONNECT is a tunnel. Stays in force through 1xx responses.
   void expect_response_to(std::string_view method);
-  // Requests: upgrades are not taken; call before kUpgrade was returned (after kHead). An HTTP/1.1
-  // request with an Upgrade header is then parsed like any other. No effect on CONNECT.
+  // Requests: the upgrade did not happen. Between kHead and kUpgrade: the request ends in kComplete
+  // like any other. After kUpgrade (the answer was not 101): what follows is HTTP again. No effect on
+  // CONNECT before its kUpgrade.
   void decline_upgrade();
 
   const H1Head& head() const;

@@ -1163,6 +1163,13 @@ uint32_t TunnelSession::sendable(uint32_t id) {
   return 0;
 }
 
+uint32_t TunnelSession::send_room(uint32_t id) const {
+  const TunnelStream* stream = state_->streams.find(id);
+  if (stream == nullptr) return 0;
+  return static_cast<uint32_t>(
+      std::max<int64_t>(0, std::min<int64_t>(stream->send_window, state_->conn_send)));
+}
+
 bool TunnelSession::write_data_header(uint32_t id, uint32_t length, bool end_stream,
                                       std::span<uint8_t, 9> out) {
   State& s = *state_;

@@ -144,6 +144,9 @@ class TunnelSession {
   // ended, while its HEADERS are in a pending() that was not taken yet, and when windows are used up:
   // only then kWritable will come.
   uint32_t sendable(uint32_t stream);
+  // The window that is left for the stream, whatever the frame size; owes nothing. A hint for how
+  // much to read for it. 0 if unknown.
+  uint32_t send_room(uint32_t stream) const;
   // Writes the 9-byte frame header. REQUIRES: length <= sendable(stream), and length > 0 unless
   // end_stream. An empty frame with end_stream needs no window, only taken HEADERS.
   // Returns false, and writes nothing, when the stream is gone or its sending side has ended.
