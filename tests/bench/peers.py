@@ -14,11 +14,14 @@ CIPHER = "TLS_AES_128_GCM_SHA256"
 class Direct:
     name = "direct"
 
-    def __init__(self, lab, work):
+    def __init__(self, lab):
         self.lab = lab
 
     def start(self):
         pass
+
+    def cgroup(self, end):
+        return None
 
     def target(self, port):
         return self.lab.a, self.lab.ip_b, port
@@ -92,11 +95,14 @@ class HaproxyPair:
     def target(self, port):
         return self.lab.a, "127.0.0.1", self.base + (0 if port == ECHO else 1)
 
+    def cgroup(self, end):
+        return None
+
     def near(self):
-        return [self.children[0].pid]
+        return [self.children[0].pid] if self.children else []
 
     def far(self):
-        return [self.children[1].pid]
+        return [self.children[1].pid] if self.children else []
 
     def stop(self):
         for child in self.children:

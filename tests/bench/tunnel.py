@@ -8,9 +8,9 @@ import json
 import os
 import subprocess
 
+import mesh
 import netlab
 import peers
-from mesh import MeshPair
 
 
 def goals(goal):
@@ -18,6 +18,7 @@ def goals(goal):
            goal("bulk 1 stream", "cpu_s_per_gb", "meltemi", "haproxy-mtls", 0.6),
            goal("bulk 8 streams", "cpu_s_per_gb", "meltemi", "haproxy-mtls", 0.6),
            goal("connect-request-close", "cpu_us", "meltemi", "haproxy", 1.1)]
+    out += [goal("idle connection", end, "meltemi", None, 4.0) for end in ("near_kb", "far_kb")]
     for row in ("rr 64B 1 connection", "rr 64B 64 connections"):
         out += [goal(row, "near_us", "meltemi", "haproxy", 0.9),
                 goal(row, "far_us", "meltemi", "haproxy", 0.9)]
@@ -35,11 +36,40 @@ ROWS = [  # name, mode, port, loadgen options, unit, divisor
 ]
 
 
-def sample(lab, loadgen, peer, mode, port, options, seconds, cgroup):
+class MeshPair:
+    """Meltemi's own pair as a peer: the client calls the far pod's address and knows of nothing."""
+
+    name = "meltemi"
+
+    def __init__(self, lab, work, binaries):
+        self.lab = lab
+        os.makedirs(work)
+        self.mesh = mesh.Mesh(lab, work, binaries, cpu=0, workers=1, log_level="warn")
+        self.mesh.start()
+
+    def start(self):
+        pass
+
+    stop = start
+
+    def target(self, port):
+        return self.lab.a, self.lab.ip_b, port
+
+    def near(self):
+        return [self.mesh.a.ztunnel.pid]
+
+    def far(self):
+        return [self.mesh.b.ztunnel.pid]
+
+    def cgroup(self, end):
+        return (self.mesh.a if end == "a" else self.mesh.b).pod_cgroup
+
+
+def sample(loadgen, peer, mode, port, options, seconds):
     """One window of load. Returns the load tool's figures and the CPU of both ends in it."""
     netns, ip, port = peer.target(port)
-    child = lab.start([loadgen, mode, ip, str(port), "--seconds", str(seconds)] + options,
-                      netns=netns, cpu=0, cgroup=cgroup)
+    child = peer.lab.start([loadgen, mode, ip, str(port), "--seconds", str(seconds)] + options,
+                           netns=netns, cpu=0, cgroup=peer.cgroup("a"))
     child.wait_line("start")
     near, far = netlab.cpu_seconds(peer.near()), netlab.cpu_seconds(peer.far())
     child.wait_line("end", timeout=seconds + 30)
@@ -66,39 +96,48 @@ def figures_of(mode, result, near, far, unit, divisor, proxied):
 
 
 def measure(args, table, wanted, work, say):
-    if not any(wanted.search(row[0]) for row in ROWS + [("idle connection",), ("connect",)]):
+    names = [row[0] for row in ROWS] + ["idle connection"]
+    if wanted.search("connect"):
+        for round_number in range(args.rounds):
+            connect_cost(args, table)
+            say(f"round {round_number + 1}: connect")
+    if not any(wanted.search(name) for name in names):
         return
     loadgen = os.path.join(os.path.dirname(args.bin), "tests", "meltemi-loadgen")
-    lab = netlab.Lab()
-    mesh = MeshPair(lab, work, args.bin)
+    # The mesh's pods are enrolled, so its peers have a pair of their own; both pairs are alike.
+    labs = [netlab.Lab("plain"), netlab.Lab("mesh")]
+    pair = None
     try:
-        for ip in (lab.ip_b,):
-            server = lab.start([loadgen, "server", "0.0.0.0", str(peers.ECHO), str(peers.SINK)],
-                               netns=lab.b, cpu=0, cgroup=mesh.cgroup("b"))
-            server.wait_line("ready")
-        plain = [peers.Direct(lab, work), peers.HaproxyPair(lab, work, False),
-                 peers.HaproxyPair(lab, work, True)]
+        pair = MeshPair(labs[1], f"{work}/mesh", args.bin)
+        for lab, cgroup in ((labs[0], None), (labs[1], pair.cgroup("b"))):
+            lab.start([loadgen, "server", "0.0.0.0", str(peers.ECHO), str(peers.SINK)], netns=lab.b,
+                      cpu=0, cgroup=cgroup).wait_line("ready")
+        everyone = [peers.Direct(labs[0]), peers.HaproxyPair(labs[0], work, False),
+                    peers.HaproxyPair(labs[0], work, True), pair]
         for round_number in range(args.rounds):
-            if wanted.search("connect"):
-                connect_cost(args, table)
-            for peer in plain + [mesh]:
+            for peer in everyone:
                 peer.start()
                 try:
-                    for name, mode, port, options, unit, divisor in ROWS:
-                        if not wanted.search(name):
-                            continue
-                        result, near, far = sample(lab, loadgen, peer, mode, port, options,
-                                                   args.seconds, mesh.cgroup("a"))
-                        table.add(name, peer.name, figures_of(mode, result, near, far, unit, divisor,
-                                                              bool(peer.near())))
-                        say(f"round {round_number + 1}: {name}: {peer.name}")
-                    if wanted.search("idle connection") and peer.near():
-                        idle_memory(lab, loadgen, peer, mesh, table)
+                    rows_of(peer, args, table, wanted, loadgen, say, round_number)
                 finally:
                     peer.stop()
     finally:
-        mesh.close()
-        lab.close()
+        if pair:
+            pair.mesh.close()
+        for lab in labs:
+            lab.close()
+
+
+def rows_of(peer, args, table, wanted, loadgen, say, round_number):
+    for name, mode, port, options, unit, divisor in ROWS:
+        if not wanted.search(name):
+            continue
+        result, near, far = sample(loadgen, peer, mode, port, options, args.seconds)
+        table.add(name, peer.name,
+                  figures_of(mode, result, near, far, unit, divisor, bool(peer.near())))
+        say(f"round {round_number + 1}: {name}: {peer.name}")
+    if wanted.search("idle connection") and peer.near():
+        idle_memory(loadgen, peer, table)
 
 
 def connect_cost(args, table):
@@ -111,12 +150,12 @@ def connect_cost(args, table):
         table.add("connect", peer, figures)
 
 
-def idle_memory(lab, loadgen, peer, mesh, table, connections=2000):
+def idle_memory(loadgen, peer, table, connections=2000):
     before = [sum(map(netlab.anonymous_kb, end)) for end in (peer.near(), peer.far())]
     netns, ip, port = peer.target(peers.ECHO)
-    child = lab.start([loadgen, "idle", ip, str(port), "--connections", str(connections), "--seconds",
-                       "1", "--warmup", "0.5", "--bytes", "1"], netns=netns, cpu=0,
-                      cgroup=mesh.cgroup("a"))
+    child = peer.lab.start([loadgen, "idle", ip, str(port), "--connections", str(connections),
+                            "--seconds", "1", "--warmup", "0.5", "--bytes", "1"], netns=netns, cpu=0,
+                           cgroup=peer.cgroup("a"))
     child.wait_line("start", timeout=60)
     after = [sum(map(netlab.anonymous_kb, end)) for end in (peer.near(), peer.far())]
     child.wait_line("end", timeout=60)

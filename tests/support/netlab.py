@@ -1,7 +1,7 @@
-"""Two pods' worth of network for the benchmarks, and the accounting of CPU.
+"""Two pods' worth of network for tests and benchmarks, and the accounting of CPU.
 
 Two network namespaces joined by a veth, as two pods on two nodes would be. Everything made here is
-named meltemi-bench-<pid>-*, and is removed by Lab.close(), also when a benchmark fails. It must
+named meltemi-<tag>-<pid>-*, and is removed by Lab.close(), also when a benchmark fails. It must
 never touch a namespace that it did not make.
 """
 
@@ -89,9 +89,9 @@ def anonymous_kb(pid):
 
 
 class Lab:
-    def __init__(self):
+    def __init__(self, tag="lab"):
         allow_cubic()
-        self.name = f"meltemi-bench-{os.getpid()}"
+        self.name = f"meltemi-{tag}-{os.getpid()}"
         self.a, self.b = self.name + "-a", self.name + "-b"
         self.children = []
         for ns in (self.a, self.b):
