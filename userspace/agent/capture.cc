@@ -162,6 +162,11 @@ Status Capture::enrol(CapturedPod& pod, const CaptureSpec& spec) {
   return status;
 }
 
+bool Capture::addresses_current(const CapturedPod& pod, const CaptureSpec& spec) const {
+  const auto now = ordered_addresses(pod.netns, spec.addresses);
+  return now && *now == pod.addresses;
+}
+
 Result<std::vector<std::string>> Capture::missing(const CapturedPod& pod) const {
   const NetnsTruth truth = MELTEMI_TRY(read_truth(pod.netns, pod.addresses, marks_));
   const auto outbound = MELTEMI_TRY(bpf_.listener(pod.cookie, MELTEMI_LISTENER_OUTBOUND));

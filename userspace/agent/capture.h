@@ -62,6 +62,9 @@ class Capture {
 
   Status enrol(CapturedPod& pod, const CaptureSpec& spec);
 
+  // False when the namespace has gained or lost an address since the pod was enrolled.
+  bool addresses_current(const CapturedPod& pod, const CaptureSpec& spec) const;
+
   // Kernel truth: names of what is missing; empty means enrolled.
   Result<std::vector<std::string>> missing(const CapturedPod& pod) const;
   // Whether anything of this pod is in the kernel, also half of it.

@@ -1,0 +1,206 @@
+// Start-up order of the agent: take over what is there, attach, serve; see agent.h.
+#include "userspace/agent/agent.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <signal.h>
+#include <sys/epoll.h>
+#include <sys/file.h>
+#include <sys/signalfd.h>
+
+#include <mutex>
+
+#include "userspace/agent/bpf_store.h"
+#include "userspace/agent/capture.h"
+#include "userspace/agent/control_link.h"
+#include "userspace/agent/local_server.h"
+#include "userspace/agent/loop.h"
+#include "userspace/agent/node.h"
+#include "userspace/agent/node_probe.h"
+#include "userspace/base/log.h"
+#include "userspace/sys/files.h"
+#include "userspace/telemetry/exposition.h"
+#include "userspace/telemetry/http_server.h"
+
+namespace meltemi::agent {
+namespace {
+
+const log::Scope scope("agent");
+
+// The directory of a cgroup given absolute, or relative to the mount ("/" is the mount).
+Result<sys::Cgroup> open_cgroup(const std::string& path) {
+  const std::string mount = MELTEMI_TRY(sys::cgroup2_mount());
+  if (path == mount || path.starts_with(mount + "/")) return sys::Cgroup::open(path);
+  const std::string relative = path.starts_with('/') ? path.substr(1) : path;
+  return sys::Cgroup::open(relative.empty() ? mount : mount + "/" + relative);
+}
+
+ProbeAddresses probe_addresses(const Options& o) {
+  return {*IpAddress::parse(o.probe_v4), *IpAddress::parse(o.probe_v6)};
+}
+
+Result<BpfOptions> bpf_options(const Options& o, uint64_t node_cookie) {
+  BpfOptions out;
+  out.directory = o.bpf_dir;
+  out.capture_mark = static_cast<uint32_t>(o.capture_mark);
+  out.tunnel_mark = static_cast<uint32_t>(o.tunnel_mark);
+  out.probe_v4 = probe_addresses(o).v4;
+  out.probe_v6 = probe_addresses(o).v6;
+  out.node_netns_cookie = node_cookie;
+  if (!o.prober_cgroup.empty()) {
+    const sys::Cgroup prober = MELTEMI_TRY(open_cgroup(o.prober_cgroup));
+    out.prober_cgroup = prober.path();
+  }
+  return out;
+}
+
+// One agent a run directory: two would undo each other's work.
+Result<UniqueFd> lock_run_directory(const std::string& run_dir) {
+  const std::string path = run_dir + "/agent.lock";
+  UniqueFd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  if (!fd) return fail_errno(errno, "open " + path);
+  if (::flock(fd.get(), LOCK_EX | LOCK_NB) < 0)
+    return fail(Reason::kBadConfig, Fault::kConfig,
+                fmt::format("another meltemi-agent runs on {}", run_dir));
+  return fd;
+}
+
+Result<UniqueFd> signal_fd() {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGTERM);
+  sigaddset(&set, SIGINT);
+  ::pthread_sigmask(SIG_BLOCK, &set, nullptr);
+  ::signal(SIGPIPE, SIG_IGN);
+  UniqueFd fd(::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
+  if (!fd) return fail_errno(errno, "signalfd");
+  return fd;
+}
+
+// What the health server shows, copied from the loop's thread once a second.
+class Gauges {
+ public:
+  void set(const Node::Numbers& numbers, const std::array<uint64_t, MELTEMI_COUNTERS>& counters) {
+    const std::lock_guard lock(mutex_);
+    numbers_ = numbers;
+    counters_ = counters;
+  }
+  void collect(telemetry::Exposition& out) const {
+    const std::lock_guard lock(mutex_);
+    gauge(out, "meltemi_agent_pods", "Pods that the agent knows.", numbers_.pods);
+    gauge(out, "meltemi_agent_pods_wanted", "Pods that are to be in the mesh.", numbers_.wanted);
+    gauge(out, "meltemi_agent_pods_enrolled", "Pods that the kernel captures.", numbers_.enrolled);
+    gauge(out, "meltemi_agent_pods_draining", "Pods that leave the mesh.", numbers_.draining);
+    gauge(out, "meltemi_agent_ztunnel_connected", "1 while a ztunnel is connected.",
+          numbers_.ztunnel_connected);
+    out.family("meltemi_capture_events_total", telemetry::MetricType::kCounter,
+               "What the BPF programs of this node did.");
+    static constexpr std::string_view kLabels[] = {"event"};
+    static constexpr std::string_view kEvents[MELTEMI_COUNTERS] = {
+        "captured",         "excluded",     "capture_failed",   "probe_bound",
+        "probe_failed",     "outbound_dropped", "inbound_dropped", "inbound_passed"};
+    for (size_t i = 0; i < MELTEMI_COUNTERS; ++i)
+      out.sample("meltemi_capture_events_total", kLabels, {&kEvents[i], 1}, counters_[i]);
+  }
+
+ private:
+  static void gauge(telemetry::Exposition& out, std::string_view name, std::string_view help,
+                    uint64_t value) {
+    out.family(name, telemetry::MetricType::kGauge, help);
+    out.sample(name, value);
+  }
+  mutable std::mutex mutex_;
+  Node::Numbers numbers_;
+  std::array<uint64_t, MELTEMI_COUNTERS> counters_{};
+};
+
+void refresh_gauges(Loop& loop, const Node& node, const BpfStore& bpf, Gauges& gauges) {
+  if (const auto counters = bpf.counters()) gauges.set(node.numbers(), *counters);
+  loop.after(std::chrono::seconds(1), [&] { refresh_gauges(loop, node, bpf, gauges); });
+}
+
+}  // namespace
+
+Status run_agent(const Options& o) {
+  MELTEMI_TRY(check(o));
+  MELTEMI_TRY(sys::make_directories(o.run_dir, 0700));
+  const UniqueFd lock = MELTEMI_TRY(lock_run_directory(o.run_dir));
+  const UniqueFd signals = MELTEMI_TRY(signal_fd());
+  const sys::Cgroup cgroup = MELTEMI_TRY(open_cgroup(o.cgroup));
+  const sys::Netns home = MELTEMI_TRY(sys::Netns::current());
+  const uint64_t cookie = MELTEMI_TRY(home.cookie());
+  const uint64_t inode = MELTEMI_TRY(home.id()).inode;
+  const std::unique_ptr<BpfStore> bpf =
+      MELTEMI_TRY(BpfStore::load(MELTEMI_TRY(bpf_options(o, cookie))));
+  MELTEMI_TRY(set_up_probe_addresses(probe_addresses(o)));
+
+  const std::unique_ptr<Loop> loop = MELTEMI_TRY(Loop::create());
+  Capture capture(*bpf, {static_cast<uint32_t>(o.capture_mark), static_cast<uint32_t>(o.tunnel_mark)},
+                  cookie);
+  std::unique_ptr<ControlLink> control;
+  NodeOptions node_options{.name = o.node_name,
+                           .state_file = o.run_dir + "/enrolments.json",
+                           .reconcile_interval = o.reconcile_interval,
+                           .drain_timeout = o.drain_timeout,
+                           .add_timeout = o.add_timeout};
+  Node node(*loop, capture, *bpf, MELTEMI_TRY(open_cgroup(o.cgroup)), inode, std::move(node_options),
+            [&](const meltemi::node::v1::NodeReport& report) {
+              if (control) control->report(report);
+            });
+  // Maps first, then the hooks that read them: a new layout takes over without a gap.
+  node.restore();
+  MELTEMI_TRY(bpf->attach(cgroup));
+  MELTEMI_TRY(node.serve_ztunnel(o.run_dir + "/ztunnel.sock"));
+  LocalServer local(*loop, [&](meltemi::local::v1::Request request, LocalServer::Reply reply) {
+    node.handle(std::move(request), std::move(reply));
+  });
+  MELTEMI_TRY(local.listen(o.run_dir + "/agent.sock"));
+  node.start_reconciling();
+
+  if (!o.xds_address.empty()) {
+    control = std::make_unique<ControlLink>(
+        o, *loop, [&](auto changed, const auto& removed) { node.apply(std::move(changed), removed); });
+    MELTEMI_TRY(control->start());
+  } else {
+    scope.warn("no --xds-address: pods are enrolled only as enrolments.json says");
+  }
+
+  Gauges gauges;
+  telemetry::Registry registry;
+  registry.add([&](telemetry::Exposition& out) { gauges.collect(out); });
+  telemetry::HttpServer health;
+  health.route("/metrics", "GET", [&](const telemetry::HttpRequest&) {
+    return telemetry::HttpResponse{.body = registry.text()};
+  });
+  health.route("/healthz/ready", "GET", [&](const telemetry::HttpRequest&) {
+    const bool ready = !control || control->synced();
+    return telemetry::HttpResponse{.status = ready ? 200 : 500,
+                                   .body = ready ? "ready\n" : "not ready, pending: xds\n"};
+  });
+  refresh_gauges(*loop, node, *bpf, gauges);
+  if (!o.health_listen.empty())
+    MELTEMI_TRY(health.start({*SocketAddress::parse(o.health_listen)}));
+
+  MELTEMI_TRY(loop->watch(signals.get(), EPOLLIN, [&](uint32_t) { loop->stop(); }));
+  scope.info("agent of node {} serves {} (cgroup {}, pins {})", o.node_name, o.run_dir,
+             cgroup.path(), bpf->version_directory());
+  loop->run();
+  scope.info("stops; captured pods go on");
+  health.stop();
+  control.reset();
+  return {};
+}
+
+Status uninstall_agent(const Options& o) {
+  MELTEMI_TRY(check(o));
+  MELTEMI_TRY(sys::make_directories(o.run_dir, 0700));
+  const UniqueFd lock = MELTEMI_TRY(lock_run_directory(o.run_dir));
+  const uint64_t cookie = MELTEMI_TRY(MELTEMI_TRY(sys::Netns::current()).cookie());
+  const std::unique_ptr<BpfStore> bpf =
+      MELTEMI_TRY(BpfStore::load(MELTEMI_TRY(bpf_options(o, cookie))));
+  MELTEMI_TRY(bpf->uninstall());
+  return remove_probe_addresses(probe_addresses(o));
+}
+
+}  // namespace meltemi::agent

@@ -1,0 +1,642 @@
+// Bringing wish, namespace and kernel together; see node.h.
+#include "userspace/agent/node.h"
+
+#include <fmt/format.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <set>
+
+#include "userspace/agent/locate.h"
+#include "userspace/base/log.h"
+#include "userspace/sys/files.h"
+
+namespace meltemi::agent {
+namespace {
+
+const log::Scope scope("agent");
+
+namespace local = meltemi::local::v1;
+namespace wire = meltemi::node::v1;
+
+constexpr Duration kDrainCheck = std::chrono::milliseconds(250);
+constexpr Duration kSaveDelay = std::chrono::milliseconds(20);
+constexpr Duration kRetry = std::chrono::milliseconds(500);  // while somebody waits for a pod
+constexpr Duration kMaxAddTimeout = std::chrono::minutes(5);
+
+std::string key_of(const std::string& uid, const std::string& ns, const std::string& name) {
+  return uid.empty() ? ns + "/" + name : uid;
+}
+
+local::Response error_response(std::string text) {
+  local::Response r;
+  r.set_error(std::move(text));
+  return r;
+}
+
+std::string join(const std::vector<std::string>& words) {
+  return fmt::format("{}", fmt::join(words, ", "));
+}
+
+// Nobody, if /proc cannot be read: what depends on it then says "not found", never "somebody else".
+std::vector<sys::ProcessInfo> processes_now() {
+  Result<std::vector<sys::ProcessInfo>> all = sys::list_processes();
+  if (!all) {
+    scope.warn("{}", all.error().to_string());
+    return {};
+  }
+  return std::move(*all);
+}
+
+}  // namespace
+
+Node::Node(Loop& loop, Capture& capture, BpfStore& bpf, sys::Cgroup cgroup,
+           uint64_t node_netns_inode, NodeOptions options, ReportSink report)
+    : loop_(loop),
+      capture_(capture),
+      bpf_(bpf),
+      cgroup_(std::move(cgroup)),
+      node_netns_inode_(node_netns_inode),
+      options_(std::move(options)),
+      report_sink_(std::move(report)),
+      zds_(loop,
+           {.pods = [this] { return zds_pods(); },
+            .describe = [this](const std::string& uid) { return zds_describe(uid); },
+            .returned = [this](const std::string& uid,
+                               Listeners l) { listeners_returned(uid, std::move(l)); },
+            .added = [](const std::string&, const Status&) {},
+            .connection_changed = [this](bool) { changed(); }}) {
+  const Result<std::string> mount = sys::cgroup2_mount();
+  cgroup_path_ = mount && cgroup_.path().size() > mount->size() ? cgroup_.path().substr(mount->size())
+                                                                : "/";
+}
+
+Node::~Node() = default;
+
+// --- finding pods --------------------------------------------------------------------------------
+
+Node::Pod* Node::find(const std::string& uid, const std::string& ns, const std::string& name) {
+  if (!uid.empty())
+    if (const auto found = pods_.find(uid); found != pods_.end()) return &found->second;
+  if (name.empty()) return nullptr;
+  Pod* match = nullptr;
+  for (auto& [key, pod] : pods_) {
+    if (pod.record.namespace_name != ns || pod.record.name != name) continue;
+    // Two pods of one name: the older is on its way out, and has a namespace already.
+    if (!uid.empty() && !pod.record.uid.empty()) continue;
+    if (match == nullptr || match->captured) match = &pod;
+  }
+  return match;
+}
+
+Node::Pod& Node::find_or_add(const std::string& uid, const std::string& ns,
+                             const std::string& name) {
+  if (Pod* pod = find(uid, ns, name)) {
+    if (!uid.empty() && pod->record.uid.empty()) {
+      // CNI came first and did not know the uid.
+      auto node = pods_.extract(key_of("", pod->record.namespace_name, pod->record.name));
+      node.key() = uid;
+      node.mapped().record.uid = uid;
+      return pods_.insert(std::move(node)).position->second;
+    }
+    return *pod;
+  }
+  Pod& pod = pods_[key_of(uid, ns, name)];
+  pod.record.uid = uid;
+  pod.record.namespace_name = ns;
+  pod.record.name = name;
+  return pod;
+}
+
+// --- one pod -------------------------------------------------------------------------------------
+
+void Node::fail_pod(Pod& pod, const Error& error) {
+  if (pod.message != error.detail)
+    scope.warn("pod {}: {}", pod.record.label(), error.to_string());
+  pod.message = error.detail;
+  pod.hopeless = error.reason == Reason::kPermission || error.reason == Reason::kBadConfig;
+}
+
+// False, with the message set, if the pod's namespace is not known or cannot be its.
+bool Node::ensure_namespace(Pod& pod) {
+  if (pod.captured) return true;
+  PodRecord& r = pod.record;
+  if (r.netns_path.empty()) {
+    if (processes_.empty()) processes_ = processes_now();
+    const auto found = locate_netns(processes_, r.uid, node_netns_inode_);
+    if (!found) {
+      fail_pod(pod, found.error());
+      return false;
+    }
+    if (!*found) {
+      pod.message = "its network namespace is not known yet: no CNI ADD, and none of its processes runs";
+      return false;
+    }
+    r.netns_path = **found;
+  }
+  const Result<CaptureSpec> spec = spec_of(r);
+  if (!spec) {
+    fail_pod(pod, spec.error());
+    return false;
+  }
+  Result<CapturedPod> opened = capture_.open(r.netns_path, spec->addresses);
+  if (!opened) {
+    fail_pod(pod, opened.error());
+    return false;
+  }
+  if (r.cookie != 0 && r.cookie != opened->cookie) {
+    // The path names another namespace than last time: the old one is gone.
+    (void)capture_.forget(r.cookie, r.probed_addresses, r.probed_ports);
+    r.saved_sysctls.clear();
+    r.probed_addresses.clear();
+    r.probed_ports.clear();
+  }
+  r.cookie = opened->cookie;
+  opened->saved_sysctls = r.saved_sysctls;
+  opened->probed_addresses = r.probed_addresses;
+  opened->probed_ports = r.probed_ports;
+  pod.captured = std::move(*opened);
+  return true;
+}
+
+void Node::converge(Pod& pod) {
+  if (pod.record.wanted()) {
+    if (ensure_namespace(pod)) enrol(pod);
+  } else if (pod.phase == Phase::kEnrolled) {
+    unenrol(pod);
+  } else if (pod.phase == Phase::kDraining) {
+    finish_drain(pod);
+  } else {
+    pod.message.clear();
+    pod.missing.clear();
+  }
+  if (pod.captured) {
+    pod.record.saved_sysctls = pod.captured->saved_sysctls;
+    pod.record.probed_addresses = pod.captured->probed_addresses;
+    pod.record.probed_ports = pod.captured->probed_ports;
+  }
+  answer_waiters(pod);
+}
+
+void Node::enrol(Pod& pod) {
+  const Result<CaptureSpec> spec = spec_of(pod.record);
+  if (!spec) return fail_pod(pod, spec.error());
+  if (pod.phase == Phase::kEnrolled && pod.applied == *spec &&
+      capture_.addresses_current(*pod.captured, *spec)) {
+    read_back(pod);
+    if (pod.missing.empty()) return;
+    scope.warn("pod {} lost {}; mending it", pod.record.label(), join(pod.missing));
+  }
+  const Status status = capture_.enrol(*pod.captured, *spec);
+  if (!status) {
+    fail_pod(pod, status.error());
+    read_back(pod);
+    return;
+  }
+  pod.hopeless = false;
+  pod.applied = *spec;
+  read_back(pod);
+  if (!pod.missing.empty()) return;
+  if (pod.phase != Phase::kEnrolled)
+    scope.info("pod {} is enrolled ({})", pod.record.label(), pod.record.decision->reason());
+  pod.phase = Phase::kEnrolled;
+  // Also after mending: listeners may be new ones.
+  zds_.add(pod.record.uid);
+}
+
+void Node::read_back(Pod& pod) {
+  const auto missing = capture_.missing(*pod.captured);
+  if (!missing) {
+    fail_pod(pod, missing.error());
+    pod.missing.assign(std::begin(kTruthNames), std::end(kTruthNames));
+    return;
+  }
+  pod.missing = *missing;
+  if (pod.missing.empty()) pod.message.clear();
+}
+
+void Node::unenrol(Pod& pod) {
+  const Status status = capture_.begin_drain(*pod.captured);
+  if (!status) return fail_pod(pod, status.error());
+  pod.phase = Phase::kDraining;
+  pod.drain_deadline = MonoClock::now() + options_.drain_timeout;
+  pod.message = "leaving the mesh; waits for its captured connections to end";
+  scope.info("pod {} leaves the mesh ({})", pod.record.label(),
+             pod.record.decision ? pod.record.decision->reason() : "no decision");
+  finish_drain(pod);
+}
+
+void Node::finish_drain(Pod& pod) {
+  const Result<bool> drained = capture_.drained(*pod.captured);
+  if (!drained) return fail_pod(pod, drained.error());
+  if (!*drained && MonoClock::now() < pod.drain_deadline) return schedule_drain_check();
+  if (!pod.record.uid.empty()) zds_.remove(pod.record.uid);
+  const Status status = capture_.finish(*pod.captured);
+  if (!status) return fail_pod(pod, status.error());
+  pod.phase = Phase::kPlain;
+  pod.message.clear();
+  pod.missing.clear();
+  scope.info("pod {} is out of the mesh", pod.record.label());
+}
+
+// REQUIRES: pod.captured.
+bool Node::names_namespace(const Pod& pod, const std::string& path) {
+  struct stat st{};
+  return ::stat(path.c_str(), &st) == 0 && st.st_dev == pod.captured->id.device &&
+         st.st_ino == pod.captured->id.inode;
+}
+
+// Whether anything may still use the namespace: its name, or a process in it.
+bool Node::namespace_alive(const Pod& pod) const {
+  if (names_namespace(pod, pod.record.netns_path)) return true;
+  return std::any_of(processes_.begin(), processes_.end(), [&](const sys::ProcessInfo& p) {
+    return p.netns_inode == pod.captured->id.inode;
+  });
+}
+
+void Node::namespace_gone(Pod& pod) {
+  scope.info("the namespace of pod {} is gone", pod.record.label());
+  if (!pod.record.uid.empty() && pod.phase != Phase::kPlain) zds_.remove(pod.record.uid);
+  const Status status =
+      capture_.forget(pod.record.cookie, pod.record.probed_addresses, pod.record.probed_ports);
+  if (!status) scope.warn("pod {}: {}", pod.record.label(), status.error().to_string());
+  pod.captured.reset();
+  pod.applied.reset();
+  pod.phase = Phase::kPlain;
+  pod.missing.clear();
+  pod.record.netns_path.clear();
+  pod.record.cni_addresses.clear();
+  pod.record.cookie = 0;
+  pod.record.saved_sysctls.clear();
+  pod.record.probed_addresses.clear();
+  pod.record.probed_ports.clear();
+}
+
+// CNI ADD is answered when the decision is there and, if it is yes, the kernel has everything.
+void Node::answer_waiters(Pod& pod) {
+  if (pod.waiters.empty()) return;
+  const bool decided = pod.record.decision.has_value();
+  const bool done = decided && (!pod.record.wanted() || pod.phase == Phase::kEnrolled);
+  const MonoTime now = MonoClock::now();
+  std::vector<Waiter> keep;
+  for (Waiter& w : pod.waiters) {
+    if (done && pod.missing.empty()) {
+      local::Response response;
+      *response.add_pods() = describe(pod);
+      w.reply(std::move(response));
+    } else if (pod.hopeless || now >= w.deadline) {
+      w.reply(error_response(
+          decided ? fmt::format("pod {} cannot be enrolled: {}", pod.record.label(),
+                                pod.message.empty() ? "missing " + join(pod.missing) : pod.message)
+                  : fmt::format("pod {}: the control plane has not decided about it in time; is "
+                                "meltemid reachable, and does the pod carry spec.nodeName {}?",
+                                pod.record.label(), options_.name)));
+    } else {
+      keep.push_back(std::move(w));
+    }
+  }
+  pod.waiters = std::move(keep);
+}
+
+// --- life of the agent ---------------------------------------------------------------------------
+
+void Node::restore() {
+  const Result<std::string> text = sys::read_file(options_.state_file);
+  Result<std::vector<PodRecord>> records = std::vector<PodRecord>();
+  if (text)
+    records = records_from_json(*text);
+  else if (text.error().reason != Reason::kNotFound)
+    scope.error("{}: {}", options_.state_file, text.error().to_string());
+  if (!records) {
+    scope.error("{}: {}; going on without it", options_.state_file, records.error().to_string());
+    records = std::vector<PodRecord>();
+  }
+  for (PodRecord& record : *records) {
+    Pod& pod = pods_[key_of(record.uid, record.namespace_name, record.name)];
+    pod.record = std::move(record);
+    if (pod.record.netns_path.empty()) continue;
+    if (!ensure_namespace(pod)) continue;
+    if (!pod.record.wanted() && capture_.any_trace(*pod.captured).value_or(false))
+      pod.phase = Phase::kEnrolled;  // an un-enrolment that was cut short goes on
+    converge(pod);
+  }
+  collect_garbage();
+  changed();
+}
+
+Status Node::serve_ztunnel(const std::string& path) { return zds_.listen(path); }
+
+void Node::start_reconciling() {
+  loop_.after(options_.reconcile_interval, [this] {
+    reconcile();
+    start_reconciling();
+  });
+}
+
+void Node::reconcile() {
+  if (Result<bool> attached = bpf_.attached(cgroup_); !attached || !*attached) {
+    scope.warn("the node's cgroup hooks are not attached; attaching them");
+    if (const Status status = bpf_.attach(cgroup_); !status)
+      scope.error("{}", status.error().to_string());
+  }
+  processes_ = processes_now();
+  std::vector<std::string> gone;
+  for (auto& [key, pod] : pods_) {
+    if (pod.captured && !namespace_alive(pod)) {
+      namespace_gone(pod);
+      if (!pod.record.decision) gone.push_back(key);
+      continue;
+    }
+    converge(pod);
+    pod.uncaptured.clear();
+    if (pod.captured && pod.phase == Phase::kEnrolled)
+      pod.uncaptured = uncaptured_processes(processes_, pod.captured->id.inode, cgroup_path_);
+  }
+  for (const std::string& key : gone) pods_.erase(key);
+  processes_.clear();
+  collect_garbage();
+  changed();
+}
+
+// Pins whose namespace is dead and that no pod owns. Living ones are left to work: an agent without its
+// state file must not break what it does not know.
+void Node::collect_garbage() {
+  std::set<uint64_t> owned;
+  for (const auto& [key, pod] : pods_) owned.insert(pod.record.cookie);
+  const Result<std::vector<uint64_t>> pinned = bpf_.pods();
+  if (!pinned) return;
+  for (const uint64_t cookie : *pinned) {
+    if (owned.contains(cookie) || bpf_.pod_netns_inode(cookie).value_or(1) != 0) continue;
+    scope.info("removing the pins of namespace {}, which is gone", cookie);
+    (void)capture_.forget(cookie, {}, {});
+  }
+}
+
+void Node::schedule_drain_check() {
+  if (drain_check_pending_) return;
+  drain_check_pending_ = true;
+  loop_.after(kDrainCheck, [this] {
+    drain_check_pending_ = false;
+    bool ended = false;
+    for (auto& [key, pod] : pods_) {
+      if (pod.phase != Phase::kDraining) continue;
+      converge(pod);
+      ended |= pod.phase == Phase::kPlain;
+    }
+    if (ended) changed();
+  });
+}
+
+void Node::changed() {
+  if (save_pending_) return;
+  save_pending_ = true;
+  loop_.after(kSaveDelay, [this] {
+    save_pending_ = false;
+    save();
+    report();
+  });
+}
+
+void Node::save() {
+  std::vector<PodRecord> records;
+  for (const auto& [key, pod] : pods_) records.push_back(pod.record);
+  std::string text = records_to_json(records);
+  if (text == last_saved_) return;
+  const Status status = sys::write_file_atomically(options_.state_file, text, 0600);
+  if (status)
+    last_saved_ = std::move(text);
+  else
+    scope.error("state is not saved: {}", status.error().to_string());
+}
+
+void Node::report() {
+  wire::NodeReport out;
+  out.set_node(options_.name);
+  out.set_ztunnel_connected(zds_.connected());
+  for (const auto& [key, pod] : pods_) {
+    if (pod.record.uid.empty() || (!pod.record.decision && !pod.captured)) continue;
+    wire::PodStatus& s = *out.add_pods();
+    s.set_uid(pod.record.uid);
+    s.set_enrolled(pod.phase == Phase::kEnrolled && pod.missing.empty());
+    for (const std::string& m : pod.missing) s.add_missing(m);
+    s.set_message(pod.message);
+    if (!pod.captured) continue;
+    s.set_netns_cookie(pod.captured->cookie);
+    s.set_netns_inode(pod.captured->id.inode);
+  }
+  std::string bytes = out.SerializeAsString();
+  if (bytes == last_report_) return;
+  last_report_ = std::move(bytes);
+  report_sink_(out);
+}
+
+Node::Numbers Node::numbers() const {
+  Numbers n;
+  n.pods = pods_.size();
+  for (const auto& [key, pod] : pods_) {
+    n.wanted += pod.record.wanted();
+    n.enrolled += pod.phase == Phase::kEnrolled && pod.missing.empty();
+    n.draining += pod.phase == Phase::kDraining;
+  }
+  n.ztunnel_connected = zds_.connected();
+  n.ztunnel_synced = zds_.synced();
+  return n;
+}
+
+// --- wishes --------------------------------------------------------------------------------------
+
+void Node::apply(std::vector<wire::PodEnrolment> changed_pods,
+                 const std::vector<std::string>& removed) {
+  for (wire::PodEnrolment& e : changed_pods) {
+    Pod& pod = find_or_add(e.uid(), e.namespace_(), e.name());
+    pod.record.decision = std::move(e);
+    pod.hopeless = false;
+    pod.applied.reset();  // also ztunnel is told again: the service account may be another
+    converge(pod);
+  }
+  for (const std::string& uid : removed) {
+    const auto found = pods_.find(uid);
+    if (found == pods_.end()) continue;
+    if (!found->second.captured)
+      pods_.erase(found);  // never had a namespace here, or it is gone
+    else
+      scope.info("the control plane knows pod {} no longer; it stays as it is until its namespace "
+                 "ends",
+                 found->second.record.label());
+  }
+  processes_.clear();
+  changed();
+}
+
+// --- the agent's socket --------------------------------------------------------------------------
+
+void Node::handle(local::Request request, LocalServer::Reply reply) {
+  switch (request.call_case()) {
+    case local::Request::kAdd: return on_add(request.add(), std::move(reply));
+    case local::Request::kDel: return on_del(request.del(), reply);
+    case local::Request::kCheck: return on_check(request.check(), reply);
+    case local::Request::kList: return on_list(reply);
+    default: reply(error_response("unknown call"));
+  }
+}
+
+void Node::on_add(const local::AddPod& add, LocalServer::Reply reply) {
+  if (add.name().empty() || add.namespace_().empty() || add.netns_path().empty())
+    return reply(error_response("ADD needs the pod's name, namespace and netns path"));
+  Pod& pod = find_or_add(add.uid(), add.namespace_(), add.name());
+  if (pod.captured && !names_namespace(pod, add.netns_path())) namespace_gone(pod);
+  pod.record.netns_path = add.netns_path();
+  pod.record.cni_addresses.clear();
+  for (const std::string& bytes : add.addresses())
+    if (const auto ip = IpAddress::from_bytes(as_bytes(bytes))) pod.record.cni_addresses.push_back(*ip);
+  pod.hopeless = false;
+  const Duration wanted = add.deadline_ms() == 0
+                              ? options_.add_timeout
+                              : Duration(std::chrono::milliseconds(add.deadline_ms()));
+  const Duration timeout = std::min(wanted, kMaxAddTimeout);
+  pod.waiters.push_back({std::move(reply), MonoClock::now() + timeout});
+  const std::string key = key_of(pod.record.uid, pod.record.namespace_name, pod.record.name);
+  converge(pod);
+  changed();
+  // Tries again while somebody waits, and gives up at the deadline.
+  if (!pod.waiters.empty()) retry_waiting(key);
+}
+
+void Node::retry_waiting(const std::string& key) {
+  loop_.after(kRetry, [this, key] {
+    const auto found = pods_.find(key);
+    // The pod may have got its uid meanwhile: then its decision came and answered.
+    if (found == pods_.end() || found->second.waiters.empty()) return;
+    converge(found->second);
+    changed();
+    if (!found->second.waiters.empty()) retry_waiting(key);
+  });
+}
+
+// The pod's sandbox ends: whatever is left of it goes, and that is never an error.
+void Node::on_del(const local::DelPod& del, const LocalServer::Reply& reply) {
+  Pod* pod = find(del.uid(), del.namespace_(), del.name());
+  // A DEL for an older sandbox of the same pod must not touch the newer one.
+  const bool same = pod != nullptr &&
+                    (del.netns_path().empty() || pod->record.netns_path == del.netns_path() ||
+                     !pod->captured || names_namespace(*pod, del.netns_path()));
+  if (same) {
+    for (Waiter& w : pod->waiters) w.reply(error_response("the pod was deleted meanwhile"));
+    pod->waiters.clear();
+    if (pod->captured && pod->phase != Phase::kPlain) {
+      if (!pod->record.uid.empty()) zds_.remove(pod->record.uid);
+      if (const Status status = capture_.finish(*pod->captured); !status)
+        scope.warn("pod {}: {}", pod->record.label(), status.error().to_string());
+      pod->phase = Phase::kPlain;
+    }
+    if (pod->captured || pod->record.cookie != 0) namespace_gone(*pod);
+    if (pod->record.decision) {
+      pod->record.netns_path.clear();
+    } else {
+      pods_.erase(key_of(pod->record.uid, pod->record.namespace_name, pod->record.name));
+    }
+    changed();
+  }
+  reply(local::Response());
+}
+
+void Node::on_check(const local::CheckPod& check, const LocalServer::Reply& reply) {
+  Pod* pod = find(check.uid(), check.namespace_(), check.name());
+  if (pod == nullptr)
+    return reply(error_response(
+        fmt::format("pod {}/{} is not known to the agent of node {}", check.namespace_(),
+                    check.name(), options_.name)));
+  if (pod->captured && pod->record.wanted()) read_back(*pod);
+  local::Response response;
+  if (pod->record.wanted() && (!pod->captured || !pod->missing.empty()))
+    response.set_error(fmt::format(
+        "pod {} is to be in the mesh but the kernel lacks: {}", pod->record.label(),
+        pod->captured ? join(pod->missing) : pod->message));
+  *response.add_pods() = describe(*pod);
+  reply(std::move(response));
+  changed();
+}
+
+void Node::on_list(const LocalServer::Reply& reply) {
+  local::Response response;
+  const std::vector<sys::ProcessInfo> processes = processes_now();
+  for (auto& [key, pod] : pods_) {
+    if (pod.captured && pod.phase == Phase::kEnrolled) {
+      read_back(pod);
+      pod.uncaptured = uncaptured_processes(processes, pod.captured->id.inode, cgroup_path_);
+    }
+    *response.add_pods() = describe(pod);
+  }
+  reply(std::move(response));
+  changed();
+}
+
+local::Pod Node::describe(const Pod& pod) const {
+  local::Pod out;
+  out.set_uid(pod.record.uid);
+  out.set_name(pod.record.name);
+  out.set_namespace_(pod.record.namespace_name);
+  out.set_enrol(pod.record.wanted());
+  out.set_enrolled(pod.phase == Phase::kEnrolled && pod.missing.empty());
+  if (pod.record.decision) out.set_reason(pod.record.decision->reason());
+  for (const std::string& m : pod.missing) out.add_missing(m);
+  out.set_message(pod.message);
+  for (const std::string& p : pod.uncaptured) out.add_uncaptured_processes(p);
+  return out;
+}
+
+// --- ztunnel -------------------------------------------------------------------------------------
+
+std::vector<std::string> Node::zds_pods() const {
+  std::vector<std::string> out;
+  for (const auto& [key, pod] : pods_)
+    if (!pod.record.uid.empty() && pod.captured && pod.phase != Phase::kPlain)
+      out.push_back(pod.record.uid);
+  return out;
+}
+
+std::optional<ZdsPod> Node::zds_describe(const std::string& uid) {
+  const auto found = pods_.find(uid);
+  if (found == pods_.end() || !found->second.captured || found->second.phase == Phase::kPlain)
+    return std::nullopt;
+  const Pod& pod = found->second;
+  const Listeners& l = pod.captured->listeners;
+  ZdsPod out;
+  out.info = {pod.record.name, pod.record.namespace_name,
+              pod.record.decision ? pod.record.decision->service_account() : std::string()};
+  out.netns = pod.captured->netns.fd();
+  out.outbound = l.outbound.get();
+  out.inbound = l.inbound.get();
+  out.hbone = l.hbone.get();
+  return out;
+}
+
+// Believed only as far as the kernel confirms it: listening sockets of this pod's namespace.
+void Node::listeners_returned(const std::string& uid, Listeners returned) {
+  const auto found = pods_.find(uid);
+  if (found == pods_.end() || !found->second.captured) return;
+  Pod& pod = found->second;
+  const auto take = [&](UniqueFd& mine, UniqueFd& theirs) {
+    if (mine || !theirs) return;
+    int listening = 0;
+    socklen_t length = sizeof listening;
+    const bool is_listener =
+        ::getsockopt(theirs.get(), SOL_SOCKET, SO_ACCEPTCONN, &listening, &length) == 0 &&
+        listening == 1;
+    const Result<uint64_t> cookie = sys::netns_cookie_of_socket(theirs.get());
+    if (is_listener && cookie && *cookie == pod.captured->cookie)
+      mine = std::move(theirs);
+    else
+      scope.warn("ztunnel gave back a descriptor for pod {} that is no listener of it",
+                 pod.record.label());
+  };
+  take(pod.captured->listeners.outbound, returned.outbound);
+  take(pod.captured->listeners.inbound, returned.inbound);
+  take(pod.captured->listeners.hbone, returned.hbone);
+  const bool complete = pod.captured->listeners.complete();
+  converge(pod);
+  // A younger ztunnel may be waiting for them.
+  if (complete) zds_.add(uid);
+}
+
+}  // namespace meltemi::agent

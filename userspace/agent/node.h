@@ -1,0 +1,133 @@
+// The pods of this node: what the control plane wants of them (PodEnrolment), what CNI told (a netns),
+// and what the kernel says. Brings the three together, one pod at a time, and never lets one pod's
+// trouble reach another. Lives on the loop's thread.
+//
+// A pod's decision that vanishes from xDS changes nothing while its namespace lives: a control plane
+// that forgets must not un-mesh a node. CNI DEL, a decision "do not enrol", or the end of the namespace
+// does.
+#pragma once
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "meltemi/local/v1/agent.pb.h"
+#include "meltemi/node/v1/node.pb.h"
+#include "userspace/agent/capture.h"
+#include "userspace/agent/local_server.h"
+#include "userspace/agent/loop.h"
+#include "userspace/agent/pod_record.h"
+#include "userspace/agent/zds_server.h"
+#include "userspace/base/error.h"
+#include "userspace/sys/cgroup.h"
+#include "userspace/sys/process.h"
+
+namespace meltemi::agent {
+
+struct NodeOptions {
+  std::string name;
+  std::string state_file;  // run-dir/enrolments.json
+  Duration reconcile_interval = std::chrono::seconds(5);
+  Duration drain_timeout = std::chrono::seconds(60);  // un-enrolment waits this long for its flows
+  Duration add_timeout = std::chrono::seconds(20);    // CNI ADD without a deadline of its own
+};
+
+class Node {
+ public:
+  // Called whenever the report differs from the last one.
+  using ReportSink = std::function<void(const meltemi::node::v1::NodeReport&)>;
+
+  Node(Loop& loop, Capture& capture, BpfStore& bpf, sys::Cgroup cgroup, uint64_t node_netns_inode,
+       NodeOptions options, ReportSink report);
+  ~Node();
+
+  // Before anything is served: takes over what the last agent left, from its file and the kernel.
+  void restore();
+  // Opens ZDS and starts the reconciler.
+  Status serve_ztunnel(const std::string& zds_path);
+  void start_reconciling();
+
+  // From xDS.
+  void apply(std::vector<meltemi::node::v1::PodEnrolment> changed,
+             const std::vector<std::string>& removed);
+  // From the agent's socket.
+  void handle(meltemi::local::v1::Request request, LocalServer::Reply reply);
+
+  struct Numbers {
+    size_t pods = 0, wanted = 0, enrolled = 0, draining = 0;
+    bool ztunnel_connected = false, ztunnel_synced = false;
+  };
+  Numbers numbers() const;
+
+ private:
+  struct Waiter {
+    LocalServer::Reply reply;
+    MonoTime deadline;
+  };
+  enum class Phase { kPlain, kEnrolled, kDraining };
+  struct Pod {
+    PodRecord record;
+    Phase phase = Phase::kPlain;
+    std::optional<CapturedPod> captured;  // its namespace, once known
+    std::optional<CaptureSpec> applied;   // what it was last enrolled as
+    std::vector<std::string> missing;
+    std::vector<std::string> uncaptured;
+    std::string message;      // why enrolment failed, with the fix
+    bool hopeless = false;    // trying again will not help until something changes
+    MonoTime drain_deadline;
+    std::vector<Waiter> waiters;
+  };
+  using PodMap = std::map<std::string, Pod>;  // by uid, or "namespace/name" until the uid is known
+
+  Pod* find(const std::string& uid, const std::string& ns, const std::string& name);
+  Pod& find_or_add(const std::string& uid, const std::string& ns, const std::string& name);
+
+  void converge(Pod& pod);
+  bool ensure_namespace(Pod& pod);
+  void enrol(Pod& pod);
+  void unenrol(Pod& pod);
+  void finish_drain(Pod& pod);
+  void read_back(Pod& pod);
+  void namespace_gone(Pod& pod);
+  bool namespace_alive(const Pod& pod) const;
+  static bool names_namespace(const Pod& pod, const std::string& path);
+  void fail_pod(Pod& pod, const Error& error);
+  void answer_waiters(Pod& pod);
+  void retry_waiting(const std::string& key);
+
+  void reconcile();
+  void collect_garbage();
+  void schedule_drain_check();
+  void changed();  // saves and reports, soon
+  void save();
+  void report();
+
+  void on_add(const meltemi::local::v1::AddPod& add, LocalServer::Reply reply);
+  void on_del(const meltemi::local::v1::DelPod& del, const LocalServer::Reply& reply);
+  void on_check(const meltemi::local::v1::CheckPod& check, const LocalServer::Reply& reply);
+  void on_list(const LocalServer::Reply& reply);
+  meltemi::local::v1::Pod describe(const Pod& pod) const;
+
+  std::vector<std::string> zds_pods() const;
+  std::optional<ZdsPod> zds_describe(const std::string& uid);
+  void listeners_returned(const std::string& uid, Listeners listeners);
+
+  Loop& loop_;
+  Capture& capture_;
+  BpfStore& bpf_;
+  sys::Cgroup cgroup_;
+  std::string cgroup_path_;  // within cgroup2
+  uint64_t node_netns_inode_;
+  NodeOptions options_;
+  ReportSink report_sink_;
+  ZdsServer zds_;
+  PodMap pods_;
+  std::vector<sys::ProcessInfo> processes_;  // of the current pass
+  std::string last_report_, last_saved_;
+  bool save_pending_ = false;
+  bool drain_check_pending_ = false;
+};
+
+}  // namespace meltemi::agent
