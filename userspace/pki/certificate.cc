@@ -44,7 +44,12 @@ Result<Certificate> Certificate::from_der(ByteView der) {
     return fail(Reason::kBadRequest, Fault::kDownstream,
                 ossl::last_error("not one DER certificate"));
   }
-  return adopt({cert.release(), X509_free});
+  // OpenSSL also reads BER; two encodings of one certificate would be two fingerprints of one peer.
+  Certificate out = adopt({cert.release(), X509_free});
+  if (out.to_der() != as_text(der)) {
+    return fail(Reason::kBadRequest, Fault::kDownstream, "the certificate is not DER");
+  }
+  return out;
 }
 
 Certificate Certificate::adopt(std::shared_ptr<x509_st> cert) { return Certificate(std::move(cert)); }

@@ -240,8 +240,8 @@ void CertificateManager::Impl::run() {
     }
     kicked = false;
     lock.unlock();
-    for (const auto& [identity, generation] : work.fetch) fetch(identity, generation);
     for (const auto& call : work.calls) call();
+    for (const auto& [identity, generation] : work.fetch) fetch(identity, generation);
     lock.lock();
     // A renewal that waits for a free slot is woken by the answer that frees it.
     const auto until = std::max<Duration>(wait, std::chrono::milliseconds(1));
