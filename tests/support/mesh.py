@@ -172,7 +172,7 @@ class Mesh:
         options.update(kwargs)
         return subprocess.run(
             ["sh", "-c", f'echo $$ > {node.pod_cgroup}/cgroup.procs; exec "$@"', "sh",
-             "ip", "netns", "exec", node.pod_netns] + argv, **options)
+             "nsenter", f"--net=/run/netns/{node.pod_netns}", "--"] + argv, **options)
 
     def close(self):
         for node in (self.a, self.b):

@@ -35,7 +35,7 @@ class Process:
         if cgroup:
             prefix += ["sh", "-c", f'echo $$ > {cgroup}/cgroup.procs; exec "$@"', "sh"]
         if netns:
-            prefix += ["ip", "netns", "exec", netns]
+            prefix += ["nsenter", f"--net=/run/netns/{netns}", "--"]
         if cpu is not None:
             prefix += ["taskset", "-c", str(cpu)]
         stderr = open(log, "w") if log else subprocess.DEVNULL
