@@ -411,7 +411,7 @@ void validate_peer_authentication(Check& check, const MeshNames& names) {
   }
   if (selects && check.object().ns() == names.root_namespace) {
     check.warn("spec.selector",
-               "a selector in the root namespace matches pods of that namespace only",
+               "a peer authentication with a selector has no effect in the root namespace",
                "Remove the selector for the whole mesh, or move the object");
   }
 }

@@ -123,11 +123,13 @@ void check_destination(Check& check, const std::string& field, bool present,
 }
 
 void check_header_value(Check& check, const std::string& field, const std::string& value) {
-  if (value.find('%') != std::string::npos) {
+  for (size_t at = value.find('%'); at != std::string::npos; at = value.find('%', at + 2)) {
+    if (at + 1 < value.size() && value[at + 1] == '%') continue;  // a literal one
     check.error(field,
                 fmt::format("header value configuration: format commands (\"{}\") are not supported yet",
                             value),
-                "Write a literal value without '%'", kCodeUnsupported);
+                "Write a literal value, with %% for a percent sign", kCodeUnsupported);
+    break;
   }
   if (value.find_first_of("\r\n") != std::string::npos) {
     check.error(field, "header value configuration: a header value has no line breaks",
