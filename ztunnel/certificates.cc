@@ -1,6 +1,8 @@
 #include "ztunnel/certificates.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/file.h>
 
 #include "userspace/base/log.h"
 #include "userspace/pki/authority.h"
@@ -28,10 +30,19 @@ Result<std::vector<std::string>> sign_locally(pki::CertificateAuthority& authori
   return authority.issue(csr, identity, request.ttl, std::chrono::system_clock::now());
 }
 
+// Two processes that share the directory must not both create what is missing.
+Result<UniqueFd> lock_directory(const std::string& directory) {
+  UniqueFd lock(::open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!lock) return fail_errno(errno, fmt::format("open {}", directory));
+  if (::flock(lock.get(), LOCK_EX) != 0) return fail_errno(errno, fmt::format("lock {}", directory));
+  return lock;
+}
+
 Result<pki::Signer> local_signer(const Settings& s) {
   pki::AuthorityOptions options;
   options.directory = s.local_ca_dir;
   options.trust_domain = s.trust_domain;
+  const UniqueFd lock = MELTEMI_TRY(lock_directory(s.local_ca_dir));
   std::shared_ptr<pki::CertificateAuthority> authority =
       MELTEMI_TRY(pki::CertificateAuthority::open(options, std::chrono::system_clock::now()));
   scope.warn("signing certificates with the local authority in {}", s.local_ca_dir);

@@ -83,7 +83,7 @@ class OutboundFlow final : public Flow {
   void advance();
   void wait_for(Reason reason, std::string detail);
   void dial();
-  void open_tunnel(const model::WorkloadPtr& source, TlsContextPtr tls);
+  void open_tunnel(TlsContextPtr tls);
   void connected(net::StreamPtr server, const model::Identity& peer);
   void connect_failed(const Error& error);
   void stop_work() override;
@@ -118,7 +118,6 @@ class InboundFlow final : public Flow {
   void dial();
   void connected(UniqueFd fd);
   void refuse(const Error& error);
-  std::string baggage() const;
   void stop_work() override;
   telemetry::FlowInfo describe() const override;
 

@@ -143,9 +143,9 @@ void InboundFlow::connected(UniqueFd fd) {
   keep_alive(fd.get());
   net::StreamPtr server = tcp(std::move(fd));
   if (!hbone_) return relay(tcp(std::move(client_)), std::move(server), describe());
-  const std::string answer = worker_.settings().response_baggage ? baggage() : std::string();
-  const codec::HeaderField header{"baggage", answer};
-  const std::span<const codec::HeaderField> headers(&header, answer.empty() ? 0 : 1);
+  const codec::HeaderField header{"baggage", pod_->baggage};
+  const bool say = worker_.settings().response_baggage && !pod_->baggage.empty();
+  const std::span<const codec::HeaderField> headers(&header, say ? 1 : 0);
   telemetry::FlowInfo info = describe();
   net::StreamPtr client = request_->accept(headers);
   request_.reset();
@@ -159,20 +159,6 @@ void InboundFlow::refuse(const Error& error) {
     request_->reject(static_cast<uint16_t>(model::connect_status(error.reason)));
   }
   end(error.reason, error.detail, &info);
-}
-
-std::string InboundFlow::baggage() const {
-  const model::Workload& w = *workload_;
-  codec::Baggage b;
-  b.cluster = w.cluster.view();
-  b.namespace_name = w.ns.view();
-  b.workload_type = model::to_string(w.type);
-  b.workload_name = w.workload_name.view();
-  b.service = w.canonical_name.view();
-  b.version = w.canonical_revision.view();
-  b.region = w.locality.region.view();
-  b.zone = w.locality.zone.view();
-  return codec::format_baggage(b);
 }
 
 void InboundFlow::stop_work() {

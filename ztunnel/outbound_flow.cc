@@ -4,7 +4,6 @@
 #include <algorithm>
 #include <array>
 
-#include "userspace/codec/baggage.h"
 #include "userspace/codec/forwarded.h"
 #include "userspace/codec/traceparent.h"
 #include "ztunnel/flow.h"
@@ -29,19 +28,6 @@ struct OutboundFlow::Call final : net::TunnelConnect {
 };
 
 namespace {
-
-std::string baggage_of(const model::Workload& w) {
-  codec::Baggage b;
-  b.cluster = w.cluster.view();
-  b.namespace_name = w.ns.view();
-  b.workload_type = model::to_string(w.type);
-  b.workload_name = w.workload_name.view();
-  b.service = w.canonical_name.view();
-  b.version = w.canonical_revision.view();
-  b.region = w.locality.region.view();
-  b.zone = w.locality.zone.view();
-  return codec::format_baggage(b);
-}
 
 std::string fresh_traceparent(model::Random& random) {
   std::array<uint8_t, 24> bytes;
@@ -119,7 +105,7 @@ void OutboundFlow::advance() {
     return wait_for(Reason::kIdentityUnavailable,
                     fmt::format("no certificate for {} yet", source->identity.uri()));
   }
-  open_tunnel(source, std::move(tls));
+  open_tunnel(std::move(tls));
 }
 
 void OutboundFlow::dial() {
@@ -135,7 +121,7 @@ void OutboundFlow::dial() {
                     });
 }
 
-void OutboundFlow::open_tunnel(const model::WorkloadPtr& source, TlsContextPtr tls) {
+void OutboundFlow::open_tunnel(TlsContextPtr tls) {
   ++attempts_;
   net::TunnelTarget target{pod_->tunnel_source, decision_.target, decision_.expected()};
   const PodPtr pod = pod_->pod;
@@ -152,7 +138,7 @@ void OutboundFlow::open_tunnel(const model::WorkloadPtr& source, TlsContextPtr t
   call_->authority = decision_.authority.to_string();
   const std::string_view host =
       decision_.service ? decision_.service->hostname.view() : std::string_view();
-  call_->headers = {{"baggage", baggage_of(*source)},
+  call_->headers = {{"baggage", pod_->baggage},
                     {"forwarded", codec::format_forwarded(src_, host)},
                     {"traceparent", fresh_traceparent(worker_.random())}};
   worker_.tunnels().open(target, how, *call_, connect_deadline() + worker_.settings().handshake_timeout);

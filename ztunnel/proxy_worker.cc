@@ -4,6 +4,7 @@
 #include <sys/random.h>
 
 #include "userspace/base/log.h"
+#include "userspace/codec/baggage.h"
 #include "ztunnel/flow.h"
 
 namespace meltemi::ztunnel {
@@ -28,6 +29,19 @@ net::HboneOptions hbone_options(Shared& shared) {
   o.held = &shared.held;
   o.windows = &shared.windows;
   return o;
+}
+
+std::string baggage_of(const model::Workload& w) {
+  codec::Baggage b;
+  b.cluster = w.cluster.view();
+  b.namespace_name = w.ns.view();
+  b.workload_type = model::to_string(w.type);
+  b.workload_name = w.workload_name.view();
+  b.service = w.canonical_name.view();
+  b.version = w.canonical_revision.view();
+  b.region = w.locality.region.view();
+  b.zone = w.locality.zone.view();
+  return codec::format_baggage(b);
 }
 
 uint64_t random_seed() {
@@ -153,9 +167,12 @@ const model::WorkloadPtr& ProxyWorker::workload(PodLocal& p) {
   const model::Snapshot& mesh = reader_.get();
   if (p.version == mesh.version()) return p.workload;
   p.version = mesh.version();
-  p.workload = mesh.workload_by_name(p.pod->ns, p.pod->name, p.pod->service_account);
+  model::WorkloadPtr found = mesh.workload_by_name(p.pod->ns, p.pod->name, p.pod->service_account);
+  if (found == p.workload) return p.workload;
+  p.workload = std::move(found);
   p.tunnel_source =
       p.workload ? fmt::format("{}|{}", p.workload->identity.uri(), p.pod->uid) : std::string();
+  p.baggage = p.workload ? baggage_of(*p.workload) : std::string();
   return p.workload;
 }
 

@@ -48,6 +48,7 @@ struct PodLocal {
   model::WorkloadPtr workload;      // as of snapshot `version`; null: not known yet
   uint64_t version = ~uint64_t{0};
   std::string tunnel_source;        // pool key part: identity and pod
+  std::string baggage;              // the header that describes the workload
   bool removed = false;
 };
 using PodLocalPtr = std::shared_ptr<PodLocal>;

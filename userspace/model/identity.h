@@ -27,6 +27,7 @@ class Identity {
 
   bool present() const { return !uri_.empty(); }
   std::string_view uri() const { return uri_.view(); }  // spiffe://td/ns/x/sa/y
+  const Symbol& symbol() const { return uri_; }         // the same, interned
   // Without "spiffe://": what policies call a principal.
   std::string_view principal() const { return present() ? uri().substr(kScheme.size()) : uri(); }
   std::string_view trust_domain() const { return principal().substr(0, trust_domain_); }

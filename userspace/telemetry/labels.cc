@@ -23,7 +23,7 @@ PeerLabels peer_labels(const Peer& peer, Security security) {
   }
   out.app = out.canonical_service;
   out.version = out.canonical_revision;
-  if (security == Security::kMutualTls) out.principal = model::Symbol(peer.identity.uri());
+  if (security == Security::kMutualTls) out.principal = peer.identity.symbol();
   return out;
 }
 
