@@ -206,11 +206,31 @@ bool admits(View& view, const Object& gateway, std::string_view ns) {
   return true;
 }
 
+void set_host(View& view, const Object* gateway, WaypointBinding* out) {
+  const std::string& domain = view.names().cluster_domain;
+  out->host_ns = out->ns;
+  out->host = service_host(out->gateway, out->ns, domain);
+  if (gateway == nullptr) return;
+  const auto& addresses = gateway->as<kube::Gateway>().spec().addresses();
+  if (addresses.empty() || addresses[0].type() != "Hostname") return;
+  out->host = addresses[0].value();
+  std::string_view rest = out->host;
+  std::string suffix = fmt::format(".svc.{}", domain);
+  size_t dot = rest.find('.');
+  if (rest.ends_with(suffix) && dot + suffix.size() < rest.size()) {
+    rest.remove_suffix(suffix.size());
+    out->host_ns = std::string(rest.substr(dot + 1));
+  }
+}
+
 // What a label (or a service account's Gateway) asks for, and what comes of it.
 WaypointBinding bind_to(View& view, const Object& object, Traffic traffic, std::string_view ns,
                      std::string_view name, bool asked_directly) {
-  WaypointBinding out{.ns = std::string(ns), .gateway = std::string(name)};
+  WaypointBinding out;
+  out.ns = ns;
+  out.gateway = name;
   ObjectPtr gateway = view.object(Kind::kGateway, ns, name);
+  set_host(view, gateway.get(), &out);
   std::string full = fmt::format("{}/{}", ns, name);
   if (!gateway || !is_waypoint_class(gateway->as<kube::Gateway>().spec().gateway_class_name())) {
     out.bound = true;
@@ -288,11 +308,9 @@ WaypointBinding resolve_waypoint(View& view, const Object& object, Traffic traff
   return from_labels(*ns, traffic == Traffic::kService);
 }
 
-void fill_gateway_address(const WaypointBinding& binding, const MeshNames& names,
-                          wl::GatewayAddress* out) {
-  out->mutable_hostname()->set_namespace_(binding.ns);
-  out->mutable_hostname()->set_hostname(
-      service_host(binding.gateway, binding.ns, names.cluster_domain));
+void fill_gateway_address(const WaypointBinding& binding, wl::GatewayAddress* out) {
+  out->mutable_hostname()->set_namespace_(binding.host_ns);
+  out->mutable_hostname()->set_hostname(binding.host);
   out->set_hbone_mtls_port(kHbonePort);
 }
 

@@ -44,6 +44,10 @@ struct WaypointBinding {
   bool bound = false;
   std::string ns;
   std::string gateway;
+  // The Service that leads to it: the Gateway's own, or the one that a manual Gateway names in its
+  // addresses (type Hostname).
+  std::string host_ns;
+  std::string host;
   // For status: why it is not bound although something asks for it. Empty if nothing does.
   std::string reason;   // WaypointAccepted, WaypointMissing, AttachmentDenied, UnsupportedTrafficType
   std::string message;
@@ -53,8 +57,7 @@ enum class Traffic : uint8_t { kService, kWorkload };
 // a Gateway for its service account, its namespace's istio.io/use-waypoint; `none` ends the search.
 // A named waypoint that does not exist is still bound: traffic to it fails closed instead of passing by.
 WaypointBinding resolve_waypoint(View& view, const Object& object, Traffic traffic);
-void fill_gateway_address(const WaypointBinding& binding, const MeshNames& names,
-                          ::istio::workload::GatewayAddress* out);
+void fill_gateway_address(const WaypointBinding& binding, ::istio::workload::GatewayAddress* out);
 
 // --- mTLS -------------------------------------------------------------------------------------------
 enum class MtlsMode : uint8_t { kUnset, kPermissive, kStrict };  // DISABLE counts as permissive

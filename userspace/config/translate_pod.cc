@@ -98,7 +98,7 @@ void translate_workload(View& view, const Object& pod, Outputs* out) {
                          pod.label("networking.istio.io/tunnel") == "http");
   }
   WaypointBinding waypoint = resolve_waypoint(view, pod, Traffic::kWorkload);
-  if (waypoint.bound) fill_gateway_address(waypoint, names, w->mutable_waypoint());
+  if (waypoint.bound) fill_gateway_address(waypoint, w->mutable_waypoint());
   fill_services(view, pod, w);
   fill_policies(view, pod, w);
   std::string uid = w->uid();

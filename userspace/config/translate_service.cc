@@ -83,7 +83,7 @@ void translate_service(View& view, const Object& service, Outputs* out) {
   s->set_ip_families(families_of(service));
   fill_load_balancing(view, service, s);
   WaypointBinding waypoint = resolve_waypoint(view, service, Traffic::kService);
-  if (waypoint.bound) fill_gateway_address(waypoint, names, s->mutable_waypoint());
+  if (waypoint.bound) fill_gateway_address(waypoint, s->mutable_waypoint());
   if (!waypoint.reason.empty()) {
     out->condition(service.key(), {"istio.io/WaypointBound", waypoint.reason == "WaypointAccepted",
                                    waypoint.reason, waypoint.message});
