@@ -85,7 +85,7 @@ class Tunnel(PairTest):
 
     def test_bytes_arrive_whole_and_half_close_is_carried(self):
         self.serve(self.pair.b, "digest", 8080)
-        self.assertEqual(self.app(self.pair.a, "upload", VIP, 80, 64 << 20), "same")
+        self.assertEqual(self.app(self.pair.a, "upload", VIP, 80, 1 << 30), "same")
         self.assertEqual(self.app(self.pair.a, "upload", VIP, 80, 0), "same")
         self.assertEqual(self.app(self.pair.a, "upload", VIP, 80, 1), "same")
 
@@ -138,7 +138,7 @@ class Tunnel(PairTest):
     def test_garbage_at_15008_hurts_nobody(self):
         p = self.pair
         self.serve(p.b, "web", 8080)
-        for hello in ("GET / HTTP/1.1\r\n\r\n", "\x16\x03\x01\x40\x00garbage", ""):
+        for hello in ("GET / HTTP/1.1\r\n\r\n", "\x16\x03\x01\x40\x01garbage", ""):
             done = p.run_in(p.a, [PYTHON, "-c", RAW_CLIENT, p.b.ip, "15008", hello])
             self.assertEqual(done.returncode, 0, done.stderr)
         # A TLS client without a certificate is refused as well.
