@@ -11,6 +11,7 @@
 #include <poll.h>
 #include <sys/socket.h>
 
+#include <filesystem>
 #include <memory>
 #include <string>
 #include <vector>
@@ -60,6 +61,7 @@ struct LabPod {
 class Lab {
  public:
   Lab() {
+    clean_up_after_crashes();
     const std::string unique = "meltemi-test-" + std::to_string(::getpid());
     directory_ = "/tmp/" + unique;
     must(sys::make_directories(directory_ + "/run", 0700));
@@ -81,7 +83,8 @@ class Lab {
     (void)subtree_.kill_all();
     for (int i = 0; i < 100 && !subtree_.remove(); ++i) ::usleep(20'000);
     (void)sys::unmount(bpf_directory());
-    (void)sys::Process::spawn({.argv = {"rm", "-rf", directory_}})->wait(std::chrono::seconds(30));
+    std::error_code ignored;
+    std::filesystem::remove_all(directory_, ignored);
   }
 
   std::string bpf_directory() const { return directory_ + "/bpf"; }
@@ -104,6 +107,24 @@ class Lab {
   sys::Cgroup cgroup;  // of the node: where the hooks are attached
 
  private:
+  // A test that was killed left its cgroup, bpffs and processes: all carry its pid in their names.
+  static void clean_up_after_crashes() {
+    const Result<std::string> mount = sys::cgroup2_mount();
+    if (!mount) return;
+    for (const auto& entry : std::filesystem::directory_iterator(*mount)) {
+      const std::string name = entry.path().filename();
+      if (!name.starts_with("meltemi-test-")) continue;
+      const std::string pid = name.substr(name.rfind('-') + 1);
+      if (std::filesystem::exists("/proc/" + pid)) continue;
+      const Result<sys::Cgroup> left = sys::Cgroup::open(name);
+      if (!left) continue;
+      (void)left->kill_all();
+      for (int i = 0; i < 100 && !left->remove(); ++i) ::usleep(20'000);
+      (void)sys::unmount("/tmp/" + name + "/bpf");
+      std::error_code ignored;
+      std::filesystem::remove_all("/tmp/" + name, ignored);
+    }
+  }
   void wire(const LabPod& pod) {
     sys::Netlink outside = must(sys::Netlink::open_in(node));
     sys::Netlink inside = must(sys::Netlink::open_in(pod.netns));
