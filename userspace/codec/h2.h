@@ -22,11 +22,11 @@ namespace meltemi::codec {
 
 enum class H2Role : uint8_t { kClient, kServer };
 
-// What a peer may not exceed. Each ends in GOAWAY(ENHANCE_YOUR_CALM) but kHeaderCount, and kHeaderBytes
-// up to twice the limit: those reset the stream.
+// What a peer may not exceed. Each ends in GOAWAY(ENHANCE_YOUR_CALM) but kHeaderBytes and kHeaderCount,
+// which cost only the stream: a server answers 431 by itself, a client resets it.
 #define MELTEMI_H2_LIMITS(X)                                                            \
   X(kResetFlood, "h2_reset_flood", "streams reset by the peer")                         \
-  X(kControlFlood, "h2_control_flood", "PING, SETTINGS, PRIORITY and unknown frames")   \
+  X(kControlFlood, "h2_control_flood", "PING, SETTINGS, PRIORITY and GOAWAY frames")    \
   X(kEmptyDataFlood, "h2_empty_data_flood", "DATA that neither carries nor ends")       \
   X(kContinuationFlood, "h2_continuation_flood", "CONTINUATION frames of a block")      \
   X(kHeaderBytes, "h2_header_bytes", "bytes of a header list")                          \
@@ -46,12 +46,14 @@ struct H2Options {
   uint32_t max_frame_size = 16384;
   uint32_t max_header_list = 60 * 1024;
   uint32_t max_header_count = 100;
-  uint32_t max_continuations = 16;
+  uint32_t max_continuations = 7;  // nghttp2 itself stops at 8
   uint32_t reset_burst = 500, resets_per_second = 50;
   uint32_t control_burst = 200, controls_per_second = 20;
   uint32_t empty_data_burst = 100, empty_data_per_second = 10;
   bool extended_connect = true;  // server: SETTINGS_ENABLE_CONNECT_PROTOCOL (RFC 8441)
 };
+
+inline constexpr uint32_t kH2MaxUnreadReplies = 1000;  // acknowledgements that wait for the peer
 
 // Where flush() puts bytes. Pieces must be copied or sealed during the call.
 class H2Sink {
@@ -69,7 +71,8 @@ class H2Body {
     bool end = false;  // and that is all there is
   };
   virtual ~H2Body() = default;
-  // What can be sent now. {0, false}: nothing yet; call H2Session::resume() when there is.
+  // What can be sent now. {0, false}: nothing yet; call H2Session::resume() when there is. What was
+  // announced must stay there: take() of it may come in a later flush().
   virtual Ready ready(size_t max) = 0;
   // Appends exactly `bytes` bytes, as announced by ready(), to `sink`.
   virtual void take(size_t bytes, H2Sink& sink) = 0;
@@ -81,7 +84,8 @@ class H2Handler {
  public:
   virtual ~H2Handler() = default;
   // A request's head (server) or a final response's (client), pseudo-headers first, names lower
-  // case, checked against RFC 9113 section 8. `end`: no body and no trailers. The list may be moved.
+  // case, checked against RFC 9113 section 8. `end`: no body and no trailers, and no on_end() comes.
+  // The list may be moved from.
   virtual void on_head(uint32_t stream, HeaderList& headers, bool end) = 0;
   // Client: a 1xx response.
   virtual void on_informational(uint32_t stream, const HeaderList& headers) {}
@@ -107,8 +111,11 @@ class H2Session {
   H2Session& operator=(H2Session&&) noexcept;
 
   // Feeds all of `in`. Errors (the session is dead: flush() its GOAWAY, then close): kBadRequest for
-  // a protocol error, kLimitExceeded with the limit's name.
+  // a protocol error, kLimitExceeded with the limit's name. No on_closed() comes for its streams.
+  // Some protocol errors show only when their GOAWAY goes out: ask failure() after flush().
   Status receive(ByteView in, MonoTime now);
+  // nullptr while the session is good.
+  const Error* failure() const;
   // Writes what is due until about `max` bytes are in the sink (a frame is never cut). Returns true
   // when there may be more.
   bool flush(H2Sink& sink, size_t max);
@@ -123,6 +130,9 @@ class H2Session {
   Status respond(uint32_t stream, const HeaderList& headers, H2Body* body);
   // The body source of the stream has bytes (or its end) again.
   void resume(uint32_t stream);
+  // What was not flushed yet is dropped, and the body source is not touched again. But kNoError
+  // after respond() lets the response go out first, then asks the peer to stop its request (RFC 9113
+  // section 8.1); the body source must live until on_closed() then.
   void reset(uint32_t stream, H2Code code);
   // Returns window of stream and connection.
   void consume(uint32_t stream, size_t bytes);

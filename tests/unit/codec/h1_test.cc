@@ -302,7 +302,8 @@ TEST_P(H1Refused, EndsInAnError) {
 }
 
 TEST(H1Refuses, NulInsideHeaders) {
-  const std::string wire("GET / HTTP/1.1\r\nHost: x\r\nX: a\0b\r\n\r\n", 38);
+  using namespace std::string_literals;
+  const std::string wire = "GET / HTTP/1.1\r\nHost: x\r\nX: a\0b\r\n\r\n"s;
   EXPECT_EQ(parse(H1Role::kRequests, wire).back(), "error 400");
 }
 
