@@ -183,7 +183,7 @@ Result<Target> normalise_target(std::string_view raw, const PathRules& rules, Ar
   return target;
 }
 
-Result<Host> normalise_host(std::string_view authority, Arena& arena) {
+Result<HostName> normalise_host(std::string_view authority, Arena& arena) {
   if (authority.empty()) return bad("host: empty");
   if (authority.size() > kMaxHost + 6) return bad("host: longer than 255 bytes");
   const auto parts = split_host_port(authority);
@@ -207,7 +207,7 @@ Result<Host> normalise_host(std::string_view authority, Arena& arena) {
     for (size_t i = 0; i < name.size(); ++i) p[i] = ascii_lower(name[i]);
     name = {p, name.size()};
   }
-  return Host{name, parts->port};
+  return HostName{name, parts->port};
 }
 
 }  // namespace meltemi::waypoint

@@ -31,12 +31,12 @@ struct Target {
 // long as the result, which may point into it. Error: kBadRequest.
 Result<Target> normalise_target(std::string_view raw, const PathRules& rules, Arena& arena);
 
-struct Host {
+struct HostName {
   std::string_view name;  // lower case, no port, no trailing dot; IPv6 without brackets
   uint16_t port = 0;      // 0: none given
 };
 // `authority` as in Host or :authority. Error: kBadRequest (user info, empty, characters that no host
 // has, a bad port, more than 255 bytes).
-Result<Host> normalise_host(std::string_view authority, Arena& arena);
+Result<HostName> normalise_host(std::string_view authority, Arena& arena);
 
 }  // namespace meltemi::waypoint

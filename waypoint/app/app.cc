@@ -1,0 +1,292 @@
+#include "waypoint/app/app.h"
+
+#include <fmt/format.h>
+#include <sys/resource.h>
+
+#include <thread>
+
+#include "userspace/base/log.h"
+#include "userspace/rt/socket_options.h"
+#include "userspace/xds/ca_client.h"
+
+namespace meltemi::waypoint {
+namespace {
+
+log::Scope scope("waypoint");
+constexpr const char* kCertificateTask = "certificate";
+
+void raise_descriptor_limit() {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  if (setrlimit(RLIMIT_NOFILE, &limit) != 0) scope.warn("the limit of descriptors stays");
+}
+
+rt::Backend backend_of(const std::string& name) {
+  if (name == "uring") return rt::Backend::kUring;
+  return name == "epoll" ? rt::Backend::kEpoll : rt::Backend::kAuto;
+}
+
+xds::ChannelOptions ca_channel(const Settings& s) {
+  xds::ChannelOptions channel;
+  channel.address = s.ca_address.empty() ? s.xds_address : s.ca_address;
+  channel.root_ca = s.ca_root_ca.empty() ? s.xds_root_ca : s.ca_root_ca;
+  channel.token_file = s.auth_token;
+  channel.server_name = s.ca_server_name.empty() ? s.xds_server_name : s.ca_server_name;
+  channel.cluster_id = s.cluster_id;
+  return channel;
+}
+
+}  // namespace
+
+App::App(const Settings& settings, const ConfigTable& table)
+    : settings_(settings),
+      table_(table),
+      held_("held_bytes", static_cast<uint64_t>(settings.held_bytes_limit)) {}
+
+App::~App() {
+  shutdown([] { return true; });
+}
+
+Status App::start() {
+  MELTEMI_TRY(settings_.check());
+  raise_descriptor_limit();
+  telemetry::add_process_metrics(registry_, "waypoint");
+  MELTEMI_TRY(start_workers());
+  feed_ = std::make_unique<ConfigFeed>(settings_, mesh_, registry_, readiness_,
+                                       [this](const SnapshotPtr& s) { publish(s); });
+  if (settings_.has_control_plane()) {
+    MELTEMI_TRY(start_certificate());
+    MELTEMI_TRY(listen_hbone());
+  }
+  MELTEMI_TRY(start_operators());
+  MELTEMI_TRY(feed_->start());
+  scope.info("started: {} workers, {}", pool_->size(),
+             pool_->worker(0).loop().backend() == rt::Backend::kUring ? "io_uring" : "epoll");
+  return {};
+}
+
+Status App::start_workers() {
+  const uint32_t count = settings_.workers > 0 ? static_cast<uint32_t>(settings_.workers)
+                                               : std::max(1u, std::thread::hardware_concurrency());
+  rt::LoopOptions options;
+  options.backend = backend_of(settings_.io_backend);
+  pool_ = MELTEMI_TRY(rt::WorkerPool::start(count, "waypoint", options));
+  http_metrics_ = std::make_unique<telemetry::HttpMetrics>(registry_, count, "waypoint");
+  tcp_metrics_ = std::make_unique<telemetry::TcpMetrics>(registry_, count);
+  registry_.add([this](telemetry::Exposition& out) { collect(out); });
+  shared_.mesh = &mesh_;
+  shared_.http_metrics = http_metrics_.get();
+  shared_.tcp_metrics = tcp_metrics_.get();
+  shared_.network = model::Symbol(settings_.network);
+  shared_.limits.retry_buffer = static_cast<size_t>(settings_.retry_buffer);
+  shared_.limits.stream_buffer = static_cast<size_t>(settings_.stream_buffer);
+  shared_.limits.pipeline_buffer = static_cast<size_t>(settings_.pipeline_buffer);
+  shared_.limits.max_connections = static_cast<uint32_t>(settings_.max_connections);
+  shared_.limits.detect_timeout = settings_.detect_timeout;
+  shared_.limits.drain_timeout = settings_.drain_timeout;
+  shared_.hbone.held = &held_;
+  shared_.access_log = settings_.access_log;
+  lanes_.resize(count);
+  pool_->run_on_all(
+      [this](rt::Worker& w) { lanes_[w.index()] = std::make_unique<Lane>(w, shared_); });
+  return {};
+}
+
+// --- listening --------------------------------------------------------------------------------
+
+// One ring is woken by a listener, so all are accepted on worker 0 and handed to the least loaded.
+std::unique_ptr<rt::Listener> App::listen(UniqueFd fd, Accept accept) {
+  return std::make_unique<rt::Listener>(
+      pool_->worker(0).loop(), std::move(fd), [this, accept](UniqueFd connection) {
+        rt::Worker& worker = pool_->size() == 1 ? pool_->worker(0) : pool_->least_loaded();
+        Lane* lane = lanes_[worker.index()].get();
+        if (worker.index() == 0) return accept(*lane, std::move(connection));
+        worker.post([lane, accept, connection = std::move(connection)]() mutable {
+          accept(*lane, std::move(connection));
+        });
+      });
+}
+
+Status App::listen_hbone() {
+  const SocketAddress address = *SocketAddress::parse(settings_.hbone_listen);
+  auto fd = rt::make_tcp_listener(address, {});
+  if (!fd) {
+    return fail(fd.error().reason, Fault::kConfig,
+                fmt::format("hbone-listen {}: {}", settings_.hbone_listen, fd.error().detail));
+  }
+  pool_->run_on_all([&](rt::Worker& w) {
+    if (w.index() != 0) return;
+    hbone_ = listen(std::move(*fd), [](Lane& lane, UniqueFd connection) {
+      lane.acceptor.serve_hbone(std::move(connection));
+    });
+  });
+  return {};
+}
+
+void App::follow_bound(const Snapshot& snapshot) {
+  std::map<SocketAddress, std::string> wanted;
+  for (const ListenerPtr& l : snapshot.bound_listeners) {
+    for (const SocketAddress& address : l->addresses) wanted[address] = l->name;
+  }
+  std::erase_if(bound_, [&](const auto& item) {
+    const auto it = wanted.find(item.first);
+    return it == wanted.end() || it->second != item.second.first;
+  });
+  for (const auto& [address, name] : wanted) {
+    if (bound_.contains(address)) continue;
+    auto fd = rt::make_tcp_listener(address, {});
+    if (!fd) {
+      scope.error("listener {} is not bound: {}: {}", name, address.to_string(),
+                  fd.error().detail);
+      continue;
+    }
+    bound_[address] = {name, listen(std::move(*fd), [name = name](Lane& lane, UniqueFd connection) {
+                         lane.acceptor.serve_plain(std::move(connection), name);
+                       })};
+    scope.info("listener {} on {}", name, address.to_string());
+  }
+}
+
+// --- configuration and certificate ------------------------------------------------------------
+
+void App::publish(const SnapshotPtr& snapshot) {
+  for (size_t i = 0; i < pool_->size(); ++i) {
+    Lane* lane = lanes_[i].get();
+    pool_->worker(i).post([this, lane, snapshot] {
+      lane->proxy.set_snapshot(snapshot);
+      if (lane->worker.index() == 0) follow_bound(*snapshot);
+    });
+  }
+}
+
+Status App::start_certificate() {
+  readiness_.pending(kCertificateTask);
+  const model::Identity identity = MELTEMI_TRY(settings_.identity());
+  const xds::ChannelOptions channel = ca_channel(settings_);
+  MELTEMI_TRY(xds::check_address(channel.address));
+  auto client = std::make_shared<xds::CaClient>(channel);
+  pki::Signer signer = [client](pki::SigningRequest request, pki::SigningDone done) {
+    client->sign(std::move(request.csr_pem), request.ttl, std::move(request.impersonate),
+                 std::move(done));
+  };
+  pki::CertificateManagerOptions options;
+  options.ttl = std::chrono::duration_cast<std::chrono::seconds>(settings_.secret_ttl);
+  options.impersonate = false;
+  certificates_ = std::make_unique<pki::CertificateManager>(
+      options, std::move(signer),
+      [this](const model::Identity&, const pki::WorkloadCertificatePtr& certificate) {
+        publish_certificate(certificate);
+      });
+  certificates_->want(identity, true);
+  return {};
+}
+
+void App::publish_certificate(const pki::WorkloadCertificatePtr& certificate) {
+  std::shared_ptr<const net::TlsContext> context;
+  if (certificate) {
+    auto made = net::TlsContext::create(
+        {certificate->chain_pem, certificate->key_pem, certificate->roots_pem});
+    if (!made) {
+      scope.error("the new certificate cannot be used: {}", made.error().to_string());
+      return;
+    }
+    context = *std::move(made);
+    scope.info("certificate of {} is valid until {}", certificate->identity.uri(),
+               format_rfc3339(certificate->not_after));
+    readiness_.done(kCertificateTask);
+  } else {
+    scope.error("the certificate has expired and could not be renewed");
+    readiness_.pending(kCertificateTask);
+  }
+  for (size_t i = 0; i < pool_->size(); ++i) {
+    Lane* lane = lanes_[i].get();
+    pool_->worker(i).post([lane, context] { lane->proxy.set_tls(context); });
+  }
+}
+
+// --- operators --------------------------------------------------------------------------------
+
+Status App::start_operators() {
+  admin_.route("/config_dump", "GET", [this](const telemetry::HttpRequest&) {
+    return telemetry::HttpResponse{200, feed_->dump_json(), "application/json"};
+  });
+  admin_.route("/settings", "GET", [this](const telemetry::HttpRequest&) {
+    return telemetry::HttpResponse{200, table_.dump_json(), "application/json"};
+  });
+  telemetry::add_admin_routes(admin_, settings_.log_level, [this] { quit_ = true; });
+  telemetry::add_metrics_routes(metrics_server_, registry_);
+  telemetry::add_readiness_route(readiness_server_, readiness_);
+  MELTEMI_TRY(admin_.start({*SocketAddress::parse(settings_.admin_listen)}));
+  MELTEMI_TRY(metrics_server_.start({*SocketAddress::parse(settings_.metrics_listen)}));
+  return readiness_server_.start({*SocketAddress::parse(settings_.readiness_listen)});
+}
+
+void App::collect(telemetry::Exposition& out) const {
+  using telemetry::MetricType;
+  const auto sum = [&](auto&& member) {
+    uint64_t total = 0;
+    for (const auto& lane : lanes_) {
+      if (lane) total += (lane->proxy.stats().*member).load(std::memory_order_relaxed);
+    }
+    return total;
+  };
+  const auto counter = [&](std::string_view name, std::string_view help, uint64_t value) {
+    out.family(name, MetricType::kCounter, help);
+    out.sample(name, value);
+  };
+  counter("meltemi_requests_total", "Requests received", sum(&ProxyStats::requests));
+  counter("meltemi_downstream_connections_total", "Client connections and CONNECT streams",
+          sum(&ProxyStats::connections));
+  counter("meltemi_upstream_connections_total", "Connections made to endpoints",
+          sum(&ProxyStats::upstream_connections));
+  counter("meltemi_retries_total", "Attempts after the first", sum(&ProxyStats::retries));
+  counter("meltemi_retry_budget_exhausted_total", "Retries that the budget did not allow",
+          sum(&ProxyStats::retry_budget_exhausted));
+  counter("meltemi_limit_hits_total", "Times that a client ran into a named limit",
+          sum(&ProxyStats::limit_hits));
+  out.family("meltemi_held_bytes", MetricType::kGauge, "Bytes held for slow readers");
+  out.sample("meltemi_held_bytes", held_.used());
+}
+
+// --- the end ----------------------------------------------------------------------------------
+
+size_t App::connections() {
+  std::atomic<size_t> total{0};
+  pool_->run_on_all([&](rt::Worker& w) { total += lanes_[w.index()]->acceptor.connections(); });
+  return total;
+}
+
+void App::shutdown(const std::function<bool()>& urgent) {
+  if (!pool_) return;
+  scope.info("shutting down; requests under way have {}", format_duration(settings_.drain_timeout));
+  readiness_.pending("draining");
+  if (feed_) feed_->stop();
+  pool_->run_on_all([this](rt::Worker& w) {
+    if (w.index() == 0) {
+      hbone_.reset();
+      bound_.clear();
+    }
+    if (!lanes_[w.index()]) return;
+    lanes_[w.index()]->proxy.drain();
+    lanes_[w.index()]->acceptor.drain();
+  });
+  const MonoTime deadline = MonoClock::now() + settings_.drain_timeout;
+  while (!lanes_.empty() && lanes_.back() && connections() > 0 && MonoClock::now() < deadline &&
+         !urgent()) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  }
+  if (certificates_) certificates_->stop();
+  admin_.stop();
+  metrics_server_.stop();
+  readiness_server_.stop();
+  pool_->run_on_all([this](rt::Worker& w) {
+    if (lanes_[w.index()]) lanes_[w.index()]->acceptor.close(Reason::kShutdown);
+  });
+  pool_->run_on_all([this](rt::Worker& w) { lanes_[w.index()].reset(); });
+  pool_->stop();
+  pool_.reset();
+  scope.info("stopped");
+}
+
+}  // namespace meltemi::waypoint

@@ -1,0 +1,73 @@
+// The waypoint process: makes its parts in order, runs until it is told to stop, takes them down in
+// reverse. Must never block a worker, nor end because a peer sent something bad.
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <map>
+#include <memory>
+
+#include "userspace/pki/certificate_manager.h"
+#include "userspace/rt/listener.h"
+#include "waypoint/app/config_feed.h"
+#include "waypoint/proxy/acceptor.h"
+
+namespace meltemi::waypoint {
+
+class App {
+ public:
+  // Both must outlive it; `table` is asked for what /config_dump shows.
+  App(const Settings& settings, const ConfigTable& table);
+  ~App();
+
+  // Errors: bad settings or files, a port in use, no way to do I/O.
+  Status start();
+  // Work that waits for something; every 100 ms or so from the main thread.
+  void poll() { feed_->poll(); }
+  bool quit_requested() const { return quit_.load(); }
+  // Drains, then stops. `urgent` is asked now and then: true ends the patience.
+  void shutdown(const std::function<bool()>& urgent);
+
+ private:
+  // What one worker thread runs.
+  struct Lane {
+    Lane(rt::Worker& w, const ProxyShared& shared)
+        : worker(w), proxy(w.loop(), w.index(), shared), acceptor(proxy) {}
+    rt::Worker& worker;
+    ProxyWorker proxy;
+    Acceptor acceptor;
+  };
+  using Accept = std::function<void(Lane&, UniqueFd)>;
+
+  Status start_workers();
+  Status start_certificate();
+  Status start_operators();
+  Status listen_hbone();
+  std::unique_ptr<rt::Listener> listen(UniqueFd fd, Accept accept);  // on worker 0
+  void publish(const SnapshotPtr& snapshot);
+  void follow_bound(const Snapshot& snapshot);  // on worker 0
+  void publish_certificate(const pki::WorkloadCertificatePtr& certificate);
+  void collect(telemetry::Exposition& out) const;
+  size_t connections();
+
+  const Settings& settings_;
+  const ConfigTable& table_;
+  telemetry::Registry registry_;
+  telemetry::Readiness readiness_;
+  std::unique_ptr<telemetry::HttpMetrics> http_metrics_;
+  std::unique_ptr<telemetry::TcpMetrics> tcp_metrics_;
+  model::MeshStore mesh_;
+  rt::Budget held_;
+  ProxyShared shared_;
+  std::unique_ptr<rt::WorkerPool> pool_;
+  std::vector<std::unique_ptr<Lane>> lanes_;
+  // Of worker 0: bound listeners by address.
+  std::map<SocketAddress, std::pair<std::string, std::unique_ptr<rt::Listener>>> bound_;
+  std::unique_ptr<rt::Listener> hbone_;
+  std::unique_ptr<ConfigFeed> feed_;
+  std::unique_ptr<pki::CertificateManager> certificates_;
+  telemetry::HttpServer admin_, metrics_server_, readiness_server_;
+  std::atomic<bool> quit_{false};
+};
+
+}  // namespace meltemi::waypoint

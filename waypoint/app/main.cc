@@ -1,0 +1,62 @@
+// waypoint: the L7 proxy of a namespace or service account. This file only reads the configuration and
+// waits for signals.
+#include <fmt/format.h>
+#include <signal.h>
+
+#include <cstdio>
+
+#include "userspace/base/log.h"
+#include "userspace/rt/memory.h"
+#include "waypoint/app/app.h"
+
+namespace {
+
+using namespace meltemi;
+
+constexpr int kBadUsage = 65;  // EX_DATAERR
+
+int complain(const Error& error) {
+  fmt::print(stderr, "waypoint: {}\n", error.to_string());
+  return kBadUsage;
+}
+
+// Waits up to 100 ms; true if a signal came.
+bool signalled(const sigset_t& signals, long nanoseconds) {
+  const timespec patience{0, nanoseconds};
+  return sigtimedwait(&signals, nullptr, &patience) > 0;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  waypoint::Settings settings;
+  ConfigTable table("waypoint", "Routes, secures and observes the HTTP traffic of a namespace.");
+  settings.describe(table);
+  bool run = true;
+  if (Status s = table.parse(argc, argv, &run); !s) return complain(s.error());
+  if (!run) return 0;
+  const auto format = settings.log_format == "json" ? log::Format::kJson : log::Format::kPlain;
+  if (Status s = log::init(settings.log_level, format); !s) return complain(s.error());
+
+  // Before any thread: all of them inherit the mask.
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+  rt::keep_memory_mapped();
+
+  int status = 0;
+  {
+    waypoint::App app(settings, table);
+    if (Status s = app.start(); !s) {
+      status = complain(s.error());
+    } else {
+      while (!app.quit_requested() && !signalled(signals, 100'000'000)) app.poll();
+      app.shutdown([&] { return signalled(signals, 0); });  // a second signal ends the patience
+    }
+  }
+  log::flush();
+  return status;
+}

@@ -1,0 +1,283 @@
+#include "waypoint/http/forward.h"
+
+#include <charconv>
+#include <string>
+
+namespace meltemi::waypoint {
+namespace {
+
+// Fields that the Connection header of the message names, besides the standard ones.
+class Nominated {
+ public:
+  explicit Nominated(const Fields& fields) {
+    for (const Field f : fields) {
+      if (field_id(f.name) != FieldId::kConnection) continue;
+      each_token(f.value, [this](std::string_view token) {
+        const FieldId id = field_id(token);
+        const bool standard = id == FieldId::kKeepAlive || id == FieldId::kUpgrade ||
+                              id == FieldId::kTe || name_is(token, "close");
+        if (!standard && count_ < std::size(names_)) names_[count_++] = token;
+        return true;
+      });
+    }
+  }
+  bool has(std::string_view name) const {
+    for (size_t i = 0; i < count_; ++i) {
+      if (codec::equal_ignoring_case(names_[i], name)) return true;
+    }
+    return false;
+  }
+
+ private:
+  std::string_view names_[16];
+  size_t count_ = 0;
+};
+
+// Belongs to one connection (RFC 9110 section 7.6.1).
+bool hop_by_hop(FieldId id) {
+  switch (id) {
+    case FieldId::kConnection:
+    case FieldId::kKeepAlive:
+    case FieldId::kProxyConnection:
+    case FieldId::kTe:
+    case FieldId::kTransferEncoding:
+    case FieldId::kUpgrade:
+    case FieldId::kHttp2Settings:
+    case FieldId::kTrailer: return true;
+    default: return false;
+  }
+}
+
+// What a client may not say about itself, or what this proxy says instead.
+bool replaced(FieldId id, const ForwardInfo& info) {
+  switch (id) {
+    case FieldId::kXForwardedClientCert:
+    case FieldId::kXEnvoy:
+    case FieldId::kXIstio:
+    case FieldId::kXForwardedFor:
+    case FieldId::kProxyAuthorization: return true;
+    case FieldId::kXForwardedProto:
+    case FieldId::kXForwardedPort:
+    case FieldId::kForwarded: return info.edge;
+    case FieldId::kXForwardedHost: return info.edge || !info.forwarded_host.empty();
+    case FieldId::kXRequestId: return !info.request_id.empty();
+    default: return false;
+  }
+}
+
+// Lower-cased names for HTTP/2; the scratch is the thread's.
+std::string_view lower_name(std::string_view name) {
+  bool upper = false;
+  for (const char c : name) upper |= c >= 'A' && c <= 'Z';
+  if (!upper) return name;
+  thread_local std::string scratch;
+  scratch.assign(name);
+  for (char& c : scratch) c = ascii_lower(c);
+  return scratch;
+}
+
+std::string_view decimal(uint64_t n, char (&buffer)[20]) {
+  const auto end = std::to_chars(buffer, buffer + sizeof buffer, n).ptr;
+  return {buffer, static_cast<size_t>(end - buffer)};
+}
+
+// Fields that both protocols get at the end.
+void add_forwarding(const RequestHead& head, const ForwardInfo& info, Fields& out) {
+  const auto before = head.fields->get("x-forwarded-for");
+  if (before && !info.edge) {
+    thread_local std::string joined;
+    joined = head.fields->joined("x-forwarded-for");
+    joined += ", ";
+    joined += info.client_ip;
+    out.add("x-forwarded-for", joined);
+  } else {
+    out.add("x-forwarded-for", info.client_ip);
+  }
+  if (info.edge || !head.fields->get("x-forwarded-proto")) {
+    out.add("x-forwarded-proto", head.scheme);
+  }
+  if (!info.request_id.empty()) out.add("x-request-id", info.request_id);
+  if (!info.forwarded_host.empty()) out.add("x-forwarded-host", info.forwarded_host);
+  if (!info.original_path.empty()) out.add("x-envoy-original-path", info.original_path);
+  if (info.attempt > 0) {
+    char buffer[20];
+    out.add("x-envoy-attempt-count", decimal(info.attempt, buffer));
+  }
+}
+
+bool body_method(std::string_view m) { return m == "POST" || m == "PUT" || m == "PATCH"; }
+
+}  // namespace
+
+std::string_view version_text(HttpVersion version) {
+  switch (version) {
+    case HttpVersion::kHttp10: return "HTTP/1.0";
+    case HttpVersion::kHttp2: return "HTTP/2";
+    default: return "HTTP/1.1";
+  }
+}
+
+void build_h1_request(const RequestHead& head, const ForwardInfo& info, Fields& out) {
+  out.clear();
+  const Nominated nominated(*head.fields);
+  bool host = false, framed = false;
+  const bool from_h1 = head.version != HttpVersion::kHttp2;
+  if (!from_h1 || !head.fields->get("host")) {
+    out.add("host", info.authority);
+    host = true;
+  }
+  for (const Field f : *head.fields) {
+    if (f.name.starts_with(':')) continue;
+    const FieldId id = field_id(f.name);
+    if (id == FieldId::kOther) [[likely]] {
+      if (!nominated.has(f.name)) out.add(f.name, f.value);
+      continue;
+    }
+    if (id == FieldId::kHost) {
+      if (!host) out.add(f.name, info.authority);
+      host = true;
+      continue;
+    }
+    if (id == FieldId::kContentLength) {
+      if (head.framing == H1Framing::kLength) out.add(f.name, f.value);
+      framed = framed || head.framing == H1Framing::kLength;
+      continue;
+    }
+    if (id == FieldId::kTransferEncoding && from_h1 && head.framing == H1Framing::kChunked) {
+      if (!framed) out.add(f.name, "chunked");
+      framed = true;
+      continue;
+    }
+    if (hop_by_hop(id) || replaced(id, info) || nominated.has(f.name)) continue;
+    out.add(f.name, f.value);
+  }
+  if (!framed && head.framing == H1Framing::kChunked) {
+    out.add("transfer-encoding", "chunked");
+  } else if (!framed && head.framing == H1Framing::kLength) {
+    char buffer[20];
+    out.add("content-length", decimal(head.content_length, buffer));
+  } else if (!framed && !from_h1 && body_method(head.method)) {
+    out.add("content-length", "0");
+  }
+  add_forwarding(head, info, out);
+  if (head.websocket) {
+    out.add("connection", "Upgrade");
+    out.add("upgrade", "websocket");
+    if (!info.websocket_key.empty()) out.add("sec-websocket-key", info.websocket_key);
+  }
+}
+
+void build_h2_request(const RequestHead& head, const ForwardInfo& info, Fields& out) {
+  out.clear();
+  out.add(":method", head.method);
+  out.add(":scheme", head.scheme);
+  out.add(":authority", info.authority);
+  out.add(":path", info.target);
+  const Nominated nominated(*head.fields);
+  bool length = false;
+  for (const Field f : *head.fields) {
+    if (f.name.starts_with(':')) continue;
+    const FieldId id = field_id(f.name);
+    if (id == FieldId::kHost) continue;
+    if (id == FieldId::kTe) {
+      bool trailers = false;
+      each_token(f.value, [&](std::string_view t) { return !(trailers = name_is(t, "trailers")); });
+      if (trailers) out.add("te", "trailers");
+      continue;
+    }
+    if (hop_by_hop(id) || replaced(id, info) || nominated.has(f.name)) continue;
+    if (id == FieldId::kContentLength) length = true;
+    out.add(lower_name(f.name), f.value);
+  }
+  if (!length && head.framing == H1Framing::kLength) {
+    char buffer[20];
+    out.add("content-length", decimal(head.content_length, buffer));
+  }
+  add_forwarding(head, info, out);
+}
+
+H1Framing response_framing(const ResponseHead& head, HttpVersion client) {
+  if (head.no_body) return H1Framing::kNone;
+  if (head.framing == H1Framing::kLength) return H1Framing::kLength;
+  if (head.framing == H1Framing::kNone) return H1Framing::kNone;
+  return client == HttpVersion::kHttp10 ? H1Framing::kUntilClose : H1Framing::kChunked;
+}
+
+void build_h1_response(const ResponseHead& head, H1Framing framing, AfterResponse after,
+                       Fields& out) {
+  out.clear();
+  const Nominated nominated(*head.fields);
+  bool framed = false;
+  for (const Field f : *head.fields) {
+    if (f.name.starts_with(':')) continue;
+    const FieldId id = field_id(f.name);
+    switch (id) {
+      case FieldId::kContentLength:
+        // A response to HEAD keeps the length that a GET would have had.
+        if (framing == H1Framing::kLength || head.no_body) out.add(f.name, f.value);
+        framed = framed || framing == H1Framing::kLength;
+        continue;
+      case FieldId::kTransferEncoding:
+        if (framing == H1Framing::kChunked && !framed) out.add(f.name, "chunked");
+        framed = framed || framing == H1Framing::kChunked;
+        continue;
+      case FieldId::kUpgrade:
+        if (head.status == 101) out.add(f.name, f.value);
+        continue;
+      case FieldId::kTrailer:
+        if (framing == H1Framing::kChunked) out.add(f.name, f.value);
+        continue;
+      default: break;
+    }
+    if (hop_by_hop(id) || id == FieldId::kXEnvoy || nominated.has(f.name)) continue;
+    out.add(f.name, f.value);
+  }
+  if (!framed && framing == H1Framing::kChunked) out.add("transfer-encoding", "chunked");
+  if (!framed && framing == H1Framing::kLength) {
+    char buffer[20];
+    out.add("content-length", decimal(head.content_length, buffer));
+  }
+  if (framing == H1Framing::kNone && !head.no_body && head.status >= 200 && head.status != 204 &&
+      head.status != 304) {
+    out.add("content-length", "0");
+  }
+  if (head.status == 101) {
+    out.add("connection", "Upgrade");
+  } else if (after == AfterResponse::kClose) {
+    out.add("connection", "close");
+  } else if (after == AfterResponse::kKeepAlive10) {
+    out.add("connection", "keep-alive");
+  }
+}
+
+void build_h2_response(const ResponseHead& head, Fields& out) {
+  out.clear();
+  char buffer[20];
+  out.add(":status", decimal(head.status, buffer));
+  const Nominated nominated(*head.fields);
+  for (const Field f : *head.fields) {
+    if (f.name.starts_with(':')) continue;
+    const FieldId id = field_id(f.name);
+    if (hop_by_hop(id) || id == FieldId::kXEnvoy || nominated.has(f.name)) continue;
+    out.add(lower_name(f.name), f.value);
+  }
+}
+
+void build_trailers(const Fields& in, bool lower_case, Fields& out) {
+  out.clear();
+  for (const Field f : in) {
+    const FieldId id = field_id(f.name);
+    if (f.name.starts_with(':') || hop_by_hop(id) || id == FieldId::kHost ||
+        id == FieldId::kContentLength || id == FieldId::kXEnvoy || id == FieldId::kXIstio ||
+        id == FieldId::kXForwardedClientCert) {
+      continue;
+    }
+    out.add(lower_case ? lower_name(f.name) : f.name, f.value);
+  }
+}
+
+bool is_safe_method(std::string_view m) {
+  return m == "GET" || m == "HEAD" || m == "OPTIONS" || m == "TRACE";
+}
+
+}  // namespace meltemi::waypoint

@@ -1,0 +1,57 @@
+#include "waypoint/http/local_reply.h"
+
+#include <fmt/format.h>
+
+namespace meltemi::waypoint {
+
+uint16_t status_of(Reason reason) {
+  switch (reason) {
+    case Reason::kPolicyDeny:
+    case Reason::kPolicyNoAllowMatch:
+    case Reason::kPolicyUnknown:
+    case Reason::kPolicyChanged:
+    case Reason::kStrictPlaintext: return 403;
+    case Reason::kNoRoute: return 404;
+    case Reason::kBadRequest: return 400;
+    case Reason::kRequestTimeout: return 504;
+    case Reason::kIdleTimeout: return 408;
+    case Reason::kInternal: return 500;
+    case Reason::kUnsupported: return 501;
+    default: return 503;
+  }
+}
+
+int grpc_status_of_http(uint16_t status) {
+  switch (status) {
+    case 400: return 13;  // INTERNAL
+    case 401: return 16;  // UNAUTHENTICATED
+    case 403: return 7;   // PERMISSION_DENIED
+    case 404: return 12;  // UNIMPLEMENTED
+    case 429:
+    case 502:
+    case 503:
+    case 504: return 14;  // UNAVAILABLE
+    default: return 2;    // UNKNOWN
+  }
+}
+
+int grpc_status_of(Reason reason, uint16_t http_status) {
+  switch (reason) {
+    case Reason::kRequestTimeout: return 4;  // DEADLINE_EXCEEDED
+    case Reason::kLimitExceeded: return 8;   // RESOURCE_EXHAUSTED
+    default: return grpc_status_of_http(http_status);
+  }
+}
+
+std::string reply_body(Reason reason, std::string_view detail) {
+  switch (reason) {
+    case Reason::kPolicyDeny:
+    case Reason::kPolicyNoAllowMatch:
+    case Reason::kPolicyUnknown: return "RBAC: access denied";
+    default: break;
+  }
+  if (detail.empty()) return fmt::format("{}: {}\n", reason_name(reason), reason_meaning(reason));
+  return fmt::format("{}: {}\n", reason_name(reason), detail);
+}
+
+}  // namespace meltemi::waypoint

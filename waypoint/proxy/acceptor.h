@@ -1,0 +1,121 @@
+// Where client connections of one worker begin: CONNECT requests of HBONE tunnels and accepted sockets of
+// bound listeners. Finds the listener, tells protocols apart, and makes the connection's object: HTTP/1,
+// HTTP/2 or a TCP flow. Owns all of them until they end. Must never serve a destination that no listener
+// names.
+#pragma once
+
+#include <memory>
+#include <unordered_map>
+
+#include "userspace/net/hbone_server.h"
+#include "userspace/net/relay.h"
+#include "waypoint/proxy/h1_server.h"
+#include "waypoint/proxy/h2_server.h"
+
+namespace meltemi::waypoint {
+
+class Detector;
+class TcpFlow;
+
+class Acceptor final : public net::HboneHandler, private ConnectionOwner {
+ public:
+  explicit Acceptor(ProxyWorker& worker);
+  ~Acceptor();
+  Acceptor(const Acceptor&) = delete;
+  Acceptor& operator=(const Acceptor&) = delete;
+
+  // An accepted socket of port 15008. Refused (closed) until there is a certificate.
+  void serve_hbone(UniqueFd fd);
+  // An accepted socket of the bound listener of that name.
+  void serve_plain(UniqueFd fd, const std::string& listener);
+
+  // Connections finish what is under way and take nothing new.
+  void drain();
+  // Ends everything now.
+  void close(Reason reason);
+  size_t connections() const { return connections_.size() + server_.streams(); }
+
+  // --- from parts ---
+  ProxyWorker& worker() { return worker_; }
+  void detected(Detector& detector, Detected protocol);
+  void connection_gone(rt::Retirable& connection) override;
+
+ private:
+  void on_connect(std::unique_ptr<net::ConnectRequest> request) override;
+  void on_tunnel_failed(const net::TunnelPeer& peer, const Error& error,
+                        const std::shared_ptr<void>& context) override;
+  void begin(ClientInfo client, ListenerPtr listener, net::StreamPtr stream);
+  void serve(ClientInfo client, const Listener& listener, net::StreamPtr stream,
+             Detected protocol, std::string early);
+  void serve_tcp(ClientInfo client, const TcpChain& chain, net::StreamPtr stream,
+                 std::string early);
+  template <typename T, typename... A>
+  T& own(A&&... args);
+
+  ProxyWorker& worker_;
+  net::HboneServer server_;
+  std::unordered_map<rt::Retirable*, std::unique_ptr<rt::Retirable>> connections_;
+  bool draining_ = false;
+};
+
+// Waits for the first bytes of a connection.
+class Detector final : public rt::Retirable, private net::StreamEvents, private LazyTimer::Owner {
+ public:
+  Detector(Acceptor& acceptor, ClientInfo client, ListenerPtr listener, net::StreamPtr stream,
+           bool http_only);
+  ClientInfo client;
+  ListenerPtr listener;
+  net::StreamPtr stream;
+  std::string early;
+
+ private:
+  void on_data(const net::Slices& data) override;
+  void on_read_end() override { close(); }
+  void on_writable() override {}
+  void on_closed(const net::StreamEnd&) override { close(); }
+  void on_deadline() override;
+  void close();
+  void done(Detected protocol);
+
+  Acceptor& acceptor_;
+  LazyTimer timer_;
+  bool http_only_;
+  bool finished_ = false;
+};
+
+// A connection that is relayed as it is.
+class TcpFlow final : public rt::Retirable, public net::RelayOwner, private net::TunnelConnect {
+ public:
+  TcpFlow(Acceptor& acceptor, ClientInfo client, net::StreamPtr stream, std::string early,
+          Duration idle_timeout);
+  ~TcpFlow() override;
+  void start(const TcpChain& chain);
+  void refuse(Reason reason, std::string_view detail);
+  void abort(Reason reason);
+
+ private:
+  void on_connected(net::StreamPtr stream, const net::ConnectAnswer& answer) override;
+  void on_connect_failed(const Error& error, const net::ConnectAnswer* answer) override;
+  void on_relay_end(net::Relay& relay, const net::RelayReport& report) override;
+  void connect();
+  void relay(net::StreamPtr upstream);
+  void failed(const Error& error);
+  void end(Reason reason, std::string_view detail);
+
+  Acceptor& acceptor_;
+  ClientInfo client_;
+  net::StreamPtr stream_;
+  std::string early_;
+  Duration idle_timeout_;
+  net::TcpDial dial_;
+  rt::FnTimer soon_;
+  std::unique_ptr<net::Relay> relay_;
+  std::unique_ptr<telemetry::ConnectionReport> report_;
+  model::Symbol cluster_name_;
+  Host* host_ = nullptr;
+  std::vector<uint64_t> tried_;
+  uint32_t attempts_left_ = 1;
+  bool ended_ = false;
+};
+
+}  // namespace meltemi::waypoint

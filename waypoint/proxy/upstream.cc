@@ -1,0 +1,426 @@
+#include "waypoint/proxy/upstream.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "userspace/codec/authority.h"
+#include "userspace/rt/socket_options.h"
+#include "waypoint/proxy/h1_client.h"
+#include "waypoint/proxy/h2_client.h"
+
+namespace meltemi::waypoint {
+namespace {
+
+std::unexpected<Error> limit(const char* name) {
+  return fail(Reason::kLimitExceeded, Fault::kConfig, name);
+}
+
+}  // namespace
+
+// --- dialling ---------------------------------------------------------------------------------
+
+Dial::Dial(Host& host, bool h2, MonoTime deadline)
+    : host_(host),
+      h2_(h2),
+      deadline_(deadline),
+      tcp_(host.worker().loop()),
+      soon_([this] { failed(error_); }) {}
+
+Dial::~Dial() = default;
+
+void Dial::start() {
+  ProxyWorker& worker = host_.worker();
+  const Endpoint& e = host_.endpoint();
+  const net::SocketFactory factory = [](const SocketAddress& to) { return rt::make_tcp_socket(to); };
+  if (!e.tunnel) {
+    tcp_.start(factory, e.address, deadline_, [this, &worker](Result<UniqueFd> fd) {
+      if (!fd) return failed(fd.error());
+      connected(net::make_tcp_stream(worker.loop(), std::move(*fd), worker.shared().hbone.held));
+    });
+    return;
+  }
+  auto identity = host_.identity();
+  if (!identity) return fail_soon(identity.error());
+  if (!worker.tls()) {
+    return fail_soon(Error{Reason::kIdentityUnavailable, Fault::kInternal, Retry::kSafe,
+                           "no certificate yet"});
+  }
+  authority = codec::format_authority(e.address);
+  net::TunnelTarget target;
+  target.source = worker.tls()->identity().uri();
+  target.address = *e.tunnel;
+  target.expected.push_back(*identity);
+  worker.tunnels().open(target, net::TunnelDial{worker.tls(), factory}, *this, deadline_);
+}
+
+void Dial::fail_soon(Error error) {
+  error_ = std::move(error);
+  host_.worker().loop().start(soon_, host_.worker().now());
+}
+
+void Dial::on_connected(net::StreamPtr stream, const net::ConnectAnswer&) {
+  connected(std::move(stream));
+}
+
+void Dial::on_connect_failed(const Error& error, const net::ConnectAnswer* answer) {
+  Error e = error;
+  if (answer) e.detail = fmt::format("endpoint answered CONNECT with {}", answer->status);
+  failed(e);
+}
+
+void Dial::connected(net::StreamPtr stream) { host_.dial_done(*this, std::move(stream)); }
+void Dial::failed(const Error& error) { host_.dial_failed(*this, error); }
+
+// --- endpoint ---------------------------------------------------------------------------------
+
+Host::Host(ProxyWorker& worker, ClusterState& cluster, Endpoint endpoint)
+    : worker_(worker), cluster_(cluster), endpoint_(std::move(endpoint)) {
+  static std::atomic<uint64_t> next{1};
+  id_ = next.fetch_add(1, std::memory_order_relaxed);
+}
+
+Host::~Host() = default;
+
+void Host::add_active(int n) {
+  active_ = static_cast<uint32_t>(static_cast<int>(active_) + n);
+  if (slot >= 0) cluster_.active_[static_cast<size_t>(slot)] = active_;
+  if (n < 0 && active_ == 0) check_done();
+}
+
+const telemetry::Peer& Host::peer() {
+  if (!worker_.has_mesh()) return peer_;
+  const model::Snapshot& mesh = worker_.mesh();
+  if (peer_version_ != mesh.version()) {
+    peer_version_ = mesh.version();
+    peer_.workload = mesh.workload_by_ip({worker_.shared().network, endpoint_.address.ip});
+    peer_.identity = endpoint_.tunnel && peer_.workload ? peer_.workload->identity
+                                                        : model::Identity();
+  }
+  return peer_;
+}
+
+Result<model::Identity> Host::identity() {
+  const telemetry::Peer& p = peer();
+  if (p.workload) return p.workload->identity;
+  return fail(Reason::kIdentityUnavailable, Fault::kConfig,
+              fmt::format("no workload is known at {}", endpoint_.address.ip.to_string()),
+              Retry::kSafe);
+}
+
+Result<ClientSide*> Host::start(AttemptPlan& plan) {
+  if (plan.h2) {
+    for (const auto& client : h2_) {
+      if (client->can_request()) return client->start(plan);
+    }
+    for (const auto& dial : dials_) {
+      if (!dial->h2() || dial->waiters.empty()) continue;
+      if (cluster_.pending >= cluster_.config().max_pending_requests) {
+        return limit("max_pending_requests");
+      }
+      ++cluster_.pending;
+      dial->waiters.push_back(&plan);
+      plan.dial = dial.get();
+      return nullptr;
+    }
+  } else {
+    while (!idle_.empty()) {
+      H1Client* client = idle_.back();
+      idle_.pop_back();
+      MELTEMI_TRY(client->start(plan));
+      return static_cast<ClientSide*>(client);
+    }
+  }
+  if (cluster_.connections >= cluster_.config().max_connections) return limit("max_connections");
+  if (cluster_.pending >= cluster_.config().max_pending_requests) {
+    return limit("max_pending_requests");
+  }
+  ++cluster_.pending;
+  ++cluster_.connections;
+  worker_.stats().upstream_connections.fetch_add(1, std::memory_order_relaxed);
+  dials_.push_back(std::make_unique<Dial>(*this, plan.h2,
+                                          worker_.now() + cluster_.config().connect_timeout));
+  Dial& dial = *dials_.back();
+  dial.waiters.push_back(&plan);
+  plan.dial = &dial;
+  dial.start();
+  return nullptr;
+}
+
+void Host::cancel(AttemptPlan& plan) {
+  Dial* dial = std::exchange(plan.dial, nullptr);
+  if (!dial) return;
+  --cluster_.pending;
+  std::erase(dial->waiters, &plan);
+  // The connection goes on being made: the next request will want it.
+}
+
+std::unique_ptr<Dial> Host::take(Dial& dial) {
+  const auto it = std::find_if(dials_.begin(), dials_.end(),
+                               [&](const auto& d) { return d.get() == &dial; });
+  std::unique_ptr<Dial> owned = std::move(*it);
+  dials_.erase(it);
+  return owned;
+}
+
+void Host::dial_done(Dial& dial, net::StreamPtr stream) {
+  std::unique_ptr<Dial> owned = take(dial);
+  const std::vector<AttemptPlan*> waiters = std::move(owned->waiters);
+  const bool h2 = owned->h2();
+  worker_.loop().retire(std::move(owned));
+  for (AttemptPlan* plan : waiters) {
+    plan->dial = nullptr;
+    --cluster_.pending;
+  }
+  if (h2) {
+    h2_.push_back(std::make_unique<H2Client>(*this, std::move(stream)));
+  } else {
+    h1_.push_back(std::make_unique<H1Client>(*this, std::move(stream)));
+    idle_.push_back(h1_.back().get());
+  }
+  for (AttemptPlan* plan : waiters) {
+    // Usually the new connection; a request that it has no room for dials its own.
+    auto side = start(*plan);
+    if (!side) {
+      AttemptFailure failure;
+      failure.reason = side.error().reason;
+      const std::string detail = side.error().detail;
+      failure.detail = detail;
+      plan->events->on_attempt_failed(failure);
+    } else if (*side) {
+      plan->events->on_attempt_started(**side, endpoint_.address);
+    }
+  }
+  if (leaving_) close_idle();
+}
+
+void Host::dial_failed(Dial& dial, const Error& error) {
+  std::unique_ptr<Dial> owned = take(dial);
+  const std::vector<AttemptPlan*> waiters = std::move(owned->waiters);
+  const Error kept = error;
+  worker_.loop().retire(std::move(owned));
+  --cluster_.connections;
+  for (AttemptPlan* plan : waiters) {
+    plan->dial = nullptr;
+    --cluster_.pending;
+  }
+  for (AttemptPlan* plan : waiters) {
+    AttemptFailure failure;
+    failure.reason = kept.reason;
+    failure.detail = kept.detail;
+    failure.unprocessed = kept.retry == Retry::kSafe;
+    plan->events->on_attempt_failed(failure);
+  }
+  check_done();
+}
+
+void Host::idle(H1Client& client) {
+  if (leaving_) return client.close();
+  idle_.push_back(&client);
+}
+
+void Host::gone(H1Client& client) {
+  --cluster_.connections;
+  std::erase(idle_, &client);
+  const auto it = std::find_if(h1_.begin(), h1_.end(),
+                               [&](const auto& c) { return c.get() == &client; });
+  worker_.loop().retire(std::move(*it));
+  *it = std::move(h1_.back());
+  h1_.pop_back();
+  check_done();
+}
+
+void Host::gone(H2Client& client) {
+  --cluster_.connections;
+  const auto it = std::find_if(h2_.begin(), h2_.end(),
+                               [&](const auto& c) { return c.get() == &client; });
+  worker_.loop().retire(std::move(*it));
+  h2_.erase(it);
+  check_done();
+}
+
+void Host::close_idle() {
+  while (!idle_.empty()) idle_.back()->close();
+  const size_t n = h2_.size();
+  for (size_t i = 0; i < n; ++i) h2_[i]->drain();
+}
+
+void Host::leave() {
+  leaving_ = true;
+  slot = -1;
+  close_idle();
+}
+
+void Host::check_done() {
+  if (leaving_ && !busy()) cluster_.remove(*this);
+}
+
+// --- cluster ----------------------------------------------------------------------------------
+
+ClusterState::ClusterState(ProxyWorker& worker, ClusterEntry entry) : worker_(worker) {
+  entry_.cluster = entry.cluster;
+  fill_service();
+  update(std::move(entry));
+}
+
+ClusterState::~ClusterState() = default;
+
+void ClusterState::fill_service() {
+  if (entry_.cluster->service_host.empty()) {
+    service_ = nullptr;
+    return;
+  }
+  auto service = std::make_shared<model::Service>();
+  service->name = entry_.cluster->service_name;
+  service->ns = entry_.cluster->service_namespace;
+  service->hostname = entry_.cluster->service_host;
+  service->seal();
+  service_ = std::move(service);
+}
+
+void ClusterState::update(ClusterEntry entry) {
+  const bool same = entry.endpoints == entry_.endpoints && entry.cluster == entry_.cluster;
+  entry_ = std::move(entry);
+  if (same) return;
+  fill_service();
+  static const std::vector<Endpoint> kNone;
+  const std::vector<Endpoint>& wanted = entry_.endpoints ? entry_.endpoints->endpoints() : kNone;
+
+  std::vector<std::unique_ptr<Host>> before = std::move(hosts_);
+  hosts_.clear();
+  active_.assign(wanted.size(), 0);
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    // The same address reached the same way keeps its connections and counts.
+    const auto it = std::find_if(before.begin(), before.end(), [&](const auto& h) {
+      return h && h->endpoint().address == wanted[i].address &&
+             h->endpoint().tunnel == wanted[i].tunnel;
+    });
+    if (it != before.end()) {
+      hosts_.push_back(std::move(*it));
+      hosts_.back()->set_endpoint(wanted[i]);
+    } else {
+      hosts_.push_back(std::make_unique<Host>(worker_, *this, wanted[i]));
+    }
+    hosts_.back()->slot = static_cast<int>(i);
+    active_[i] = hosts_.back()->active_;
+  }
+  for (auto& host : before) {
+    if (!host) continue;
+    Host& leaver = *host;
+    leaving_.push_back(std::move(host));
+    leaver.leave();
+    leaver.check_done();
+  }
+  balancer_.update(wanted);
+}
+
+void ClusterState::remove(Host& host) {
+  const auto drop = [&](auto& list) {
+    const auto it = std::find_if(list.begin(), list.end(),
+                                 [&](const auto& h) { return h.get() == &host; });
+    if (it == list.end()) return false;
+    worker_.loop().retire(std::move(*it));
+    list.erase(it);
+    return true;
+  };
+  drop(leaving_);
+}
+
+Host* ClusterState::original(const SocketAddress& authority) {
+  if (originals_.size() >= kMaxOriginals) {
+    for (auto it = originals_.begin(); it != originals_.end();) {
+      it->second->close_idle();
+      if (it->second->busy()) {
+        ++it;
+        continue;
+      }
+      worker_.loop().retire(std::move(it->second));  // it may be on the stack
+      it = originals_.erase(it);
+    }
+  }
+  auto& host = originals_[authority];
+  if (!host) {
+    Endpoint e;
+    e.address = authority;
+    const model::WorkloadPtr workload =
+        worker_.has_mesh() ? worker_.mesh().workload_by_ip({worker_.shared().network, authority.ip})
+                           : nullptr;
+    if (workload && workload->protocol == model::TunnelProtocol::kHbone) {
+      e.tunnel = SocketAddress{authority.ip, model::kHbonePort};
+    }
+    host = std::make_unique<Host>(worker_, *this, e);
+  }
+  return host.get();
+}
+
+Result<Host*> ClusterState::pick(std::span<const uint64_t> tried, const SocketAddress& authority) {
+  if (entry_.cluster->original_dst) return original(authority);
+  if (hosts_.empty()) {
+    return fail(Reason::kNoEndpoint, Fault::kConfig,
+                entry_.endpoints ? entry_.cluster->name.str()
+                                 : entry_.cluster->name.str() + ": endpoints not received yet");
+  }
+  int avoid[16];
+  size_t n = 0;
+  for (const uint64_t id : tried) {
+    for (const auto& host : hosts_) {
+      if (n < std::size(avoid) && host->id() == id) avoid[n++] = host->slot;
+    }
+  }
+  const int index = balancer_.pick(entry_.cluster->lb, entry_.cluster->choice_count, active_,
+                                   {avoid, n}, worker_.random());
+  if (index < 0) {
+    return fail(Reason::kNoHealthyEndpoint, Fault::kUpstream, entry_.cluster->name.str());
+  }
+  return hosts_[static_cast<size_t>(index)].get();
+}
+
+Status ClusterState::begin_request() {
+  if (active_requests_ >= entry_.cluster->max_requests) return limit("max_requests");
+  ++active_requests_;
+  return {};
+}
+
+bool ClusterState::begin_retry() {
+  const bool allowed = entry_.cluster->max_retries
+                           ? active_retries_ < *entry_.cluster->max_retries
+                           : entry_.cluster->retry_budget.allows(active_requests_, active_retries_);
+  if (allowed) ++active_retries_;
+  return allowed;
+}
+
+bool ClusterState::in_use() const {
+  return active_requests_ > 0 || !leaving_.empty();
+}
+
+// --- all clusters -----------------------------------------------------------------------------
+
+UpstreamSet::~UpstreamSet() = default;
+
+ClusterState* UpstreamSet::find(const model::Symbol& name) {
+  const auto it = clusters_.find(name);
+  return it == clusters_.end() ? nullptr : it->second.get();
+}
+
+void UpstreamSet::update(const Snapshot& snapshot) {
+  std::erase_if(leaving_, [](const auto& c) { return !c->in_use(); });
+  for (auto it = clusters_.begin(); it != clusters_.end();) {
+    if (snapshot.clusters.contains(it->first)) {
+      ++it;
+      continue;
+    }
+    it->second->update(ClusterEntry{it->second->shared_config(), nullptr});  // no endpoints
+    leaving_.push_back(std::move(it->second));
+    it = clusters_.erase(it);
+  }
+  for (const auto& [name, entry] : snapshot.clusters) {
+    auto& state = clusters_[name];
+    if (state) {
+      state->update(entry);
+    } else {
+      state = std::make_unique<ClusterState>(worker_, entry);
+    }
+  }
+}
+
+}  // namespace meltemi::waypoint

@@ -1,0 +1,173 @@
+// Upstream connections of one worker: a pool for every endpoint, plaintext or through an HBONE tunnel
+// whose peer is pinned to the workload's identity. A request gets a ClientSide; who made the connection
+// and for whom is not its business. Must never send to an endpoint whose identity it cannot pin.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "userspace/net/tcp_stream.h"
+#include "userspace/net/tunnel_pool.h"
+#include "waypoint/cluster/balancer.h"
+#include "waypoint/proxy/sides.h"
+#include "waypoint/proxy/worker.h"
+
+namespace meltemi::waypoint {
+
+class ClusterState;
+class Host;
+class Dial;
+class H1Client;
+class H2Client;
+
+// One attempt as the exchange describes it; must live until the attempt ended or was cancelled.
+struct AttemptPlan {
+  const RequestHead* head = nullptr;
+  ForwardInfo info;
+  const HeaderOps* request_ops[2] = {};  // applied to the head in this order
+  bool h2 = false;           // speak HTTP/2 to the endpoint
+  UpstreamEvents* events = nullptr;
+  Dial* dial = nullptr;      // set while a connection is being made
+};
+
+// Makes one connection to an endpoint. Owned by its Host.
+class Dial final : public rt::Retirable, private net::TunnelConnect {
+ public:
+  Dial(Host& host, bool h2, MonoTime deadline);
+  ~Dial() override;
+  void start();
+  bool h2() const { return h2_; }
+  std::vector<AttemptPlan*> waiters;
+
+ private:
+  void on_connected(net::StreamPtr stream, const net::ConnectAnswer& answer) override;
+  void on_connect_failed(const Error& error, const net::ConnectAnswer* answer) override;
+  void fail_soon(Error error);
+  void failed(const Error& error);
+  void connected(net::StreamPtr stream);
+
+  Host& host_;
+  bool h2_;
+  MonoTime deadline_;
+  net::TcpDial tcp_;
+  rt::FnTimer soon_;
+  Error error_;
+};
+
+// An endpoint and its connections.
+class Host final : public rt::Retirable {
+ public:
+  Host(ProxyWorker& worker, ClusterState& cluster, Endpoint endpoint);
+  ~Host() override;
+  Host(const Host&) = delete;
+  Host& operator=(const Host&) = delete;
+
+  ProxyWorker& worker() { return worker_; }
+  ClusterState& cluster() { return cluster_; }
+  const Endpoint& endpoint() const { return endpoint_; }
+  void set_endpoint(Endpoint endpoint) { endpoint_ = std::move(endpoint); }
+
+  // Starts the attempt on a connection that is there (returns its side) or dials one (returns null;
+  // the plan's events tell). Error: a limit, or no identity to pin.
+  Result<ClientSide*> start(AttemptPlan& plan);
+  // Takes a plan that waits for a connection out of its dial. No effect for others.
+  void cancel(AttemptPlan& plan);
+
+  // Requests in flight, for the balancer: the counter is the cluster's.
+  void add_active(int n);
+  // The workload behind the endpoint, for metrics; what the mesh knows now.
+  const telemetry::Peer& peer();
+  uint64_t id() const { return id_; }  // unique in this process, never used again
+  int slot = -1;  // index among the cluster's endpoints; -1 when the endpoint is gone
+
+  // From connections.
+  void idle(H1Client& client);
+  void no_longer_idle(H1Client& client);
+  void gone(H1Client& client);
+  void gone(H2Client& client);
+
+ private:
+  friend class Dial;
+  friend class ClusterState;
+  void dial_done(Dial& dial, net::StreamPtr stream);
+  void dial_failed(Dial& dial, const Error& error);
+  std::unique_ptr<Dial> take(Dial& dial);
+  bool busy() const { return active_ > 0 || !h1_.empty() || !h2_.empty() || !dials_.empty(); }
+  void close_idle();
+  void leave();      // the endpoint is gone: nothing new, and away when the last request ends
+  void check_done();
+  Result<model::Identity> identity();
+
+  ProxyWorker& worker_;
+  ClusterState& cluster_;
+  Endpoint endpoint_;
+  uint64_t id_;
+  uint32_t active_ = 0;
+  bool leaving_ = false;
+  telemetry::Peer peer_;
+  uint64_t peer_version_ = 0;
+  std::vector<H1Client*> idle_;                    // last used last
+  std::vector<std::unique_ptr<H1Client>> h1_;      // all
+  std::vector<std::unique_ptr<H2Client>> h2_;
+  std::vector<std::unique_ptr<Dial>> dials_;
+};
+
+// A cluster as this worker sees it.
+class ClusterState {
+ public:
+  static constexpr size_t kMaxOriginals = 1024;  // endpoints of ORIGINAL_DST that are kept unused
+
+  ClusterState(ProxyWorker& worker, ClusterEntry entry);
+  ~ClusterState();
+  void update(ClusterEntry entry);
+  const Cluster& config() const { return *entry_.cluster; }
+  const ClusterPtr& shared_config() const { return entry_.cluster; }
+
+  // The endpoint for the next attempt. `tried`: Host::id() of earlier attempts. `authority` is the
+  // CONNECT's, for ORIGINAL_DST. Errors: kNoEndpoint, kNoHealthyEndpoint.
+  Result<Host*> pick(std::span<const uint64_t> tried, const SocketAddress& authority);
+  // Whether a retry may start now; counts it if so. end_retry() gives it back.
+  bool begin_retry();
+  void end_retry() { --active_retries_; }
+  // Counts a request. Error: kLimitExceeded "max_requests".
+  Status begin_request();
+  void end_request() { --active_requests_; }
+  bool in_use() const;
+  const model::ServicePtr& service() const { return service_; }
+
+  uint32_t connections = 0;
+  uint32_t pending = 0;
+
+ private:
+  friend class Host;
+  Host* original(const SocketAddress& authority);
+  void remove(Host& host);
+  void fill_service();
+
+  ProxyWorker& worker_;
+  ClusterEntry entry_;
+  Balancer balancer_;
+  std::vector<std::unique_ptr<Host>> hosts_;   // index = Balancer's
+  std::vector<uint32_t> active_;
+  std::vector<std::unique_ptr<Host>> leaving_;  // endpoints that are gone, with requests under way
+  std::unordered_map<SocketAddress, std::unique_ptr<Host>> originals_;
+  uint32_t active_requests_ = 0, active_retries_ = 0;
+  model::ServicePtr service_;
+};
+
+class UpstreamSet {
+ public:
+  explicit UpstreamSet(ProxyWorker& worker) : worker_(worker) {}
+  ~UpstreamSet();
+  void update(const Snapshot& snapshot);
+  ClusterState* find(const model::Symbol& name);
+
+ private:
+  ProxyWorker& worker_;
+  std::unordered_map<model::Symbol, std::unique_ptr<ClusterState>, SymbolHash> clusters_;
+  std::vector<std::unique_ptr<ClusterState>> leaving_;
+};
+
+}  // namespace meltemi::waypoint

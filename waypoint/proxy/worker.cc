@@ -1,0 +1,53 @@
+#include "waypoint/proxy/worker.h"
+
+#include <sys/random.h>
+
+#include "waypoint/proxy/upstream.h"
+
+namespace meltemi::waypoint {
+namespace {
+
+const model::MeshStore& empty_mesh() {
+  static const model::MeshStore store;
+  return store;
+}
+
+}  // namespace
+
+ProxyWorker::ProxyWorker(rt::Loop& loop, uint32_t shard, const ProxyShared& shared)
+    : loop_(loop),
+      shard_(shard),
+      shared_(shared),
+      mesh_(shared.mesh ? *shared.mesh : empty_mesh()),
+      tunnels_(loop, shared.hbone, hbone_stats_),
+      upstreams_(std::make_unique<UpstreamSet>(*this)) {
+  // Without entropy from the kernel the constant seed plus the shard still spreads load.
+  if (getrandom(&random_.state, sizeof random_.state, 0) < 0) random_.state += shard;
+}
+
+ProxyWorker::~ProxyWorker() = default;
+
+void ProxyWorker::set_snapshot(SnapshotPtr snapshot) {
+  snapshot_ = SnapshotRef(new SnapshotHold(std::move(snapshot)));
+  upstreams_->update(*snapshot_);
+}
+
+void ProxyWorker::set_tls(std::shared_ptr<const net::TlsContext> tls) {
+  const bool rotated = tls_ != nullptr;
+  tls_ = std::move(tls);
+  if (rotated) tunnels_.drain();  // requests under way go on, new ones use the new certificate
+}
+
+void ProxyWorker::make_request_id(std::array<char, 36>& out) {
+  static constexpr char kHex[] = "0123456789abcdef";
+  uint64_t bits[2] = {random_.next(), random_.next()};
+  bits[0] = (bits[0] & ~0xf000ull) | 0x4000;                    // version 4
+  bits[1] = (bits[1] & ~(0xc0ull << 56)) | (0x80ull << 56);     // variant 10
+  size_t at = 0;
+  for (int i = 0; i < 32; ++i) {
+    if (i == 8 || i == 12 || i == 16 || i == 20) out[at++] = '-';
+    out[at++] = kHex[bits[i / 16] >> (60 - 4 * (i % 16)) & 0xf];
+  }
+}
+
+}  // namespace meltemi::waypoint
