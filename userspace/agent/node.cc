@@ -278,6 +278,8 @@ void Node::answer_waiters(Pod& pod) {
   const bool decided = pod.record.decision.has_value();
   const bool done = decided && (!pod.record.wanted() || pod.phase == Phase::kEnrolled);
   const MonoTime now = MonoClock::now();
+  // What is told as done must survive a kill -9 of this process at the next instant.
+  if (done) save();
   std::vector<Waiter> keep;
   for (Waiter& w : pod.waiters) {
     if (done && pod.missing.empty()) {
