@@ -1,6 +1,8 @@
 // What only shows when objects are looked at together: references to things that are not there, L7
-// rules that no proxy enforces, Services without pods. Findings never refuse an object; they go to
-// statuses, to `apply`, `get` and `analyze`, each with the command or edit that mends it.
+// rules that no proxy enforces, Services without pods. Findings never keep an object out of the store
+// (objects arrive in any order); they go to statuses, to `apply`, `get` and `analyze`, each with the
+// command or edit that mends it. Severity kError is for what cannot be meant (an unknown host, two pods
+// with one address) and makes commands exit with a code other than 0.
 #pragma once
 
 #include "userspace/config/store.h"

@@ -14,7 +14,7 @@ namespace {
 using Key = std::tuple<ResourceType, Scope, std::string>;
 using Held = std::map<Key, std::string>;  // -> version and body
 
-constexpr int kSeeds = 30;
+constexpr int kSeeds = 12;
 constexpr int kStepsPerSeed = 250;
 
 class World {
