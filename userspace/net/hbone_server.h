@@ -14,6 +14,7 @@
 namespace meltemi::net {
 
 class ServerTunnel;
+struct ServerRequest;
 
 // One CONNECT (or another method: answer 400) that waits for its answer. Destroying it unanswered
 // answers 503. It may be answered at any later time, on the same thread.
@@ -35,7 +36,7 @@ class ConnectRequest {
 
   // Called (at most once, on the loop) when the peer gives up or the tunnel dies before the answer.
   void on_cancel(std::move_only_function<void(Reason)> fn) { on_cancel_ = std::move(fn); }
-  bool cancelled() const { return tunnel_ == nullptr; }
+  bool cancelled() const { return cancelled_; }
 
   // 200. The stream is paused until resume_read(). If the peer is gone already, the stream closes
   // with the reason soon after. Once only.
@@ -47,12 +48,10 @@ class ConnectRequest {
   friend class ServerTunnel;
   explicit ConnectRequest(rt::Loop& loop) : loop_(loop) {}
   rt::Loop& loop_;
-  ServerTunnel* tunnel_ = nullptr;  // null when answered or cancelled
-  uint32_t stream_ = 0;
+  ServerRequest* node_ = nullptr;  // its place in the tunnel; null when answered or cancelled
   Reason cancel_reason_ = Reason::kClientClosedEarly;
+  bool cancelled_ = false;
   bool answered_ = false;
-  bool ended_ = false;  // END_STREAM came before the answer
-  rt::ByteQueue early_;  // DATA before the answer
   std::string method_, authority_;
   std::vector<Header> headers_;
   TunnelPeer peer_;
@@ -95,9 +94,9 @@ class HboneServer {
   size_t tunnels() const;
   size_t streams() const;
 
- private:
-  friend class ServerTunnel;
   struct Impl;
+
+ private:
   std::unique_ptr<Impl> impl_;
 };
 

@@ -77,6 +77,9 @@ class ByteStream : public rt::Retirable {
   // Sends what is held, then the end (FIN, END_STREAM). When the read side has ended as well, the
   // stream closes with kOk.
   virtual void shutdown_write() = 0;
+  // Sends what is held, then ends both directions in order; bytes that still arrive are dropped.
+  // on_closed(kOk) follows.
+  virtual void close() = 0;
   // Ends both directions now: RST, or RST_STREAM. on_closed() follows with this reason.
   virtual void abort(Reason reason) = 0;
   virtual void pause_read() = 0;
@@ -86,6 +89,9 @@ class ByteStream : public rt::Retirable {
 
   uint64_t bytes_read() const { return bytes_read_; }        // delivered by on_data()
   uint64_t bytes_written() const { return bytes_written_; }  // taken by write()
+
+  // The owner lets go: abort without a word. Called by StreamPtr.
+  virtual void detach() = 0;
 
  protected:
   StreamEvents* events_ = nullptr;

@@ -11,11 +11,11 @@
 
 namespace meltemi::net {
 
-// `fd`: connected, non-blocking. `held` (may be null) counts bytes that a slow peer makes us hold.
+// `fd`: connected. `held` (may be null) counts bytes that a slow peer makes us hold.
 StreamPtr make_tcp_stream(rt::Loop& loop, UniqueFd fd, rt::Budget* held = nullptr);
 
 // Makes the socket for a destination: in which netns, with which mark and source is the caller's
-// business. Returns a non-blocking unconnected TCP socket.
+// business. Returns an unconnected TCP socket.
 using SocketFactory = std::function<Result<UniqueFd>(const SocketAddress& to)>;
 
 // One connect under way. Destroying it cancels.

@@ -15,6 +15,8 @@
 
 namespace meltemi::net {
 
+class ClientTunnel;
+
 // What makes two flows share a tunnel. `expected` in any order; an empty one is refused.
 struct TunnelTarget {
   std::string source;       // identity of the caller plus whatever must not be shared (source IP)
@@ -56,10 +58,10 @@ class TunnelConnect {
   bool running() const { return state_ != nullptr; }
   void cancel();
 
+  struct State;  // the pool's
+
  private:
-  friend class TunnelPool;
-  friend class ClientTunnel;
-  struct State;
+  friend struct PoolAccess;
   State* state_ = nullptr;
 };
 
@@ -95,10 +97,9 @@ class TunnelPool {
   };
   std::vector<Row> rows() const;
 
- private:
-  friend class ClientTunnel;
-  friend class TunnelConnect;
   struct Impl;
+
+ private:
   std::unique_ptr<Impl> impl_;
 };
 

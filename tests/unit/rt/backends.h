@@ -40,7 +40,7 @@ class BackendTest : public testing::TestWithParam<BackendCase> {
 };
 
 #define MELTEMI_ALL_BACKENDS(fixture)                                              \
-  INSTANTIATE_TEST_SUITE_P(All, fixture, testing::ValuesIn(backend_cases()),       \
+  INSTANTIATE_TEST_SUITE_P(All, fixture, testing::ValuesIn(::meltemi::rt::backend_cases()),       \
                            [](const auto& info) { return std::string(info.param.name); })
 
 }  // namespace meltemi::rt

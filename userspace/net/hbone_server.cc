@@ -1,0 +1,247 @@
+// See hbone_server.h.
+#include "userspace/net/hbone_server.h"
+
+#include <unordered_set>
+
+#include "userspace/net/tunnel.h"
+#include "userspace/rt/socket_options.h"
+
+namespace meltemi::net {
+
+struct HboneServer::Impl {
+  rt::Loop& loop;
+  const HboneOptions& options;
+  HboneHandler& handler;
+  HboneStats& stats;
+  std::unordered_set<ServerTunnel*> tunnels;
+  uint32_t handshakes = 0;
+};
+
+// A request that the session's stream points to until it is answered.
+struct ServerRequest final : StreamUser, rt::Retirable {
+  ServerRequest(ServerTunnel& tunnel, uint32_t stream, ConnectRequest& request)
+      : StreamUser(Kind::kRequest), tunnel(&tunnel), stream(stream), request(&request) {}
+  ServerTunnel* tunnel;
+  uint32_t stream;
+  ConnectRequest* request;
+  rt::ByteQueue early;  // DATA before the answer: at most one window
+  bool ended = false;   // END_STREAM before the answer
+  ServerRequest* prev = nullptr;
+  ServerRequest* next = nullptr;
+};
+
+class ServerTunnel final : public Tunnel {
+ public:
+  ServerTunnel(HboneServer::Impl& server, std::shared_ptr<void> context)
+      : Tunnel(server.loop, server.options, server.stats, codec::TunnelRole::kServer),
+        server_(server), context_(std::move(context)) {}
+
+  const void* context() const { return context_.get(); }
+  StreamPtr accept(ServerRequest& node, std::span<const codec::HeaderField> headers);
+  void reject(ServerRequest& node, uint16_t status, std::span<const codec::HeaderField> headers);
+
+ protected:
+  void on_ready() override {
+    --server_.handshakes;
+    ready_ = true;
+  }
+  void on_event(const codec::TunnelEvent& e) override;
+  void on_dead(const Error& error) override;
+
+ private:
+  friend class ConnectRequest;
+  void on_request(const codec::TunnelEvent& e);
+  void cancel(ServerRequest& node, Reason reason);
+  void unlink(ServerRequest& node);
+
+  HboneServer::Impl& server_;
+  std::shared_ptr<void> context_;
+  ServerRequest* requests_ = nullptr;
+  bool ready_ = false;
+};
+
+void ServerTunnel::on_event(const codec::TunnelEvent& e) {
+  using Kind = codec::TunnelEventKind;
+  if (e.kind == Kind::kRequest) return on_request(e);
+  auto* user = static_cast<StreamUser*>(e.user);
+  if (!user || user->kind != StreamUser::Kind::kRequest) return;
+  auto* node = static_cast<ServerRequest*>(user);
+  if (!node->request) return;
+  if (e.kind == Kind::kData) node->early.append(e.data);
+  if (e.kind == Kind::kEnd || e.end_stream) node->ended = true;
+  if (e.kind == Kind::kReset) cancel(*node, Reason::kClientClosedEarly);
+}
+
+void ServerTunnel::on_request(const codec::TunnelEvent& e) {
+  std::unique_ptr<ConnectRequest> request(new ConnectRequest(loop_));
+  for (const codec::HeaderField& f : e.headers) {
+    if (f.name == ":method") request->method_ = f.value;
+    else if (f.name == ":authority") request->authority_ = f.value;
+    else if (!f.name.starts_with(':')) request->headers_.push_back({std::string(f.name), std::string(f.value)});
+  }
+  request->peer_ = peer_;
+  request->context_ = context_;
+  auto* node = new ServerRequest(*this, e.stream, *request);
+  node->early.set_budget(options_.held);
+  node->ended = e.end_stream;
+  node->next = requests_;
+  if (requests_) requests_->prev = node;
+  requests_ = node;
+  request->node_ = node;
+  session().set_user(e.stream, static_cast<StreamUser*>(node));
+  server_.handler.on_connect(std::move(request));
+}
+
+void ServerTunnel::unlink(ServerRequest& node) {
+  (node.prev ? node.prev->next : requests_) = node.next;
+  if (node.next) node.next->prev = node.prev;
+  if (node.request) node.request->node_ = nullptr;
+  node.request = nullptr;
+  loop_.retire(std::unique_ptr<rt::Retirable>(&node));
+}
+
+void ServerTunnel::cancel(ServerRequest& node, Reason reason) {
+  ConnectRequest& request = *node.request;
+  request.cancelled_ = true;
+  request.cancel_reason_ = reason;
+  unlink(node);
+  auto fn = std::move(request.on_cancel_);
+  if (fn) fn(reason);  // may destroy the request
+}
+
+StreamPtr ServerTunnel::accept(ServerRequest& node, std::span<const codec::HeaderField> headers) {
+  session().respond(node.stream, 200, headers, false);
+  auto* stream = new HboneStream(*this, node.stream);
+  stream->rx_ = std::move(node.early);
+  stream->read_end_ = node.ended;
+  session().set_user(node.stream, static_cast<StreamUser*>(stream));
+  unlink(node);
+  want_flush();
+  return StreamPtr(stream);
+}
+
+void ServerTunnel::reject(ServerRequest& node, uint16_t status,
+                          std::span<const codec::HeaderField> headers) {
+  session().respond(node.stream, status, headers, true);
+  unlink(node);
+  want_flush();
+}
+
+void ServerTunnel::on_dead(const Error& error) {
+  while (requests_) cancel(*requests_, error.reason == Reason::kOk ? Reason::kShutdown : error.reason);
+  server_.tunnels.erase(this);
+  if (!ready_) {
+    --server_.handshakes;
+    server_.handler.on_tunnel_failed(peer_, error, context_);
+  }
+  loop_.retire(std::unique_ptr<rt::Retirable>(this));
+}
+
+// --- ConnectRequest --------------------------------------------------------------------------------
+
+namespace {
+
+// A stream whose peer left before it was accepted: closes as soon as it is asked to do anything.
+class LostStream final : public ByteStream, private rt::TurnHook {
+ public:
+  LostStream(rt::Loop& loop, Reason reason) : loop_(loop), reason_(reason) {}
+  rt::Loop& loop() override { return loop_; }
+  bool write(const Slices&) override { return true; }
+  size_t write_room() const override { return 1; }
+  void shutdown_write() override { tell(); }
+  void close() override { tell(); }
+  void abort(Reason) override { tell(); }
+  void pause_read() override {}
+  void resume_read() override { tell(); }
+  void limit_read(size_t) override {}
+  void detach() override { told_ = true; }
+
+ private:
+  void tell() {
+    if (!told_) loop_.at_turn_end(*this);
+  }
+  void on_turn_end() override {
+    if (std::exchange(told_, true)) return;
+    if (events_) events_->on_closed({reason_, true, true});
+  }
+  rt::Loop& loop_;
+  Reason reason_;
+  bool told_ = false;
+};
+
+}  // namespace
+
+ConnectRequest::~ConnectRequest() {
+  on_cancel_ = nullptr;
+  if (!answered_) reject(503);
+}
+
+std::string_view ConnectRequest::header(std::string_view name) const {
+  for (const Header& h : headers_)
+    if (h.name == name) return h.value;
+  return {};
+}
+
+StreamPtr ConnectRequest::accept(std::span<const codec::HeaderField> headers) {
+  answered_ = true;
+  if (!node_) return StreamPtr(new LostStream(loop_, cancel_reason_));
+  return node_->tunnel->accept(*node_, headers);
+}
+
+void ConnectRequest::reject(uint16_t status, std::span<const codec::HeaderField> headers) {
+  answered_ = true;
+  if (node_) node_->tunnel->reject(*node_, status, headers);
+}
+
+// --- HboneServer -----------------------------------------------------------------------------------
+
+HboneServer::HboneServer(rt::Loop& loop, const HboneOptions& options, HboneHandler& handler,
+                         HboneStats& stats)
+    : impl_(new Impl{loop, options, handler, stats, {}, 0}) {}
+
+HboneServer::~HboneServer() { close(Reason::kShutdown); }
+
+void HboneServer::serve(UniqueFd fd, std::shared_ptr<const TlsContext> tls,
+                        std::shared_ptr<void> context) {
+  Impl& s = *impl_;
+  const bool full = s.tunnels.size() >= s.options.max_tunnels;
+  if (full || s.handshakes >= s.options.max_handshakes) {
+    bump(s.stats.limit_hits);
+    rt::set_reset_on_close(fd.get());
+    TunnelPeer peer;
+    if (auto a = rt::peer_address(fd.get())) peer.address = *a;
+    s.handler.on_tunnel_failed(
+        peer, {Reason::kLimitExceeded, Fault::kDownstream, Retry::kSafe,
+               full ? "max_tunnels" : "max_handshakes"}, context);
+    return;
+  }
+  auto* tunnel = new ServerTunnel(s, std::move(context));
+  s.tunnels.insert(tunnel);
+  ++s.handshakes;
+  tunnel->start(std::move(fd), std::move(tls), {});
+}
+
+void HboneServer::drain(const void* context) {
+  for (ServerTunnel* t : std::vector<ServerTunnel*>(impl_->tunnels.begin(), impl_->tunnels.end()))
+    if (!context || t->context() == context) t->drain();
+}
+
+void HboneServer::close(Reason reason, const void* context) {
+  for (ServerTunnel* t : std::vector<ServerTunnel*>(impl_->tunnels.begin(), impl_->tunnels.end()))
+    if (!context || t->context() == context) t->die({reason, Fault::kInternal, Retry::kNo, "closed"});
+}
+
+void HboneServer::close_if(Reason reason, const std::function<bool(const TunnelPeer&)>& predicate) {
+  for (ServerTunnel* t : std::vector<ServerTunnel*>(impl_->tunnels.begin(), impl_->tunnels.end()))
+    if (predicate(t->peer())) t->die({reason, Fault::kDownstream, Retry::kNo, "closed"});
+}
+
+size_t HboneServer::tunnels() const { return impl_->tunnels.size(); }
+
+size_t HboneServer::streams() const {
+  size_t n = 0;
+  for (const ServerTunnel* t : impl_->tunnels) n += t->stream_count();
+  return n;
+}
+
+}  // namespace meltemi::net

@@ -1,0 +1,481 @@
+// See tunnel_pool.h. A bucket holds what belongs to one target: its tunnels (dialled or being
+// dialled) and the calls that wait for one.
+#include "userspace/net/tunnel_pool.h"
+
+#include <algorithm>
+#include <unordered_map>
+
+#include "userspace/net/tunnel.h"
+
+namespace meltemi::net {
+namespace {
+
+bool same_set(const std::vector<model::Identity>& a, const std::vector<model::Identity>& b) {
+  if (a.size() != b.size()) return false;
+  if (a == b) return true;
+  return std::is_permutation(a.begin(), a.end(), b.begin());
+}
+
+struct TargetHash {
+  size_t operator()(const TunnelTarget& t) const {
+    size_t h = std::hash<std::string_view>()(t.source) * 31 + std::hash<SocketAddress>()(t.address);
+    size_t ids = 0;  // a sum: the order does not matter
+    for (const auto& id : t.expected) ids += id.hash();
+    return h * 31 + ids;
+  }
+};
+struct TargetEqual {
+  bool operator()(const TunnelTarget& a, const TunnelTarget& b) const {
+    return a.address == b.address && a.source == b.source && same_set(a.expected, b.expected);
+  }
+};
+
+// An intrusive list; `T` has prev and next.
+template <typename T>
+struct List {
+  T* head = nullptr;
+  T* tail = nullptr;
+  size_t size = 0;
+  void push(T& t) {
+    t.prev = tail;
+    t.next = nullptr;
+    (tail ? tail->next : head) = &t;
+    tail = &t;
+    ++size;
+  }
+  void remove(T& t) {
+    (t.prev ? t.prev->next : head) = t.next;
+    (t.next ? t.next->prev : tail) = t.prev;
+    t.prev = t.next = nullptr;
+    --size;
+  }
+};
+
+}  // namespace
+
+struct Bucket;
+
+// The pool's hand on a call's private part.
+struct PoolAccess {
+  static void set(TunnelConnect& call, TunnelConnect::State* state) { call.state_ = state; }
+};
+
+// A call under way: waits in its bucket, or for the answer on a tunnel.
+struct TunnelConnect::State final : StreamUser, rt::Retirable, rt::TurnHook, rt::Timer {
+  State(TunnelConnect& call, TunnelPool::Impl& pool, Bucket& bucket)
+      : StreamUser(Kind::kCall), call(&call), pool(pool), bucket(&bucket) {}
+  TunnelConnect* call;  // null when it is over
+  TunnelPool::Impl& pool;
+  Bucket* bucket;
+  ClientTunnel* tunnel = nullptr;
+  uint32_t stream = 0;
+  MonoTime deadline;
+  bool retried = false;
+  bool waiting = false;
+  std::optional<Error> failed;  // to be told at the end of the turn
+  State* prev = nullptr;
+  State* next = nullptr;
+
+  void on_timer() override;
+  void on_turn_end() override;
+};
+using Call = TunnelConnect::State;
+
+struct Bucket {
+  explicit Bucket(const TunnelTarget& target) : target(target) {}
+  TunnelTarget target;
+  TunnelDial dial;  // the newest credentials
+  std::vector<ClientTunnel*> tunnels;
+  List<Call> waiting;
+};
+
+struct TunnelPool::Impl {
+  Impl(rt::Loop& loop, const HboneOptions& options, HboneStats& stats)
+      : loop(loop), options(options), stats(stats) {}
+  rt::Loop& loop;
+  const HboneOptions& options;
+  HboneStats& stats;
+  std::unordered_map<TunnelTarget, std::unique_ptr<Bucket>, TargetHash, TargetEqual> buckets;
+  List<Call> failing;  // will be told at the end of the turn
+
+  Bucket& bucket(const TunnelTarget& target);
+  ClientTunnel* pick(Bucket& b);
+  void place(Call& call);
+  void wait(Call& call);
+  void dial_if_needed(Bucket& b);
+  void serve_waiting(Bucket& b);
+  bool start(ClientTunnel& tunnel, Call& call);
+  void unlink(Call& call);
+  // Ends the call for its owner; returns whom to tell (null if it was cancelled).
+  TunnelConnect* release(Call& call);
+  void fail_now(Call& call, const Error& error, const ConnectAnswer* answer = nullptr);
+  void fail_later(Call& call, Error error);
+  void retry_or_fail(Call& call, const Error& error);
+  void tunnel_dead(ClientTunnel& tunnel, const Error& error);
+  void drop_if_unused(Bucket& b);
+  std::vector<ClientTunnel*> all(std::string_view source) const;
+};
+
+class ClientTunnel final : public Tunnel {
+ public:
+  ClientTunnel(TunnelPool::Impl& pool, Bucket& bucket)
+      : Tunnel(pool.loop, pool.options, pool.stats, codec::TunnelRole::kClient),
+        pool_(pool), bucket_(bucket), dial_(pool.loop), idle_since_(pool.loop.now()) {}
+
+  void dial();
+  // May another call be started on it?
+  bool open_for_calls() {
+    return ready() && !draining() && session().can_connect() &&
+           stream_count() < pool_.options.max_streams;
+  }
+  bool starting() const { return !ready() && !dead(); }
+  // The peer spoke HTTP/2 with us: what is wrong now is not credentials or address.
+  bool worked() { return spoke_; }
+  Result<uint32_t> connect(TunnelConnect& call, StreamUser& user);
+  void forget(uint32_t stream) {
+    session().reset(stream, codec::H2Code::kCancel);
+    want_flush();
+    note_idle();
+  }
+  Bucket& bucket() { return bucket_; }
+  List<Call> calls;
+
+ protected:
+  void on_ready() override { pool_.serve_waiting(bucket_); }
+  void on_event(const codec::TunnelEvent& e) override;
+  void on_dead(const Error& error) override { pool_.tunnel_dead(*this, error); }
+  void on_stream_gone() override {
+    note_idle();
+    if (bucket_.waiting.head) pool_.serve_waiting(bucket_);
+  }
+  MonoTime idle_deadline() const override {
+    return stream_count() == 0 ? idle_since_ + pool_.options.idle_release : MonoTime::max();
+  }
+  void on_idle() override { drain(); }
+
+ private:
+  void on_response(Call& call, const codec::TunnelEvent& e);
+  void note_idle() {
+    if (stream_count() == 0) idle_since_ = loop_.now();
+  }
+  TunnelPool::Impl& pool_;
+  Bucket& bucket_;
+  TcpDial dial_;
+  MonoTime idle_since_;
+  bool spoke_ = false;  // an answer or an end of a stream came
+};
+
+// --- the tunnel ------------------------------------------------------------------------------------
+
+void ClientTunnel::dial() {
+  peer_.address = bucket_.target.address;
+  // The credentials of now: a rotation during the dial is for the next one.
+  auto tls = bucket_.dial.tls;
+  dial_.start(bucket_.dial.socket, bucket_.target.address,
+              loop_.now() + pool_.options.connect_timeout,
+              [this, tls = std::move(tls)](Result<UniqueFd> fd) mutable {
+                if (!fd) return die(fd.error());
+                start(std::move(*fd), std::move(tls), bucket_.target.expected);
+              });
+}
+
+Result<uint32_t> ClientTunnel::connect(TunnelConnect& call, StreamUser& user) {
+  constexpr size_t kFew = 16;
+  codec::HeaderField few[kFew];
+  std::vector<codec::HeaderField> many;
+  codec::HeaderField* fields = few;
+  if (call.headers.size() > kFew) {
+    many.resize(call.headers.size());
+    fields = many.data();
+  }
+  for (size_t i = 0; i < call.headers.size(); ++i)
+    fields[i] = {call.headers[i].name, call.headers[i].value};
+  auto id = session().connect(call.authority, {fields, call.headers.size()}, &user);
+  if (id) want_flush();
+  return id;
+}
+
+void ClientTunnel::on_event(const codec::TunnelEvent& e) {
+  using Kind = codec::TunnelEventKind;
+  auto* user = static_cast<StreamUser*>(e.user);
+  spoke_ = true;
+  if (!user || user->kind != StreamUser::Kind::kCall) return;
+  Call& call = *static_cast<Call*>(user);
+  if (!call.call || call.failed) return;
+  if (e.kind == Kind::kResponse) return on_response(call, e);
+  if (e.kind != Kind::kReset) return;
+  Error error{e.code == static_cast<uint32_t>(codec::H2Code::kConnectError)
+                  ? Reason::kConnectReset : Reason::kUpstreamReset,
+              Fault::kUpstream, e.unprocessed ? Retry::kSafe : Retry::kNo,
+              "the peer reset the CONNECT: " + std::string(codec::h2_code_name(e.code))};
+  if (e.unprocessed) {
+    pool_.retry_or_fail(call, error);
+  } else {
+    pool_.fail_now(call, error);
+  }
+  note_idle();
+}
+
+void ClientTunnel::on_response(Call& call, const codec::TunnelEvent& e) {
+  ConnectAnswer answer{e.status, {}, peer_};
+  for (const codec::HeaderField& f : e.headers)
+    if (!f.name.starts_with(':')) answer.headers.push_back({std::string(f.name), std::string(f.value)});
+  if (e.status != 200) {
+    if (!e.end_stream || session().known(call.stream)) forget(call.stream);
+    return pool_.fail_now(call,
+                          {Reason::kTunnelHttpStatus, Fault::kUpstream, Retry::kNo,
+                           "the peer answered CONNECT with " + std::to_string(e.status)},
+                          &answer);
+  }
+  auto* stream = new HboneStream(*this, call.stream);
+  if (e.end_stream) stream->receive({}, true);
+  session().set_user(call.stream, static_cast<StreamUser*>(stream));
+  TunnelConnect* owner = pool_.release(call);
+  owner->on_connected(StreamPtr(stream), answer);
+}
+
+// --- calls -----------------------------------------------------------------------------------------
+
+void TunnelConnect::State::on_timer() {
+  if (tunnel) tunnel->forget(stream);
+  pool.fail_now(*this, {Reason::kConnectTimeout, Fault::kUpstream,
+                        waiting ? Retry::kSafe : Retry::kNo,
+                        bucket->target.address.to_string() +
+                            (waiting ? ": no tunnel in time" : ": no answer to CONNECT")});
+}
+
+void TunnelConnect::State::on_turn_end() {
+  if (call && failed) pool.fail_now(*this, Error(*failed));
+}
+
+Bucket& TunnelPool::Impl::bucket(const TunnelTarget& target) {
+  auto it = buckets.find(target);
+  if (it == buckets.end()) it = buckets.emplace(target, std::make_unique<Bucket>(target)).first;
+  return *it->second;
+}
+
+// A tunnel with room: the first that is not nearly full, so that flows share records and unused
+// tunnels fall idle; a nearly full one if need be, with the next already being dialled.
+ClientTunnel* TunnelPool::Impl::pick(Bucket& b) {
+  ClientTunnel* nearly_full = nullptr;
+  for (ClientTunnel* t : b.tunnels) {
+    if (!t->open_for_calls()) continue;
+    if (t->stream_count() * 100 < size_t{options.max_streams} * options.open_next_percent) return t;
+    if (!nearly_full) nearly_full = t;
+  }
+  if (nearly_full && b.waiting.size == 0 &&
+      std::none_of(b.tunnels.begin(), b.tunnels.end(),
+                   [](ClientTunnel* t) { return t->starting(); })) {
+    auto* next = new ClientTunnel(*this, b);
+    b.tunnels.push_back(next);
+    next->dial();
+  }
+  return nearly_full;
+}
+
+void TunnelPool::Impl::dial_if_needed(Bucket& b) {
+  size_t coming = 0;
+  for (ClientTunnel* t : b.tunnels) coming += t->starting() ? options.max_streams : 0;
+  if (coming >= b.waiting.size) return;
+  auto* tunnel = new ClientTunnel(*this, b);
+  b.tunnels.push_back(tunnel);
+  tunnel->dial();
+}
+
+bool TunnelPool::Impl::start(ClientTunnel& tunnel, Call& call) {
+  auto id = tunnel.connect(*call.call, call);
+  if (!id) {
+    if (id.error().retry == Retry::kSafe) return false;
+    fail_later(call, std::move(id).error());
+    return true;
+  }
+  call.tunnel = &tunnel;
+  call.stream = *id;
+  tunnel.calls.push(call);
+  loop.start(call, std::min(call.deadline, loop.now() + options.response_timeout));
+  return true;
+}
+
+void TunnelPool::Impl::wait(Call& call) {
+  Bucket& b = *call.bucket;
+  if (b.waiting.size >= options.max_waiters) {
+    bump(stats.limit_hits);
+    return fail_later(call, {Reason::kLimitExceeded, Fault::kUpstream, Retry::kSafe, "max_waiters"});
+  }
+  call.waiting = true;
+  b.waiting.push(call);
+  loop.start(call, std::min(call.deadline, loop.now() + options.connect_timeout +
+                                               options.handshake_timeout +
+                                               options.response_timeout));
+  dial_if_needed(b);
+}
+
+void TunnelPool::Impl::place(Call& call) {
+  ClientTunnel* tunnel = pick(*call.bucket);
+  if (!tunnel || !start(*tunnel, call)) wait(call);
+}
+
+void TunnelPool::Impl::serve_waiting(Bucket& b) {
+  while (Call* call = b.waiting.head) {
+    ClientTunnel* tunnel = nullptr;
+    for (ClientTunnel* t : b.tunnels) {
+      if (!t->open_for_calls()) continue;
+      tunnel = t;
+      break;
+    }
+    if (!tunnel) break;
+    b.waiting.remove(*call);
+    call->waiting = false;
+    if (!start(*tunnel, *call)) {
+      wait(*call);
+      return;
+    }
+  }
+  if (b.waiting.head) dial_if_needed(b);
+}
+
+void TunnelPool::Impl::unlink(Call& call) {
+  if (call.waiting) call.bucket->waiting.remove(call);
+  if (call.tunnel) call.tunnel->calls.remove(call);
+  if (call.failed) failing.remove(call);
+  call.failed.reset();
+  call.waiting = false;
+  call.tunnel = nullptr;
+  loop.stop(static_cast<rt::Timer&>(call));
+}
+
+TunnelConnect* TunnelPool::Impl::release(Call& call) {
+  unlink(call);
+  TunnelConnect* owner = std::exchange(call.call, nullptr);
+  if (owner) PoolAccess::set(*owner, nullptr);
+  loop.retire(std::unique_ptr<rt::Retirable>(&call));
+  return owner;
+}
+
+void TunnelPool::Impl::fail_now(Call& call, const Error& error, const ConnectAnswer* answer) {
+  if (TunnelConnect* owner = release(call)) owner->on_connect_failed(error, answer);
+}
+
+void TunnelPool::Impl::fail_later(Call& call, Error error) {
+  unlink(call);
+  call.failed = std::move(error);
+  failing.push(call);
+  loop.at_turn_end(call);
+}
+
+void TunnelPool::Impl::retry_or_fail(Call& call, const Error& error) {
+  if (call.retried) return fail_now(call, error);
+  call.retried = true;
+  unlink(call);
+  place(call);
+}
+
+void TunnelPool::Impl::tunnel_dead(ClientTunnel& tunnel, const Error& error) {
+  Bucket& b = tunnel.bucket();
+  std::erase(b.tunnels, &tunnel);
+  loop.retire(std::unique_ptr<rt::Retirable>(&tunnel));
+  Error told = error;
+  if (told.reason == Reason::kOk) told.reason = Reason::kPoolDraining;
+  // A CONNECT whose tunnel broke: the peer can at most have opened a connection that nothing was
+  // sent on. One that had worked before is worth another try, a fresh one would fail again.
+  const bool worked = tunnel.worked() && error.fault != Fault::kInternal;
+  while (Call* call = tunnel.calls.head) {
+    told.retry = Retry::kSafe;
+    worked ? retry_or_fail(*call, told) : fail_now(*call, told);
+  }
+  // Those who wait hear of the failure unless somebody else is on the way for them.
+  const bool hope = std::any_of(b.tunnels.begin(), b.tunnels.end(), [](ClientTunnel* t) {
+    return t->starting() || t->open_for_calls();
+  });
+  if (!hope && !tunnel.worked()) {
+    told.retry = Retry::kSafe;
+    for (size_t n = b.waiting.size; n > 0 && b.waiting.head; --n) fail_now(*b.waiting.head, told);
+  }
+  if (b.waiting.head) dial_if_needed(b);
+  drop_if_unused(b);
+}
+
+void TunnelPool::Impl::drop_if_unused(Bucket& b) {
+  if (b.tunnels.empty() && !b.waiting.head) buckets.erase(TunnelTarget(b.target));
+}
+
+std::vector<ClientTunnel*> TunnelPool::Impl::all(std::string_view source) const {
+  std::vector<ClientTunnel*> out;
+  for (const auto& [target, b] : buckets)
+    if (source.empty() || target.source == source)
+      out.insert(out.end(), b->tunnels.begin(), b->tunnels.end());
+  return out;
+}
+
+TunnelConnect::TunnelConnect() = default;
+TunnelConnect::~TunnelConnect() { cancel(); }
+
+void TunnelConnect::cancel() {
+  if (!state_) return;
+  Call& call = *state_;
+  call.call = nullptr;
+  state_ = nullptr;
+  if (call.tunnel) call.tunnel->forget(call.stream);
+  call.pool.release(call);
+}
+
+// --- the pool --------------------------------------------------------------------------------------
+
+TunnelPool::TunnelPool(rt::Loop& loop, const HboneOptions& options, HboneStats& stats)
+    : impl_(std::make_unique<Impl>(loop, options, stats)) {}
+
+TunnelPool::~TunnelPool() { close(Reason::kShutdown); }
+
+void TunnelPool::open(const TunnelTarget& target, const TunnelDial& dial, TunnelConnect& call,
+                      MonoTime deadline) {
+  Impl& p = *impl_;
+  call.cancel();
+  Bucket& b = p.bucket(target);
+  auto* state = new Call(call, p, b);
+  PoolAccess::set(call, state);
+  state->deadline = deadline;
+  if (target.expected.empty()) {
+    p.fail_later(*state, {Reason::kPeerIdentityMismatch, Fault::kConfig, Retry::kNo,
+                          "no identity is expected of " + target.address.to_string()});
+    return p.drop_if_unused(b);
+  }
+  if (b.dial.tls != dial.tls || !b.dial.socket) b.dial = dial;
+  p.place(*state);
+}
+
+void TunnelPool::drain(std::string_view source) {
+  for (ClientTunnel* t : impl_->all(source)) t->drain();
+}
+
+void TunnelPool::close(Reason reason, std::string_view source) {
+  const Error error{reason, Fault::kInternal, Retry::kNo, "tunnels closed"};
+  for (size_t n = impl_->failing.size; n > 0 && impl_->failing.head; --n)
+    impl_->fail_now(*impl_->failing.head, Error(*impl_->failing.head->failed));
+  std::vector<Call*> waiting;
+  for (auto& [target, b] : impl_->buckets)
+    if (source.empty() || target.source == source)
+      for (Call* c = b->waiting.head; c; c = c->next) waiting.push_back(c);
+  for (Call* c : waiting)
+    if (c->call) impl_->fail_now(*c, error);
+  for (ClientTunnel* t : impl_->all(source))
+    if (!t->dead()) t->die(error);
+}
+
+size_t TunnelPool::tunnels() const { return impl_->all({}).size(); }
+
+size_t TunnelPool::streams() const {
+  size_t n = 0;
+  for (const ClientTunnel* t : impl_->all({})) n += t->stream_count();
+  return n;
+}
+
+std::vector<TunnelPool::Row> TunnelPool::rows() const {
+  std::vector<Row> out;
+  for (const auto& [target, b] : impl_->buckets)
+    for (const ClientTunnel* t : b->tunnels)
+      out.push_back({target.source, target.address, t->peer().identity, t->stream_count(),
+                     t->draining()});
+  return out;
+}
+
+}  // namespace meltemi::net
