@@ -94,12 +94,14 @@ void H1Client::pause_response(bool pause) {
 
 void H1Client::cancel() {
   plan_ = nullptr;
+  in_order_ = false;
   close();
 }
 
 void H1Client::close() {
   if (dead_) return;
   dead_ = true;
+  if (in_order_ && !plan_) host_.worker().farewell(std::move(stream_));
   stream_.reset();
   host_.gone(*this);
 }
@@ -112,6 +114,7 @@ void H1Client::fail_attempt(Reason reason, std::string_view detail) {
   failure.request_sent = true;
   failure.reused = requests_ > 1 && !response_begun_;
   AttemptPlan* plan = std::exchange(plan_, nullptr);
+  in_order_ = false;
   close();
   if (plan) plan->events->on_attempt_failed(failure);
 }

@@ -20,6 +20,7 @@ class H1Client final : public rt::Retirable,
   Status start(AttemptPlan& plan);
   bool idle() const { return plan_ == nullptr; }
   bool dead() const { return dead_; }
+  // Ends the connection; in order when no request is under way.
   void close();
 
   // ClientSide
@@ -60,6 +61,7 @@ class H1Client final : public rt::Retirable,
   bool tunnel_ = false;
   bool blocked_ = false;
   bool paused_ = false;
+  bool in_order_ = true;        // close() need not cut
   bool dead_ = false;
 };
 

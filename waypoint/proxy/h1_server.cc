@@ -153,17 +153,23 @@ void H1Server::response_done() {
   response_done_ = true;
   if (tunnel_ || !keep_alive_) {
     keep_alive_ = false;
-    if (!closing_) {
-      closing_ = true;
-      stream_->shutdown_write();
-      timer_.set(worker_.now() + kLinger);
-      if (paused_) pause_request(false);
-      if (read_ended_) worker_.loop().at_turn_end(*this);
-    }
-    return;
+    return part();
   }
   if (!request_open_) return next_request();
   timer_.set(worker_.now() + options_.headers_timeout);  // for what is left of the body
+}
+
+void H1Server::part() {
+  if (dead_ || closing_) return;
+  closing_ = true;
+  held_.clear();
+  flush({});
+  stream_->shutdown_write();
+  timer_.set(worker_.now() + kLinger);
+  // Bytes that the client still sends must be read: unread ones would make the kernel send a reset,
+  // which could overtake the response.
+  paused_ = false;
+  stream_->resume_read();
 }
 
 // --- reading ----------------------------------------------------------------------------------
@@ -191,7 +197,7 @@ void H1Server::pump() {
     feed(as_bytes(bytes));
     if (dead_) return;
   }
-  if (read_ended_ && !waiting() && !request_open_ && held_.empty()) close();
+  if (read_ended_ && !waiting() && !request_open_ && held_.empty()) part();
 }
 
 void H1Server::on_data(const net::Slices& data) {
@@ -221,7 +227,7 @@ void H1Server::feed(ByteView in) {
     }
     // The next request waits for the end of this one's response; early bytes of an upgrade for 101.
     if (upgrade_pending_ || (!request_open_ && !response_done_)) return hold(in);
-    if (in.empty()) return;
+    if (in.empty() && !request_open_) return;  // a message's end may need no bytes
     const codec::H1Event event = parser_.next(in);
     if (event.kind == codec::H1EventKind::kNeedMore) {
       if (!request_open_ && response_done_ && parser_.in_message() &&
@@ -265,7 +271,7 @@ void H1Server::request_head() {
   ++requests_;
   request_open_ = true;
   response_done_ = false;
-  keep_alive_ = h.keep_alive;
+  keep_alive_ = h.keep_alive && !read_ended_;
   chunked_ = until_close_ = false;
   head_ = RequestHead{};
   head_.method = h.method;
@@ -329,7 +335,7 @@ void H1Server::pause_request(bool pause) {
 
 void H1Server::on_read_end() {
   read_ended_ = true;
-  if (closing_) return close();
+  if (closing_) return;
   if (tunnel_) {
     static const Fields kNone;
     return exchange_.request_end(kNone);
@@ -344,7 +350,7 @@ void H1Server::on_read_end() {
   }
   // A client may close its side and still wait for the answer.
   keep_alive_ = false;
-  if (!waiting() && held_.empty()) close();
+  if (!waiting() && held_.empty()) part();
 }
 
 void H1Server::on_writable() {
@@ -362,8 +368,14 @@ void H1Server::on_closed(const net::StreamEnd& end) {
 
 void H1Server::on_deadline() {
   if (dead_) return;
-  if (closing_ || (request_open_ && response_done_)) return close();
-  if (!waiting() && !parser_.in_message()) return close();
+  if (closing_) {
+    // The client reads slowly and there are bytes for it: it has as long as a stalled stream has.
+    if (stream_->write_room() > 0 || std::exchange(lingered_, true)) return close();
+    timer_.set(worker_.now() + std::max<Duration>(options_.stream_idle, kLinger));
+    return;
+  }
+  if (request_open_ && response_done_) return part();
+  if (!waiting() && !parser_.in_message()) return part();
   if (request_open_ && exchange_.active()) {
     exchange_.client_gone(Reason::kRequestTimeout);
     stream_->abort(Reason::kRequestTimeout);
@@ -377,7 +389,7 @@ void H1Server::on_deadline() {
 
 void H1Server::drain() {
   draining_ = true;
-  if (!waiting() && !parser_.in_message() && held_.empty()) close();
+  if (!waiting() && !parser_.in_message() && held_.empty()) part();
 }
 
 void H1Server::close() {

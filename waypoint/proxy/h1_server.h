@@ -57,6 +57,7 @@ class H1Server final : public rt::Retirable,
   void hold(ByteView rest);
   bool flush(ByteView tail);
   void close();
+  void part();  // ends in order: what is written goes out, what still comes is dropped
   bool waiting() const { return exchange_.active() || !response_done_; }
 
   ProxyWorker& worker_;
@@ -85,6 +86,7 @@ class H1Server final : public rt::Retirable,
   bool refused_ = false;         // the parser gave up: nothing more is read
   bool draining_ = false;
   bool closing_ = false;         // write side shut, waiting for the client
+  bool lingered_ = false;
   bool dead_ = false;
 };
 

@@ -274,7 +274,11 @@ void H2Client::on_closed(const net::StreamEnd& end) {
 void H2Client::close(Reason reason, std::string_view detail) {
   if (dead_) return;
   dead_ = true;
-  stream_.reset();
+  if (streams_.empty() && !blocked_) {
+    host_.worker().farewell(std::move(stream_));
+  } else {
+    stream_.reset();
+  }
   host_.gone(*this);
   auto streams = std::move(streams_);
   streams_.clear();

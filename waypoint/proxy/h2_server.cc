@@ -309,7 +309,7 @@ void H2Server::close(Reason reason) {
     s->gone_ = true;
     if (s->exchange_.active()) s->exchange_.client_gone(reason);
   }
-  stream_.reset();
+  worker_.farewell(std::move(stream_));  // our last words (GOAWAY) still go out
   owner_.connection_gone(*this);
 }
 

@@ -38,6 +38,21 @@ void ProxyWorker::set_tls(std::shared_ptr<const net::TlsContext> tls) {
   if (rotated) tunnels_.drain();  // requests under way go on, new ones use the new certificate
 }
 
+Farewell::Farewell(ProxyWorker& worker, net::StreamPtr stream)
+    : worker_(worker), stream_(std::move(stream)) {
+  stream_->set_events(this);
+  stream_->close();
+}
+
+void Farewell::on_closed(const net::StreamEnd&) { worker_.farewells_.erase(this); }
+
+void ProxyWorker::farewell(net::StreamPtr stream) {
+  if (!stream) return;
+  auto farewell = std::make_unique<Farewell>(*this, std::move(stream));
+  Farewell* key = farewell.get();
+  farewells_.emplace(key, std::move(farewell));
+}
+
 void ProxyWorker::make_request_id(std::array<char, 36>& out) {
   static constexpr char kHex[] = "0123456789abcdef";
   uint64_t bits[2] = {random_.next(), random_.next()};

@@ -5,6 +5,7 @@
 
 #include <array>
 #include <memory>
+#include <unordered_map>
 
 #include "userspace/model/store.h"
 #include "userspace/net/hbone_server.h"
@@ -115,6 +116,20 @@ class LazyTimer final : private rt::Timer {
   MonoTime wanted_ = MonoTime::max();
 };
 
+// Lets a stream end in order after its owner has gone.
+class Farewell final : private net::StreamEvents {
+ public:
+  Farewell(class ProxyWorker& worker, net::StreamPtr stream);
+
+ private:
+  void on_data(const net::Slices&) override {}
+  void on_read_end() override {}
+  void on_writable() override {}
+  void on_closed(const net::StreamEnd&) override;
+  ProxyWorker& worker_;
+  net::StreamPtr stream_;
+};
+
 class ProxyWorker {
  public:
   // All must outlive it. `loop` is the calling thread's.
@@ -144,11 +159,15 @@ class ProxyWorker {
   // 36 characters of a random UUID (RFC 9562 version 4).
   void make_request_id(std::array<char, 36>& out);
 
+  // Sends what is held, then ends the stream in order, while its owner goes away.
+  void farewell(net::StreamPtr stream);
+
   // Draining: connections are told to come no more.
   void drain() { draining_ = true; }
   bool draining() const { return draining_; }
 
  private:
+  friend class Farewell;
   rt::Loop& loop_;
   uint32_t shard_;
   const ProxyShared& shared_;
@@ -159,6 +178,7 @@ class ProxyWorker {
   SnapshotRef snapshot_;
   std::shared_ptr<const net::TlsContext> tls_;
   net::TunnelPool tunnels_;
+  std::unordered_map<Farewell*, std::unique_ptr<Farewell>> farewells_;
   std::unique_ptr<UpstreamSet> upstreams_;
   bool draining_ = false;
 };
