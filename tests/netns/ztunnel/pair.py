@@ -141,6 +141,7 @@ class Node:
                "LOCAL_XDS_PATH": self.pair.config_file, "XDS_ADDRESS": "",
                "LOCAL_CA_DIR": self.pair.ca_dir, "ZTUNNEL_WORKER_THREADS": "2"}
         env.update(self.pair.env)
+        env.update(self.pair.node_env.get(self.letter, {}))
         self.ztunnel = self.pair.lab.start([f"{BIN}/ztunnel"], netns=self.netns, env=env,
                                            stdout=subprocess.DEVNULL, log=f"{self.dir}/ztunnel.log")
         if wait:
@@ -177,11 +178,12 @@ class Node:
 
 
 class Pair:
-    def __init__(self, policies=(), env=None, hbone=True):
+    def __init__(self, policies=(), env=None, hbone=True, node_env=None):
         self.lab = netlab.Lab()
         self.work = tempfile.mkdtemp(prefix=self.lab.name + "-")
         self.ca_dir, self.config_file = f"{self.work}/ca", f"{self.work}/mesh.yaml"
         self.env, self.policies, self.hbone = env or {}, list(policies), hbone
+        self.node_env = node_env or {}
         os.makedirs(self.ca_dir, mode=0o700)
         self.a = self.b = None
         try:

@@ -30,7 +30,13 @@ class PairTest(unittest.TestCase):
     def setUpClass(cls):
         cls.pair = Pair(policies=cls.policies, env=cls.env, hbone=cls.hbone)
         cls.addClassCleanup(cls.pair.close)
+        cls.prepare()
         cls.pair.start()
+
+    # Between the making of the pair and its start.
+    @classmethod
+    def prepare(cls):
+        pass
 
     def serve(self, node, mode, port):
         app = self.pair.spawn(node, [PYTHON, APPS, mode, str(port)])
@@ -272,6 +278,61 @@ class UnknownPolicy(PairTest):
         self.serve(self.pair.b, "web", 8080)
         self.assertNotEqual(self.pair.curl(self.pair.a, f"http://{VIP}/").returncode, 0)
         self.pair.b.wait_log("reason=policy_unknown", "istio-system/never-sent")
+
+
+class ForeignAuthority(PairTest):
+    @classmethod
+    def prepare(cls):
+        other = cls.pair.work + "/other-ca"
+        os.makedirs(other, mode=0o700)
+        cls.pair.node_env["a"] = {"LOCAL_CA_DIR": other}
+
+    def test_refused_by_both_ends(self):
+        self.serve(self.pair.b, "web", 8080)
+        self.assertNotEqual(self.pair.curl(self.pair.a, f"http://{VIP}/").returncode, 0)
+        self.pair.a.wait_log('direction="outbound"', "reason=tls_handshake")
+        self.assertRegex(self.pair.a.metrics(), r'connections_failed_total\{.*response_flags="TLS_FAILURE"')
+
+
+class WrongIdentity(PairTest):
+    """a was told that b is somebody else: b's good certificate of the right mesh is not enough."""
+
+    @classmethod
+    def prepare(cls):
+        with open(cls.pair.config_file) as f:
+            config = json.load(f)
+        config["workloads"][1]["serviceAccount"] = "somebody-else"
+        with open(cls.pair.work + "/other.yaml", "w") as f:
+            json.dump(config, f)
+        cls.pair.node_env["a"] = {"LOCAL_XDS_PATH": cls.pair.work + "/other.yaml"}
+
+    def test_pinned(self):
+        self.serve(self.pair.b, "web", 8080)
+        self.assertNotEqual(self.pair.curl(self.pair.a, f"http://{VIP}/").returncode, 0)
+        self.pair.a.wait_log('direction="outbound"', "reason=peer_identity_mismatch")
+
+
+class Rotation(PairTest):
+    env = {"SECRET_TTL": "10s"}
+
+    def serials(self, node):
+        dump = json.loads(node.get("/config_dump"))
+        return {c["certChain"][0]["serialNumber"] for c in dump["certificates"] if c["certChain"]}
+
+    def test_new_certificates_under_a_live_flow(self):
+        p = self.pair
+        self.serve(p.b, "echo", 8081)
+        client = p.spawn(p.a, [PYTHON, APPS, "hold", VIP, "81"])
+        client.wait_line("open")
+        before = self.serials(p.a), self.serials(p.b)
+        deadline = time.monotonic() + 60
+        while self.serials(p.a) & before[0] or self.serials(p.b) & before[1]:
+            self.assertLess(time.monotonic(), deadline, "renewed in time")
+            time.sleep(0.5)
+        time.sleep(11)  # past the end of the first certificates
+        self.assertIsNone(client.popen.poll(), "the flow lives on")
+        self.assertEqual(self.app(p.a, "many", VIP, 81, 3), "same")
+        client.stop()
 
 
 class Lifecycle(PairTest):
