@@ -105,6 +105,10 @@ class TunnelTest : public rt::BackendTest {
     thread.join();
   }
   TestCa ca;
+  // Every flow has ended: the threads of the applications can be joined.
+  void settle() {
+    EXPECT_TRUE(run_until([&] { return near->flows.running() == 0 && far->flows.running() == 0; }));
+  }
   std::unique_ptr<Far> far;
   std::unique_ptr<Near> near;
 };
@@ -250,6 +254,7 @@ TEST_P(TunnelTest, ResetGoesThroughBothWays) {
       if (by_client) {
         send(fd, "ok", 2, MSG_NOSIGNAL);
         app_error = recv(fd, b, 1, 0) < 0 ? errno : -1;
+        loop().post([] {});
       } else {
         rt::set_reset_on_close(fd);
       }
@@ -350,6 +355,7 @@ TEST_P(TunnelTest, StalledStreamDoesNotHoldOthersUp) {
     go = true;
   });
   EXPECT_EQ(near->pool.tunnels(), 1u);
+  settle();
 }
 
 TEST_P(TunnelTest, ThousandConnectionsAtOnce) {
@@ -426,6 +432,7 @@ TEST_P(TunnelTest, DrainedTunnelFinishesItsFlowsAndANewOneIsDialled) {
     ASSERT_EQ(recv(a.get(), b, 4, MSG_WAITALL), 4);
     EXPECT_EQ(far->server.tunnels(), 2u);
   });
+  settle();
   EXPECT_TRUE(run_until([&] { return far->server.tunnels() == 1; }));
   EXPECT_TRUE(run_until([&] { return near->pool.tunnels() == 1; }));
   EXPECT_EQ(near->failures.size(), 0u);
@@ -461,6 +468,7 @@ TEST_P(TunnelTest, IdleTunnelIsReleased) {
     ASSERT_EQ(send(c.get(), "ping", 4, 0), 4);
     ASSERT_EQ(recv(c.get(), b, 4, MSG_WAITALL), 4);
   });
+  settle();
   EXPECT_TRUE(run_until([&] { return near->pool.tunnels() == 0 && far->server.tunnels() == 0; }));
 }
 
@@ -484,6 +492,7 @@ TEST_P(TunnelTest, IdleConnectionsHoldNoBuffers) {
     mapped = loop().buffers().mapped_bytes();
   });
   EXPECT_LT(mapped, 4u << 20);  // two tunnels' worth, whatever the connections
+  settle();
 }
 
 }  // namespace
