@@ -2,6 +2,10 @@
 // are enrolled, by the real kernel, BPF and sockets. No agent process here: the functions that it calls.
 #include <gtest/gtest.h>
 #include <liburing.h>
+#include <signal.h>
+#include <sys/wait.h>
+
+#include <set>
 
 #include "tests/netns/capture/lab.h"
 
@@ -579,6 +583,45 @@ TEST_F(CaptureTest, uninstalling_removes_every_pin) {
   ASSERT_OK(capture->finish(captured));
   ASSERT_OK(bpf->uninstall());
   EXPECT_NE(::access(bpf->version_directory().c_str(), F_OK), 0);
+}
+
+// kill -9 at ever later moments of an enrolment and of an un-enrolment: what is left is either no capture
+// or a full one (but for the listeners that died with the process), and the next agent finishes it.
+TEST_F(CaptureTest, kill_9_at_any_moment_leaves_no_half_enrolled_pod) {
+  LabPod& pod = lab.add_pod(1);
+  LabPod& other = lab.add_pod(2);
+  const UniqueFd app = tcp_server(other.netns, 8080);
+  const std::set<std::string> listeners = {"outbound_listener", "inbound_listener",
+                                           "hbone_listener"};
+  for (int round = 0; round < 40; ++round) {
+    const pid_t child = ::fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+      auto mine = capture->open(pod.path, pod.addresses());
+      for (;;) {
+        (void)capture->enrol(*mine, {.addresses = pod.addresses()});
+        (void)capture->finish(*mine);
+      }
+    }
+    ::usleep(static_cast<useconds_t>(500 + round * 137));
+    ::kill(child, SIGKILL);
+    ASSERT_EQ(::waitpid(child, nullptr, 0), child);
+
+    CapturedPod captured = must(capture->open(pod.path, pod.addresses()));
+    if (must(bpf->enrolled(captured.cookie))) {
+      for (const std::string& name : must(capture->missing(captured)))
+        EXPECT_TRUE(listeners.contains(name)) << "captured without " << name;
+    } else {
+      const UniqueFd plain = tcp_client(pod.netns, {other.v4, 8080});
+      EXPECT_TRUE(accept_one(app.get())) << "not captured, and not plain either";
+    }
+    ASSERT_OK(capture->enrol(captured, {.addresses = pod.addresses()}));
+    EXPECT_TRUE(must(capture->missing(captured)).empty());
+    const UniqueFd client = tcp_client(pod.netns, at("10.96.0.10", 80));
+    EXPECT_TRUE(accept_one(captured.listeners.outbound.get()));
+    ASSERT_OK(capture->finish(captured));
+    EXPECT_FALSE(must(capture->any_trace(captured)));
+  }
 }
 
 TEST_F(CaptureTest, what_happened_is_counted) {
