@@ -145,13 +145,50 @@ RequestReport::~RequestReport() {
   if (!finished_) finish(Reason::kInternal, "the request was dropped without a verdict", start_);
 }
 
-void RequestReport::finish(Reason reason, std::string_view detail, MonoTime now) {
+bool access_log_wanted(Reason reason) {
+  const bool failed = reason != Reason::kOk && reason != Reason::kDirectResponse;
+  return access_log.get().should_log(failed ? spdlog::level::warn : spdlog::level::info);
+}
+
+namespace {
+
+bool same_peer(const Peer& a, const Peer& b) {
+  return a.workload == b.workload && a.identity == b.identity && a.name == b.name && a.ns == b.ns &&
+         a.canonical_name == b.canonical_name && a.canonical_revision == b.canonical_revision &&
+         a.cluster == b.cluster;
+}
+
+}  // namespace
+
+HttpMetrics::Table::Series* RequestReport::series(Reason reason, HttpSeriesCache* cache) {
+  const auto look_up = [&] {
+    return metrics_->table_.series(
+        shard_, label_set(info_, metrics_->reporter_, reason, status_, grpc_status_));
+  };
+  if (!cache) return look_up();
+  const auto mix = [](const void* p) { return reinterpret_cast<uintptr_t>(p) >> 4; };
+  const size_t hash = mix(info_.source.workload.get()) * 31 +
+                      mix(info_.destination.workload.get()) * 7 + mix(info_.service.get()) +
+                      static_cast<size_t>(status_) * 5 + static_cast<size_t>(reason);
+  HttpSeriesCache::Slot& slot = cache->slots_[hash % HttpSeriesCache::kSlots];
+  if (slot.series && slot.status == status_ && slot.reason == reason && slot.grpc == info_.grpc &&
+      slot.security == info_.security && slot.service == info_.service &&
+      slot.grpc_status == grpc_status_ && same_peer(slot.source, info_.source) &&
+      same_peer(slot.destination, info_.destination)) {
+    return slot.series;
+  }
+  slot = {look_up(),     info_.source, info_.destination, info_.service, info_.security,
+          reason,        status_,      info_.grpc,        grpc_status_};
+  return slot.series;
+}
+
+void RequestReport::finish(Reason reason, std::string_view detail, MonoTime now,
+                           HttpSeriesCache* cache) {
   if (std::exchange(finished_, true)) return;
   const Duration took = now - start_;
   const auto us = static_cast<uint64_t>(
       std::chrono::duration_cast<std::chrono::microseconds>(took).count());
-  auto* series = metrics_->table_.series(
-      shard_, label_set(info_, metrics_->reporter_, reason, status_, grpc_status_));
+  auto* const series = this->series(reason, cache);
   series->cells[0].add(1);
   observe(*series, kHistograms[0], us / 1000.0, us);
   observe(*series, kHistograms[1], static_cast<double>(received_), received_);

@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "userspace/base/address.h"
 #include "userspace/base/clock.h"
@@ -50,6 +51,30 @@ class HttpMetrics {
   model::Symbol reporter_;
 };
 
+// Remembers the series of label sets that one worker meets again and again, so that a request does not
+// hash 25 labels. Holds what its keys point at. One thread.
+class HttpSeriesCache {
+ public:
+  static constexpr size_t kSlots = 256;  // direct mapped: a collision costs one look-up in the table
+
+ private:
+  friend class RequestReport;
+  struct Slot {
+    HttpMetrics::Table::Series* series = nullptr;
+    Peer source, destination;
+    model::ServicePtr service;
+    Security security = Security::kUnknown;
+    Reason reason = Reason::kOk;
+    int status = 0;
+    bool grpc = false;
+    std::string grpc_status;
+  };
+  std::vector<Slot> slots_{kSlots};
+};
+
+// Whether a request that ends so is logged: if not, RequestInfo needs no text.
+bool access_log_wanted(Reason reason);
+
 class RequestReport {
  public:
   RequestReport(HttpMetrics& metrics, size_t shard, RequestInfo info, MonoTime now);
@@ -64,11 +89,13 @@ class RequestReport {
   void set_grpc_status(std::string_view status) { grpc_status_ = status; }
   void set_attempts(int attempts) { attempts_ = attempts; }
   void upstream_time(Duration d) { upstream_time_ = d; }
-  // Ends the request, once. `detail` goes to the log.
-  void finish(Reason reason, std::string_view detail, MonoTime now);
+  // Ends the request, once. `detail` goes to the log. `cache`: of the calling worker, or null.
+  void finish(Reason reason, std::string_view detail, MonoTime now,
+              HttpSeriesCache* cache = nullptr);
   bool finished() const { return finished_; }
 
  private:
+  HttpMetrics::Table::Series* series(Reason reason, HttpSeriesCache* cache);
   HttpMetrics* metrics_;
   size_t shard_;
   RequestInfo info_;

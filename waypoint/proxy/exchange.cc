@@ -568,22 +568,7 @@ void Exchange::on_deadline() {
 void Exchange::report(Reason reason, std::string_view detail) {
   if (!worker_.shared().http_metrics) return;
   telemetry::RequestInfo info;
-  info.method = head_.method;
-  info.path = target_.full.empty() ? head_.target : target_.full;
-  info.authority = head_.authority;
-  info.protocol = version_text(head_.version);
-  info.request_id = plan_.info.request_id.empty() && head_.fields
-                        ? head_.fields->value("x-request-id")
-                        : plan_.info.request_id;
-  if (head_.fields) {
-    info.user_agent = head_.fields->value("user-agent");
-    info.forwarded_for = head_.fields->value("x-forwarded-for");
-  }
-  if (route_) info.route = route_->name;
-  if (choice_) info.cluster = choice_->cluster.str();
-  info.downstream_remote = client_->remote;
-  info.downstream_local = client_->local;
-  info.upstream = endpoint_;
+  if (worker_.shared().access_log && telemetry::access_log_wanted(reason)) describe(info);
   info.security = client_->security;
   info.grpc = head_.grpc;
   info.source = client_->source;
@@ -597,7 +582,25 @@ void Exchange::report(Reason reason, std::string_view detail) {
   if (grpc_status_ >= 0) report.set_grpc_status(fmt::to_string(grpc_status_));
   report.set_attempts(static_cast<int>(attempts_));
   report.upstream_time(upstream_time_);
-  report.finish(reason, detail, worker_.now());
+  report.finish(reason, detail, worker_.now(), &worker_.series_cache());
+}
+
+void Exchange::describe(telemetry::RequestInfo& info) const {
+  info.method = head_.method;
+  info.path = target_.full.empty() ? head_.target : target_.full;
+  info.authority = head_.authority;
+  info.protocol = version_text(head_.version);
+  info.request_id = plan_.info.request_id;
+  if (head_.fields) {
+    if (info.request_id.empty()) info.request_id = head_.fields->value("x-request-id");
+    info.user_agent = head_.fields->value("user-agent");
+    info.forwarded_for = head_.fields->value("x-forwarded-for");
+  }
+  if (route_) info.route = route_->name;
+  if (choice_) info.cluster = choice_->cluster.str();
+  info.downstream_remote = client_->remote;
+  info.downstream_local = client_->local;
+  info.upstream = endpoint_;
 }
 
 }  // namespace meltemi::waypoint

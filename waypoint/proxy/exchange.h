@@ -92,6 +92,7 @@ class Exchange final : private UpstreamEvents, private LazyTimer::Owner {
   void on_deadline() override;
 
   void report(Reason reason, std::string_view detail);
+  void describe(telemetry::RequestInfo& info) const;  // what only the log needs
 
   ProxyWorker& worker_;
   ServerSide* server_ = nullptr;

@@ -122,21 +122,14 @@ Result<ClientSide*> H2Client::start(AttemptPlan& plan) {
   stream->response_begun_ = stream->sent_all_ = false;
   stream->unread_ = 0;
   H2ClientStream* side = stream.get();
-  streams_.emplace(id, std::move(stream));
+  streams_.insert(id, std::move(stream));
   want_flush();
   return side;
 }
 
-H2ClientStream* H2Client::find(uint32_t id) {
-  const auto it = streams_.find(id);
-  return it == streams_.end() ? nullptr : it->second.get();
-}
-
 void H2Client::forget(H2ClientStream& stream) {
-  const auto it = streams_.find(stream.id_);
-  if (it == streams_.end()) return;
-  std::unique_ptr<H2ClientStream> owned = std::move(it->second);
-  streams_.erase(it);
+  std::unique_ptr<H2ClientStream> owned = streams_.take(stream.id_);
+  if (!owned) return;
   stream.connection_ = nullptr;
   stream.plan_ = nullptr;
   stream.buffer_.clear();
@@ -280,9 +273,8 @@ void H2Client::close(Reason reason, std::string_view detail) {
     stream_.reset();
   }
   host_.gone(*this);
-  auto streams = std::move(streams_);
-  streams_.clear();
-  for (auto& [id, s] : streams) {
+  const auto streams = streams_.take_all();
+  for (const auto& s : streams) {
     AttemptFailure failure;
     failure.reason = reason;
     failure.detail = detail;

@@ -3,10 +3,9 @@
 // stream hold the bytes of another.
 #pragma once
 
-#include <unordered_map>
-
 #include "userspace/codec/h2.h"
 #include "waypoint/proxy/h2_body.h"
+#include "waypoint/proxy/stream_map.h"
 #include "waypoint/proxy/upstream.h"
 
 namespace meltemi::waypoint {
@@ -70,7 +69,7 @@ class H2Client final : public rt::Retirable,
   void on_turn_end() override { flush(); }
   void on_deadline() override;
 
-  H2ClientStream* find(uint32_t id);
+  H2ClientStream* find(uint32_t id) { return streams_.find(id); }
   void forget(H2ClientStream& stream);
   void flush();
   void want_flush() { host_.worker().loop().at_turn_end(*this); }
@@ -81,7 +80,7 @@ class H2Client final : public rt::Retirable,
   codec::H2Session session_;
   LazyTimer idle_timer_;
   Fields fields_;
-  std::unordered_map<uint32_t, std::unique_ptr<H2ClientStream>> streams_;
+  StreamMap<H2ClientStream> streams_;
   std::vector<std::unique_ptr<H2ClientStream>> spare_;
   uint64_t requests_ = 0;
   bool blocked_ = false;

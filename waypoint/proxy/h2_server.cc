@@ -135,11 +135,6 @@ H2Server::H2Server(ProxyWorker& worker, ConnectionOwner& owner, ClientInfo clien
 
 H2Server::~H2Server() = default;
 
-H2ServerStream* H2Server::find(uint32_t id) {
-  const auto it = streams_.find(id);
-  return it == streams_.end() ? nullptr : it->second.get();
-}
-
 void H2Server::on_head(uint32_t id, Fields& headers, bool end) {
   std::unique_ptr<H2ServerStream> owned;
   if (spare_.empty()) {
@@ -149,7 +144,7 @@ void H2Server::on_head(uint32_t id, Fields& headers, bool end) {
     spare_.pop_back();
   }
   H2ServerStream& s = *owned;
-  streams_.emplace(id, std::move(owned));
+  streams_.insert(id, std::move(owned));
   ++requests_;
   idle_timer_.clear();
   s.id_ = id;
@@ -218,11 +213,9 @@ void H2Server::on_closed(uint32_t id, uint32_t code, bool unprocessed) {
 }
 
 void H2Server::recycle(uint32_t id) {
-  const auto it = streams_.find(id);
-  it->second->buffer_.clear();
-  it->second->trailers_.clear();
-  ended_.push_back(std::move(it->second));
-  streams_.erase(it);
+  ended_.push_back(streams_.take(id));
+  ended_.back()->buffer_.clear();
+  ended_.back()->trailers_.clear();
   want_flush();
   if (!streams_.empty()) return;
   if (options_.connection_idle > Duration::zero()) {
@@ -305,9 +298,10 @@ void H2Server::close(Reason reason) {
   if (dead_) return;
   dead_ = true;
   idle_timer_.clear();
-  for (auto& [id, s] : streams_) {
+  for (auto& s : streams_.take_all()) {
     s->gone_ = true;
     if (s->exchange_.active()) s->exchange_.client_gone(reason);
+    ended_.push_back(std::move(s));  // it may be on the stack
   }
   worker_.farewell(std::move(stream_));  // our last words (GOAWAY) still go out
   owner_.connection_gone(*this);

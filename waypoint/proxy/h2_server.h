@@ -2,11 +2,10 @@
 // write. Must never give window back for bytes that nobody has taken.
 #pragma once
 
-#include <unordered_map>
-
 #include "userspace/codec/h2.h"
 #include "waypoint/proxy/h1_server.h"
 #include "waypoint/proxy/h2_body.h"
+#include "waypoint/proxy/stream_map.h"
 
 namespace meltemi::waypoint {
 
@@ -70,7 +69,7 @@ class H2Server final : public rt::Retirable,
   void on_turn_end() override;
   void on_deadline() override;
 
-  H2ServerStream* find(uint32_t id);
+  H2ServerStream* find(uint32_t id) { return streams_.find(id); }
   void receive(ByteView bytes);
   void take_early();
   void recycle(uint32_t id);
@@ -87,7 +86,7 @@ class H2Server final : public rt::Retirable,
   LazyTimer idle_timer_;
   std::string early_;
   Fields out_fields_;
-  std::unordered_map<uint32_t, std::unique_ptr<H2ServerStream>> streams_;
+  StreamMap<H2ServerStream> streams_;
   std::vector<std::unique_ptr<H2ServerStream>> spare_;
   std::vector<std::unique_ptr<H2ServerStream>> ended_;  // may be on the stack; reused next turn
   uint32_t requests_ = 0;

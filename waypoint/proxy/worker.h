@@ -147,6 +147,7 @@ class ProxyWorker {
   UpstreamSet& upstreams() { return *upstreams_; }
   net::TunnelPool& tunnels() { return tunnels_; }
   net::HboneStats& hbone_stats() { return hbone_stats_; }
+  telemetry::HttpSeriesCache& series_cache() { return series_cache_; }
 
   void set_snapshot(SnapshotPtr snapshot);
   const SnapshotRef& snapshot() const { return snapshot_; }
@@ -174,6 +175,7 @@ class ProxyWorker {
   ProxyStats stats_;
   model::Random random_;
   net::HboneStats hbone_stats_;
+  telemetry::HttpSeriesCache series_cache_;
   model::SnapshotReader mesh_;
   SnapshotRef snapshot_;
   std::shared_ptr<const net::TlsContext> tls_;
