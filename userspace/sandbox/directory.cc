@@ -32,11 +32,11 @@ Directory::Directory(std::string root, View view)
 bool Directory::refresh() {
   std::map<std::string, Stamp> seen;
   bool changed = false;
-  if (view_ != View::kRuntime) {
-    changed |= scan(root_, kUserLayer, &seen);
+  if (view_ != View::kRuntime) changed |= scan(root_, kUserLayer, &seen);
+  if (view_ == View::kWanted || view_ == View::kMerged)
     changed |= scan(root_ + "/state/control", kControllerLayer, &seen);
-  }
-  if (view_ != View::kWanted) changed |= scan(root_ + "/state/node", kRuntimeLayer, &seen);
+  if (view_ == View::kRuntime || view_ == View::kMerged)
+    changed |= scan(root_ + "/state/node", kRuntimeLayer, &seen);
   for (const auto& [path, stamp] : files_)
     if (!seen.contains(path)) changed |= !tree_.remove(path).changes.empty();
   files_ = std::move(seen);
@@ -46,19 +46,25 @@ bool Directory::refresh() {
 bool Directory::scan(const std::string& directory, int layer, std::map<std::string, Stamp>* seen) {
   bool changed = false;
   std::error_code error;
-  for (const auto& entry : std::filesystem::directory_iterator(directory, error)) {
-    if (!is_manifest(entry.path().filename())) continue;
-    const std::string path = entry.path();
-    struct stat st{};
-    if (::stat(path.c_str(), &st) < 0 || !S_ISREG(st.st_mode)) continue;
-    const Stamp stamp{st.st_ino, st.st_mtim.tv_sec * 1'000'000'000 + st.st_mtim.tv_nsec, st.st_size};
-    const auto known = files_.find(path);
-    seen->emplace(path, stamp);
-    if (known != files_.end() && known->second == stamp) continue;
-    const Result<std::string> bytes = sys::read_file(path);
-    if (bytes) changed |= !tree_.put(path, *bytes, layer).changes.empty();
+  std::filesystem::recursive_directory_iterator it(directory, error), end;
+  for (; !error && it != end; it.increment(error)) {
+    const std::string name = it->path().filename();
+    const bool skipped = name.starts_with('.') || (layer == kUserLayer && it.depth() == 0 && name == "state");
+    if (skipped && it->is_directory(error)) it.disable_recursion_pending();
+    if (!skipped && is_manifest(name)) changed |= look_at(it->path(), layer, seen);
   }
   return changed;
+}
+
+bool Directory::look_at(const std::string& path, int layer, std::map<std::string, Stamp>* seen) {
+  struct stat st{};
+  if (::stat(path.c_str(), &st) < 0 || !S_ISREG(st.st_mode)) return false;
+  const Stamp stamp{st.st_ino, st.st_mtim.tv_sec * 1'000'000'000 + st.st_mtim.tv_nsec, st.st_size};
+  const auto known = files_.find(path);
+  seen->emplace(path, stamp);
+  if (known != files_.end() && known->second == stamp) return false;
+  const Result<std::string> bytes = sys::read_file(path);
+  return bytes && !tree_.put(path, *bytes, layer).changes.empty();
 }
 
 std::string Directory::file_of(const config::ObjectKey& key) const {

@@ -17,6 +17,7 @@ namespace meltemi::sandbox {
 
 // Which files count. As in the control plane, a higher layer wins where several hold one object.
 enum class View : uint8_t {
+  kUser,     // what users have applied
   kWanted,   // what users and the mesh's controllers ask for
   kRuntime,  // what nodes report: pods with status, services with their assigned addresses
   kMerged,   // everything, runtime over wanted
@@ -41,7 +42,9 @@ class Directory {
     off_t size = 0;
     bool operator==(const Stamp&) const = default;
   };
+  // Files below `directory`, except those below `state` of the user's layer.
   bool scan(const std::string& directory, int layer, std::map<std::string, Stamp>* seen);
+  bool look_at(const std::string& path, int layer, std::map<std::string, Stamp>* seen);
 
   std::string root_;
   View view_;

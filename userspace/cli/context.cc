@@ -1,0 +1,28 @@
+#include "userspace/cli/context.h"
+
+namespace meltemi::cli {
+
+int report(const Error& error) {
+  complain("error: {}\n", error.detail.empty() ? reason_name(error.reason) : error.detail);
+  return error.reason == Reason::kBadConfig ? kExitBadInput : kExitFailure;
+}
+
+void report(const config::Problems& problems) {
+  for (const config::Problem& problem : problems) complain("{}\n", problem.to_string());
+}
+
+int finish(const Status& status) { return status ? kExitOk : report(status.error()); }
+
+std::string kubectl_name(const config::ObjectKey& key) {
+  const config::KindInfo& info = config::kind_info(key.kind);
+  return info.group.empty() ? fmt::format("{}/{}", info.singular, key.name)
+                            : fmt::format("{}.{}/{}", info.singular, info.group, key.name);
+}
+
+std::unexpected<Error> no_such_object(const config::KindInfo& kind, std::string_view name) {
+  const std::string resource = kind.group.empty() ? std::string(kind.plural)
+                                                  : fmt::format("{}.{}", kind.plural, kind.group);
+  return fail(Reason::kNotFound, Fault::kConfig, fmt::format("{} \"{}\" not found", resource, name));
+}
+
+}  // namespace meltemi::cli

@@ -1,0 +1,66 @@
+// What every command needs: which sandbox, which namespace, and how it speaks. Data goes to stdout,
+// everything else to stderr; exit codes follow istioctl's. Must never print colours or progress bars
+// where nobody looks at a terminal.
+#pragma once
+
+#include <fmt/format.h>
+
+#include <string>
+#include <string_view>
+
+#include "userspace/base/error.h"
+#include "userspace/config/problem.h"
+#include "userspace/sandbox/directory.h"
+#include "userspace/sandbox/layout.h"
+
+namespace meltemi::cli {
+
+// sysexits(3), as istioctl.
+enum ExitCode : int {
+  kExitOk = 0,
+  kExitFailure = 1,
+  kExitUsage = 64,      // the command line is wrong
+  kExitBadInput = 65,   // a manifest or a value is wrong; nothing was changed
+  kExitFindings = 79,   // analyze found something
+};
+
+class Context {
+ public:
+  Context(std::string_view sandbox, std::string ns) : layout_(sandbox), ns_(std::move(ns)) {}
+
+  const sandbox::Layout& layout() const { return layout_; }
+  const std::string& ns() const { return ns_; }
+
+  sandbox::Directory open(sandbox::View view) const {
+    sandbox::Directory directory(layout_.config_dir(), view);
+    directory.refresh();
+    return directory;
+  }
+
+ private:
+  sandbox::Layout layout_;
+  std::string ns_;
+};
+
+template <typename... A>
+void print(fmt::format_string<A...> f, A&&... a) {
+  fmt::print(stdout, f, std::forward<A>(a)...);
+}
+template <typename... A>
+void complain(fmt::format_string<A...> f, A&&... a) {
+  fmt::print(stderr, f, std::forward<A>(a)...);
+}
+
+// "error: ..." on stderr; the exit code that its reason means.
+int report(const Error& error);
+// One line each on stderr.
+void report(const config::Problems& problems);
+// report() of an error, kExitOk otherwise.
+int finish(const Status& status);
+
+// "service/catalog", "virtualservice.networking.istio.io/catalog": how kubectl names an object.
+std::string kubectl_name(const config::ObjectKey& key);
+// A usage error in kubectl's words.
+std::unexpected<Error> no_such_object(const config::KindInfo& kind, std::string_view name);
+
+}  // namespace meltemi::cli

@@ -1,0 +1,408 @@
+#include "userspace/cli/get.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <functional>
+
+#include "userspace/cli/objects.h"
+#include "userspace/cli/pods.h"
+#include "userspace/cli/processes.h"
+#include "userspace/cli/table.h"
+#include "userspace/config/analyze.h"
+#include "userspace/config/value.h"
+#include "userspace/sandbox/controllers.h"
+#include "userspace/sandbox/services.h"
+
+namespace meltemi::cli {
+namespace {
+
+using config::Kind;
+using config::KindInfo;
+using config::Object;
+using config::ObjectPtr;
+using config::ObjectStore;
+using config::Value;
+namespace kube = config::kube;
+
+struct Column {
+  std::string title;
+  bool wide_only = false;
+  std::function<std::string(const Object&)> cell;
+};
+using Columns = std::vector<Column>;
+
+template <typename Range, typename F>
+std::string join(const Range& range, F&& text) {
+  std::string out;
+  for (const auto& item : range) out += (out.empty() ? "" : ",") + std::string(text(item));
+  return out;
+}
+
+std::string condition_text(const google::protobuf::RepeatedPtrField<kube::Condition>& conditions,
+                           std::string_view type) {
+  for (const kube::Condition& c : conditions)
+    if (c.type() == type) return c.status();
+  return "Unknown";
+}
+
+std::string dash(std::string text) { return text.empty() ? "<none>" : text; }
+
+std::string ports_text(const kube::Service::Spec& spec) {
+  return join(spec.ports(), [](const kube::ServicePort& p) {
+    return fmt::format("{}/{}", p.port(), p.protocol().empty() ? "TCP" : p.protocol());
+  });
+}
+
+std::string selector_text(const google::protobuf::Map<std::string, std::string>& selector) {
+  const std::map<std::string, std::string> sorted(selector.begin(), selector.end());
+  return join(sorted, [](const auto& e) { return e.first + "=" + e.second; });
+}
+
+// The waypoint that serves an object by label, its own or its namespace's.
+std::string waypoint_of(const ObjectStore& store, const Object& object) {
+  std::string_view name = object.label("istio.io/use-waypoint");
+  if (name.empty())
+    if (const ObjectPtr ns = store.find(Kind::kNamespace, "", object.ns())) name = ns->label("istio.io/use-waypoint");
+  return std::string(name);
+}
+
+// "ready/wanted" and the like of a Deployment's pods.
+struct Replicas {
+  int wanted = 0, ready = 0, updated = 0;
+};
+Replicas replicas_of(const ObjectStore& store, const Object& deployment) {
+  const auto& spec = deployment.as<kube::Deployment>().spec();
+  Replicas out{.wanted = spec.has_replicas() ? spec.replicas() : 1};
+  const std::string mark = fmt::format("Deployment/{}", deployment.name());
+  for (const ObjectPtr& pod : store.list(Kind::kPod, deployment.ns())) {
+    if (pod->annotation(sandbox::kControllerAnnotation) != mark || sandbox::is_terminating(*pod)) continue;
+    ++out.updated;
+    out.ready += sandbox::is_ready(*pod);
+  }
+  return out;
+}
+
+std::string completions_of(const ObjectStore& store, const Object& job) {
+  const auto& spec = job.as<kube::Job>().spec();
+  int done = 0;
+  const std::string mark = fmt::format("Job/{}", job.name());
+  for (const ObjectPtr& pod : store.list(Kind::kPod, job.ns()))
+    done += pod->annotation(sandbox::kControllerAnnotation) == mark &&
+            pod->as<kube::Pod>().status().phase() == "Succeeded";
+  return fmt::format("{}/{}", done, spec.has_completions() ? spec.completions() : 1);
+}
+
+class Getter {
+ public:
+  Getter(const Context& context, const GetOptions& options)
+      : context_(context), options_(options), directory_(context.open(sandbox::View::kMerged)) {}
+
+  Status run() {
+    if (options_.words.empty())
+      return fail(Reason::kBadConfig, Fault::kConfig,
+                  "name what to get: pods, services, deployments, virtualservices, mesh, nodes, ... "
+                  "(meltemi api-resources lists all)");
+    for (std::string_view kinds = options_.words[0]; !kinds.empty();) {
+      const size_t comma = std::min(kinds.find(','), kinds.size());
+      MELTEMI_TRY(collect(std::string(kinds.substr(0, comma))));
+      kinds.remove_prefix(std::min(comma + 1, kinds.size()));
+    }
+    MELTEMI_TRY(print_all());
+    warn();
+    return {};
+  }
+
+ private:
+  const ObjectStore& store() const { return directory_.store(); }
+  bool wide() const { return options_.output == "wide"; }
+  std::string ns() const { return options_.all_namespaces ? "" : context_.ns(); }
+
+  Status collect(const std::string& word) {
+    if (word == "all") {
+      for (const char* kind : {"pods", "services", "deployments", "jobs"}) MELTEMI_TRY(collect(kind));
+      return {};
+    }
+    std::vector<std::string> words{word};
+    words.insert(words.end(), options_.words.begin() + 1, options_.words.end());
+    const Target target = MELTEMI_TRY(parse_target(words));
+    const auto selector = MELTEMI_TRY(parse_selector(options_.selector));
+    const std::string where = target.kind->namespaced ? ns() : "";
+    for (const std::string& name : target.names) {
+      const ObjectPtr object = store().find(target.kind->kind, where.empty() ? "" : where, name);
+      if (!object) return no_such_object(*target.kind, name);
+      found_.push_back(object);
+    }
+    single_ = single_ || (target.names.size() == 1 && found_.size() == 1);
+    if (!target.names.empty()) return {};
+    kinds_.push_back(target.kind);
+    for (const ObjectPtr& object : store().list(target.kind->kind, where))
+      if (selected(*object, selector)) found_.push_back(object);
+    return {};
+  }
+
+  // --- as data ----------------------------------------------------------------------------------
+
+  Value value_of(const Object& object) {
+    Value value = object.to_value();
+    if (object.kind() != Kind::kPod) return value;
+    Value* status = value.find("status");
+    if (status == nullptr) return value;
+    status->set("meltemi", mesh_value(view_pod(context_, store().find(Kind::kPod, object.ns(), object.name()), truth())));
+    return value;
+  }
+
+  static Value mesh_value(const PodView& view) {
+    Value mesh = Value::map();
+    mesh.set("enrolled", Value::of_bool(view.truth && view.truth->enrolled()));
+    mesh.set("decided", Value::of_bool(view.truth && view.truth->enrol()));
+    mesh.set("reason", Value::of_string(view.truth ? view.truth->reason() : ""));
+    mesh.set("message", Value::of_string(view.truth ? view.truth->message() : ""));
+    Value missing = Value::list(), uncaptured = Value::list(), pids = Value::list();
+    if (view.truth) {
+      for (const std::string& m : view.truth->missing()) missing.items.push_back(Value::of_string(m));
+      for (const std::string& u : view.truth->uncaptured_processes())
+        uncaptured.items.push_back(Value::of_string(u));
+    }
+    for (const pid_t pid : view.pids) pids.items.push_back(Value::of_number(std::to_string(pid)));
+    mesh.set("missing", std::move(missing));
+    mesh.set("uncapturedProcesses", std::move(uncaptured));
+    mesh.set("netns", Value::of_string(view.netns));
+    mesh.set("pids", std::move(pids));
+    return mesh;
+  }
+
+  void print_data() {
+    Value root;
+    if (single_) {
+      root = value_of(*found_.front());
+    } else {
+      root = Value::map();
+      root.set("apiVersion", Value::of_string("v1"));
+      root.set("kind", Value::of_string("List"));
+      Value items = Value::list();
+      for (const ObjectPtr& object : found_) items.items.push_back(value_of(*object));
+      root.set("items", std::move(items));
+    }
+    print("{}", options_.output == "json" ? config::to_json(root) : config::to_yaml(root));
+  }
+
+  // --- as tables -----------------------------------------------------------------------------------
+
+  Status print_all() {
+    if (options_.output == "json" || options_.output == "yaml") {
+      print_data();
+    } else if (options_.output == "name") {
+      for (const ObjectPtr& object : found_) print("{}\n", kubectl_name(object->key()));
+    } else if (options_.output.empty() || wide()) {
+      print_tables();
+    } else {
+      return fail(Reason::kBadConfig, Fault::kConfig,
+                  fmt::format("unable to match a printer suitable for the output format \"{}\", allowed "
+                              "formats are: json, yaml, wide, name", options_.output));
+    }
+    return {};
+  }
+
+  void print_tables() {
+    if (found_.empty()) {
+      if (options_.all_namespaces || (kinds_.size() == 1 && !kinds_[0]->namespaced))
+        complain("No resources found\n");
+      else
+        complain("No resources found in {} namespace.\n", context_.ns());
+      return;
+    }
+    const bool several = std::any_of(found_.begin(), found_.end(),
+                                     [&](const ObjectPtr& o) { return o->kind() != found_[0]->kind(); });
+    for (size_t i = 0; i < found_.size();) {
+      size_t end = i;
+      while (end < found_.size() && found_[end]->kind() == found_[i]->kind()) ++end;
+      print_table({found_.begin() + static_cast<ptrdiff_t>(i), found_.begin() + static_cast<ptrdiff_t>(end)}, several);
+      if (end < found_.size()) print("\n");
+      i = end;
+    }
+  }
+
+  void print_table(const std::vector<ObjectPtr>& objects, bool several) {
+    const Columns columns = columns_of(objects[0]->kind());
+    std::vector<std::string> header;
+    if (options_.all_namespaces && objects[0]->info().namespaced) header.push_back("NAMESPACE");
+    header.push_back("NAME");
+    for (const Column& c : columns)
+      if (!c.wide_only || wide()) header.push_back(c.title);
+    for (const std::string& label : options_.label_columns) header.push_back(column_title(label));
+    if (options_.show_labels) header.push_back("LABELS");
+    Table table(std::move(header));
+    for (const ObjectPtr& object : objects) table.add(row_of(*object, columns, several));
+    print("{}", table.text(options_.no_headers));
+  }
+
+  // kubectl's: what stands after the last slash, in capitals.
+  static std::string column_title(const std::string& label) {
+    std::string title = label.substr(label.rfind('/') + 1);
+    std::transform(title.begin(), title.end(), title.begin(), [](unsigned char c) { return std::toupper(c); });
+    return title;
+  }
+
+  std::vector<std::string> row_of(const Object& object, const Columns& columns, bool several) {
+    std::vector<std::string> row;
+    if (options_.all_namespaces && object.info().namespaced) row.push_back(object.ns());
+    row.push_back(several ? kubectl_name(object.key()) : object.name());
+    for (const Column& c : columns)
+      if (!c.wide_only || wide()) row.push_back(c.cell(object));
+    for (const std::string& label : options_.label_columns) row.emplace_back(object.label(label));
+    if (options_.show_labels) row.push_back(dash(selector_text(object.meta().labels())));
+    return row;
+  }
+
+  Columns columns_of(Kind kind) {
+    switch (kind) {
+      case Kind::kNamespace:
+        return {{"STATUS", false, [](const Object&) { return "Active"; }}, age()};
+      case Kind::kPod:
+        return pod_columns();
+      case Kind::kService:
+        return service_columns();
+      case Kind::kDeployment:
+        return deployment_columns();
+      case Kind::kJob:
+        return {{"COMPLETIONS", false, [this](const Object& o) { return completions_of(store(), o); }}, age()};
+      case Kind::kVirtualService:
+        return {{"GATEWAYS", false, [](const Object& o) {
+                   return join(o.as<kube::VirtualService>().spec().gateways(), std::identity());
+                 }},
+                {"HOSTS", false, [](const Object& o) {
+                   return join(o.as<kube::VirtualService>().spec().hosts(), std::identity());
+                 }},
+                age()};
+      case Kind::kDestinationRule:
+        return {{"HOST", false, [](const Object& o) { return o.as<kube::DestinationRule>().spec().host(); }}, age()};
+      case Kind::kAuthorizationPolicy:
+        return {{"ACTION", false, [](const Object& o) {
+                   return istio::security::v1beta1::AuthorizationPolicy::Action_Name(
+                       o.as<kube::AuthorizationPolicy>().spec().action());
+                 }},
+                age()};
+      case Kind::kPeerAuthentication:
+        return {{"MODE", false, [](const Object& o) {
+                   return istio::security::v1beta1::PeerAuthentication::MutualTLS::Mode_Name(
+                       o.as<kube::PeerAuthentication>().spec().mtls().mode());
+                 }},
+                age()};
+      case Kind::kGateway:
+        return gateway_columns();
+      default:
+        return {age()};
+    }
+  }
+
+  static Column age() {
+    return {"AGE", false, [](const Object& o) { return age_of(o.meta().creation_timestamp()); }};
+  }
+
+  Columns pod_columns() {
+    const auto view = [this](const Object& o) {
+      return view_pod(context_, store().find(Kind::kPod, o.ns(), o.name()), truth());
+    };
+    return {{"READY", false, [=](const Object& o) { return view(o).ready(); }},
+            {"STATUS", false, [=](const Object& o) { return view(o).status(); }},
+            {"RESTARTS", false, [=](const Object& o) { return std::to_string(view(o).restarts()); }},
+            age(),
+            {"ENROLLED", false, [=](const Object& o) { return view(o).enrolled(); }},
+            {"IP", true, [](const Object& o) { return dash(o.as<kube::Pod>().status().pod_ip()); }},
+            {"NODE", true, [](const Object& o) { return dash(o.as<kube::Pod>().spec().node_name()); }},
+            {"NETNS", true, [=](const Object& o) { return dash(view(o).netns); }},
+            {"PIDS", true, [=](const Object& o) {
+               return dash(join(view(o).pids, [](pid_t pid) { return std::to_string(pid); }));
+             }},
+            {"REASON", true, [=](const Object& o) { return dash(view(o).reason()); }}};
+  }
+
+  Columns service_columns() {
+    const auto spec = [](const Object& o) -> const kube::Service::Spec& { return o.as<kube::Service>().spec(); };
+    return {{"TYPE", false, [=](const Object& o) { return spec(o).type().empty() ? "ClusterIP" : spec(o).type(); }},
+            {"CLUSTER-IP", false, [=](const Object& o) { return dash(spec(o).cluster_ip()); }},
+            {"EXTERNAL-IP", false, [=](const Object& o) { return dash(spec(o).external_name()); }},
+            {"PORT(S)", false, [=](const Object& o) { return dash(ports_text(spec(o))); }},
+            age(),
+            {"SELECTOR", true, [=](const Object& o) { return dash(selector_text(spec(o).selector())); }},
+            {"ENDPOINTS", true, [this](const Object& o) {
+               return dash(join(sandbox::endpoints_of(store(), o), [](const ObjectPtr& p) { return p->as<kube::Pod>().status().pod_ip(); }));
+             }},
+            {"WAYPOINT", true, [this](const Object& o) { return dash(waypoint_of(store(), o)); }}};
+  }
+
+  Columns deployment_columns() {
+    return {{"READY", false, [this](const Object& o) {
+               const Replicas r = replicas_of(store(), o);
+               return fmt::format("{}/{}", r.ready, r.wanted);
+             }},
+            {"UP-TO-DATE", false, [this](const Object& o) { return std::to_string(replicas_of(store(), o).updated); }},
+            {"AVAILABLE", false, [this](const Object& o) { return std::to_string(replicas_of(store(), o).ready); }},
+            age()};
+  }
+
+  Columns gateway_columns() {
+    const auto body = [](const Object& o) -> const kube::Gateway& { return o.as<kube::Gateway>(); };
+    return {{"CLASS", false, [=](const Object& o) { return body(o).spec().gateway_class_name(); }},
+            {"ADDRESS", false, [=](const Object& o) {
+               return dash(body(o).status().addresses_size() > 0 ? body(o).status().addresses(0).value() : "");
+             }},
+            {"PROGRAMMED", false, [=](const Object& o) { return condition_text(body(o).status().conditions(), "Programmed"); }},
+            age()};
+  }
+
+  // --- the mesh's view ---------------------------------------------------------------------------------
+
+  const std::map<std::string, local::v1::Pod>& truth() {
+    if (!truth_) {
+      std::vector<std::string> complaints;
+      truth_ = kernel_truth(context_, &complaints);
+      for (const std::string& complaint : complaints) complain("warning: {}\n", complaint);
+    }
+    return *truth_;
+  }
+
+  // Rules that nobody enforces are told where they are looked at, with what mends them.
+  void warn() {
+    for (const ObjectPtr& object : found_) {
+      report(config::analyze_object(store(), object->key()));
+      if (object->kind() != Kind::kPod || !truth_) continue;
+      const auto truth = truth_->find(object->meta().uid());
+      if (truth == truth_->end()) continue;
+      for (const std::string& process : truth->second.uncaptured_processes())
+        complain("warning: {}: process {} is in the pod's network but not in its cgroup, so it is not captured. "
+                 "Start it with: meltemi exec {} -- ...\n",
+                 object->key().to_string(), process, object->name());
+    }
+  }
+
+  const Context& context_;
+  const GetOptions& options_;
+  sandbox::Directory directory_;
+  std::vector<const KindInfo*> kinds_;
+  std::vector<ObjectPtr> found_;
+  bool single_ = false;
+  std::optional<std::map<std::string, local::v1::Pod>> truth_;
+};
+
+}  // namespace
+
+int get_command(const Context& context, const GetOptions& options) {
+  if (!options.words.empty()) {
+    const std::string& word = options.words[0];
+    if (word == "mesh") return get_mesh(context, options.output, options.no_headers);
+    if (word == "nodes" || word == "node" || word == "no") return get_nodes(context, options.output, options.no_headers);
+  }
+  return finish(Getter(context, options).run());
+}
+
+int api_resources_command() {
+  Table table({"NAME", "SHORTNAMES", "APIVERSION", "NAMESPACED", "KIND"});
+  for (const KindInfo& info : config::all_kinds())
+    table.add({std::string(info.plural), join(info.short_names, std::identity()), info.api_version(),
+               info.namespaced ? "true" : "false", std::string(info.name)});
+  print("{}", table.text());
+  return kExitOk;
+}
+
+}  // namespace meltemi::cli

@@ -1,0 +1,133 @@
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <thread>
+
+#include "userspace/cli/objects.h"
+#include "userspace/cli/pods.h"
+#include "userspace/cli/processes.h"
+#include "userspace/cli/sessions.h"
+#include "userspace/sandbox/pod_worker.h"
+#include "userspace/sandbox/services.h"
+#include "userspace/sys/files.h"
+
+namespace meltemi::cli {
+namespace {
+
+using config::Object;
+using config::ObjectPtr;
+
+constexpr auto kPollInterval = std::chrono::milliseconds(100);
+
+void write_out(std::string_view text) {
+  while (!text.empty()) {
+    const ssize_t n = ::write(1, text.data(), text.size());
+    if (n <= 0) return;
+    text.remove_prefix(static_cast<size_t>(n));
+  }
+}
+
+struct LogFile {
+  std::string path;
+  std::string uid;  // of the pod; "" for a process of the mesh
+  config::ObjectKey key;
+};
+
+int restarts_of(const Object& pod, const std::string& container) {
+  for (const auto& c : pod.as<config::kube::Pod>().status().container_statuses())
+    if (c.name() == container) return c.restart_count();
+  return 0;
+}
+
+Result<LogFile> log_of_pod(const Context& context, const Object& pod, const LogsOptions& options) {
+  const std::string container = MELTEMI_TRY(choose_container(pod, options.container));
+  const auto& node = pod.as<config::kube::Pod>().spec().node_name();
+  int start = restarts_of(pod, container);
+  const auto path = [&](int n) {
+    return sandbox::container_log(context.layout(), node, pod.meta().uid(), container, n);
+  };
+  // Between two starts of a container its last output is that of the start before.
+  if (options.previous || ::access(path(start).c_str(), F_OK) < 0) --start;
+  if (start < 0 || ::access(path(start).c_str(), F_OK) < 0)
+    return fail(Reason::kNotFound, Fault::kConfig,
+                fmt::format("{}container {} of pod {} has not started{}", options.previous ? "previous " : "",
+                            container, pod.name(), options.previous ? " before" : " yet"));
+  return LogFile{path(start), pod.meta().uid(), pod.key()};
+}
+
+Result<std::vector<LogFile>> find_logs(const Context& context, const config::ObjectStore& store,
+                                       const LogsOptions& options) {
+  std::vector<LogFile> out;
+  if (!options.selector.empty()) {
+    const auto selector = MELTEMI_TRY(parse_selector(options.selector));
+    for (const ObjectPtr& pod : store.list(config::Kind::kPod, context.ns()))
+      if (selected(*pod, selector)) out.push_back(MELTEMI_TRY(log_of_pod(context, *pod, options)));
+    return out;
+  }
+  // The mesh's own processes answer to the names that their pods would have.
+  if (context.ns() == sandbox::kSystemNamespace)
+    for (const MeshProcess& process : MELTEMI_TRY(mesh_processes(context.layout())))
+      if (process.pod_name() == options.pod) return std::vector<LogFile>{{process.log, "", {}}};
+  const ObjectPtr pod = MELTEMI_TRY(find_pod(context, store, options.pod));
+  out.push_back(MELTEMI_TRY(log_of_pod(context, *pod, options)));
+  return out;
+}
+
+bool still_there(sandbox::Directory& directory, const LogFile& log) {
+  if (log.uid.empty()) return true;
+  directory.refresh();
+  const ObjectPtr pod = directory.store().find(log.key.kind, log.key.ns, log.key.name);
+  return pod && pod->meta().uid() == log.uid && !sandbox::is_finished(*pod);
+}
+
+Status follow(const Context& context, const LogFile& log, size_t from) {
+  const UniqueFd fd(::open(log.path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!fd.valid()) return fail_errno(errno, "open " + log.path);
+  sandbox::Directory directory = context.open(sandbox::View::kMerged);
+  auto at = static_cast<off_t>(from);
+  char buffer[16384];
+  while (true) {
+    // Looked at before the last read, so that nothing written before the end is missed.
+    const bool there = still_there(directory, log);
+    ssize_t n;
+    while ((n = ::pread(fd.get(), buffer, sizeof buffer, at)) > 0) {
+      write_out({buffer, static_cast<size_t>(n)});
+      at += n;
+    }
+    if (!there) return {};
+    std::this_thread::sleep_for(kPollInterval);
+  }
+}
+
+}  // namespace
+
+std::string_view tail_lines(std::string_view text, size_t lines) {
+  if (lines == 0) return {};
+  size_t at = text.size();
+  if (at > 0 && text[at - 1] == '\n') --at;
+  while (lines > 0 && at > 0) {
+    const size_t newline = text.rfind('\n', at - 1);
+    if (newline == std::string_view::npos) return text;
+    at = newline;
+    --lines;
+  }
+  return text.substr(std::min(at + 1, text.size()));
+}
+
+int logs_command(const Context& context, const LogsOptions& options) {
+  const auto show = [&]() -> Status {
+    const sandbox::Directory directory = context.open(sandbox::View::kMerged);
+    const auto logs = MELTEMI_TRY(find_logs(context, directory.store(), options));
+    if (logs.empty()) complain("No resources found in {} namespace.\n", context.ns());
+    for (const LogFile& log : logs) {
+      const std::string text = MELTEMI_TRY(sys::read_file(log.path, SIZE_MAX));
+      write_out(options.tail && *options.tail >= 0 ? tail_lines(text, static_cast<size_t>(*options.tail))
+                                                   : std::string_view(text));
+      if (options.follow) MELTEMI_TRY(follow(context, log, text.size()));
+    }
+    return {};
+  };
+  return finish(show());
+}
+
+}  // namespace meltemi::cli
