@@ -139,6 +139,8 @@ struct H1Parser::State {
     line_bytes = 0;
   }
 
+  const char* line_fault(ByteView framing) const;
+  bool start_line_good(ByteView framing);
   bool check_framing_bytes(ByteView framing);
   H1Event execute(ByteView& in);
   H1Event explain(llhttp_errno_t code);
@@ -278,23 +280,53 @@ const llhttp_settings_t& H1Parser::State::settings() {
   return s;
 }
 
-// Lines end in CR LF and nothing else: what one parser takes for a line's end and another for a part
-// of it is how requests are smuggled. False: the parser has failed.
-bool H1Parser::State::check_framing_bytes(ByteView framing) {
+// Lines end in CR LF and nothing else, and begin with something: what one parser takes for a line's
+// end and another for a part of it is how requests are smuggled. Returns what is wrong, or nullptr.
+const char* H1Parser::State::line_fault(ByteView framing) const {
+  const uint8_t* const begin = framing.data();
+  const uint8_t* const end = begin + framing.size();
+  auto white = [](uint8_t c) { return c == ' ' || c == '\t'; };
+  constexpr const char* kBareLf = "a line that ends in LF alone";
+  constexpr const char* kBareCr = "CR without LF";
+  constexpr const char* kWhite = "a line that begins with white space";
+  if (*begin == '\n' && previous != '\r') return kBareLf;
+  if (*begin != '\n' && previous == '\r') return kBareCr;
+  if (white(*begin) && previous == '\n') return kWhite;
+  auto find = [end](const uint8_t* from, int c) {
+    return static_cast<const uint8_t*>(memchr(from, c, static_cast<size_t>(end - from)));
+  };
+  for (const uint8_t* p = begin; p != end && (p = find(p, '\r')) != nullptr; ++p)
+    if (p + 1 != end && p[1] != '\n') return kBareCr;
+  for (const uint8_t* p = begin; p != end && (p = find(p, '\n')) != nullptr; ++p) {
+    if (p != begin && p[-1] != '\r') return kBareLf;
+    if (p + 1 != end && white(p[1])) return kWhite;
+  }
+  return nullptr;
+}
+
+// The request line has exactly two spaces; llhttp takes more.
+bool H1Parser::State::start_line_good(ByteView framing) {
   char before = previous;
   for (const uint8_t c : framing) {
-    if ((c == '\n') != (before == '\r'))
-      return bad(c == '\n' ? "a line that ends in LF alone" : "CR without LF"), false;
-    if (before == '\n' && (c == ' ' || c == '\t'))
-      return bad("a line that begins with white space"), false;
-    if (!start_line_over && role == H1Role::kRequests) {
-      if (c == ' ' && before == ' ') return bad("more than one space in the request line"), false;
-      if (c == '\n' && start_line_begun) start_line_over = true;
-      if (c != '\r' && c != '\n') start_line_begun = true;
+    if (c == ' ' && before == ' ') return false;
+    if (c != '\r' && c != '\n') {
+      start_line_begun = true;
+    } else if (c == '\n' && start_line_begun) {
+      start_line_over = true;
+      return true;
     }
     before = static_cast<char>(c);
   }
-  previous = before;
+  return true;
+}
+
+// Looks at what llhttp took for structure. False: the parser has failed.
+bool H1Parser::State::check_framing_bytes(ByteView framing) {
+  if (framing.empty()) return true;
+  if (const char* fault = line_fault(framing)) return bad(fault), false;
+  if (!start_line_over && role == H1Role::kRequests && !start_line_good(framing))
+    return bad("more than one space in the request line"), false;
+  previous = static_cast<char>(framing.back());
   const bool in_chunk_line = head_done && in_message && (parser.flags & F_TRAILING) == 0 &&
                              found != H1EventKind::kHead;
   uint32_t& count = in_chunk_line ? line_bytes : head_bytes;

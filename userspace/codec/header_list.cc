@@ -17,6 +17,14 @@ constexpr std::array<bool, 256> token_table() {
 }
 constexpr auto kToken = token_table();
 
+constexpr std::array<bool, 256> value_table() {
+  std::array<bool, 256> t{};
+  for (int c = 0x20; c < 256; ++c) t[c] = c != 0x7f;
+  t['\t'] = true;
+  return t;
+}
+constexpr auto kValue = value_table();
+
 }  // namespace
 
 bool equal_ignoring_case(std::string_view a, std::string_view b) {
@@ -33,10 +41,8 @@ bool valid_header_name(std::string_view name) {
 bool valid_header_value(std::string_view value) {
   auto white = [](char c) { return c == ' ' || c == '\t'; };
   if (!value.empty() && (white(value.front()) || white(value.back()))) return false;
-  return std::all_of(value.begin(), value.end(), [](char c) {
-    const auto u = static_cast<uint8_t>(c);
-    return (u >= 0x20 && u != 0x7f) || u == '\t';
-  });
+  return std::all_of(value.begin(), value.end(),
+                     [](char c) { return kValue[static_cast<uint8_t>(c)]; });
 }
 
 void HeaderList::add(std::string_view name, std::string_view value) {
