@@ -15,7 +15,8 @@
  *              its port; accepted local address = what the client wanted, remote = the client.
  *   to app     ztunnel dials the app with the capture mark, IP_TRANSPARENT and the client's address as
  *              source: the SYN comes in on lo for an own address and is passed to the app. With
- *              tcp_fwmark_accept the app's socket inherits the mark and answers over lo.
+ *              tcp_fwmark_accept the app's socket inherits the mark and answers over lo; with
+ *              fwmark_reflect so does the kernel's RST where nobody listens.
  *   own dials  Every other socket of ztunnel in a pod's netns, the listeners included, carries the
  *              tunnel mark (MELTEMI_TUNNEL_MARK or PACKET_MARK) and is never captured.
  *
@@ -68,15 +69,22 @@ typedef __u64 meltemi_u64;
 #define MELTEMI_PROBE_ADDRESS_V4 "169.254.7.127"
 #define MELTEMI_PROBE_ADDRESS_V6 "fd16:9254:7127:1337:ffff:ffff:ffff:ffff"
 
-/* An address of either family: 16 bytes, network order, IPv4 as ::ffff:a.b.c.d. */
+/* An address of either family: 16 bytes, network order, IPv4 as ::ffff:a.b.c.d. In two halves for
+ * comparisons, in four words because that is how the kernel shows addresses. */
 struct meltemi_address {
-  meltemi_u32 word[4];
+  union {
+    meltemi_u32 word[4];
+    meltemi_u64 half[2];
+  };
 };
+MELTEMI_ABI_ASSERT(sizeof(struct meltemi_address) == 16, "meltemi_address");
 
 /* --- enrolled pods ------------------------------------------------------------------------------ */
 
-/* Local addresses of one pod that are looked at; the agent refuses to enrol a pod with more. */
-#define MELTEMI_POD_ADDRESSES 16u
+/* Local addresses of one pod that are looked at; the agent refuses to enrol a pod with more. Every slot
+ * is compared, without branches, which keeps both the run and the verification of each pod's program
+ * short; slots that are not used are all zero, an address that no packet has. */
+#define MELTEMI_POD_ADDRESSES 8u
 
 enum meltemi_pod_flags {
   /* Inbound plaintext is dropped while no inbound listener exists; otherwise it goes to the app. The
@@ -96,7 +104,7 @@ enum meltemi_pod_flags {
  * `enrolled` is what turns capture on: written last, deleted first. */
 struct meltemi_pod {
   meltemi_u32 flags;
-  meltemi_u32 address_count;
+  meltemi_u32 reserved; /* 0 */
   struct meltemi_address address[MELTEMI_POD_ADDRESSES];
 };
 MELTEMI_ABI_ASSERT(sizeof(struct meltemi_pod) == 8 + 16 * MELTEMI_POD_ADDRESSES, "meltemi_pod");
@@ -123,9 +131,10 @@ MELTEMI_ABI_ASSERT(sizeof(struct meltemi_exclusion) == 32, "meltemi_exclusion");
 /* Key of `probes` (value: u8, 1): a declared probe port of an enrolled pod of this node. */
 struct meltemi_probe {
   struct meltemi_address address;
-  meltemi_u32 port; /* host order */
+  meltemi_u32 port;     /* host order */
+  meltemi_u32 reserved; /* 0 */
 };
-MELTEMI_ABI_ASSERT(sizeof(struct meltemi_probe) == 20, "meltemi_probe");
+MELTEMI_ABI_ASSERT(sizeof(struct meltemi_probe) == 24, "meltemi_probe");
 
 /* --- counters ----------------------------------------------------------------------------------- */
 

@@ -38,9 +38,11 @@ class Process:
             prefix += ["nsenter", f"--net=/run/netns/{netns}", "--"]
         if cpu is not None:
             prefix += ["taskset", "-c", str(cpu)]
-        stderr = open(log, "w") if log else subprocess.DEVNULL
+        stderr = open(log, "a") if log else subprocess.DEVNULL
         self.popen = subprocess.Popen(prefix + argv, stdout=stdout, stderr=stderr, text=True,
                                       env=dict(os.environ, **(env or {})))
+        if log:
+            stderr.close()
 
     @property
     def pid(self):
@@ -57,6 +59,8 @@ class Process:
         raise RuntimeError(f"{self.popen.args} did not say {wanted!r} in {timeout} s")
 
     def stop(self):
+        if self.popen.stdout and not self.popen.stdout.closed:
+            self.popen.stdout.close()
         if self.popen.poll() is None:
             self.popen.send_signal(signal.SIGTERM)
             try:

@@ -6,6 +6,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <algorithm>
 
@@ -22,11 +23,21 @@ struct SysctlWanted {
   const char* key;
   const char* why;
 };
-// Both are 0 by default and take "1".
+// All are 0 by default and take "1".
 constexpr SysctlWanted kSysctls[] = {
     {"net/ipv4/tcp_fwmark_accept", "the app's answers to ztunnel's dials return over lo"},
     {"net/ipv4/tcp_migrate_req", "no connection is lost when a listener changes hands"},
+    // Without it the kernel's own RST (nobody listens) leaves by eth0 to the client, whose address
+    // ztunnel dialled from, and ztunnel waits for its timeout instead of being refused.
+    {"net/ipv4/fwmark_reflect", "a refused dial of ztunnel is refused at once"},
+    {"net/ipv6/fwmark_reflect", "a refused dial of ztunnel is refused at once"},
 };
+
+// A kernel without IPv6 has no sysctls of it. In the calling thread's namespace.
+bool applies(const SysctlWanted& wanted) {
+  return !std::string_view(wanted.key).starts_with("net/ipv6/") ||
+         ::access("/proc/sys/net/ipv6", F_OK) == 0;
+}
 
 bool has_ipv6() {
   const Result<std::string> disabled = sys::read_sysctl("net/ipv6/conf/all/disable_ipv6");
@@ -131,6 +142,7 @@ Result<UniqueFd> listen_hbone(const sys::Netns& netns, uint32_t tunnel_mark) {
 Status set_sysctls(const sys::Netns& netns, SavedSysctls& saved) {
   return netns.run([&]() -> Status {
     for (const SysctlWanted& wanted : kSysctls) {
+      if (!applies(wanted)) continue;
       Result<std::string> before = sys::read_sysctl(wanted.key);
       if (!before) {
         before.error().detail += fmt::format("; needed so that {}", wanted.why);
@@ -146,6 +158,7 @@ Status set_sysctls(const sys::Netns& netns, SavedSysctls& saved) {
 Status restore_sysctls(const sys::Netns& netns, const SavedSysctls& saved) {
   return netns.run([&]() -> Status {
     for (const SysctlWanted& wanted : kSysctls) {
+      if (!applies(wanted)) continue;
       const auto found = saved.find(wanted.key);
       MELTEMI_TRY(sys::write_sysctl(wanted.key, found == saved.end() ? "0" : found->second));
     }
@@ -191,6 +204,7 @@ Result<NetnsTruth> read_truth(const sys::Netns& netns, const std::vector<IpAddre
   NetnsTruth truth;
   truth.sysctl = true;
   for (const SysctlWanted& wanted : kSysctls) {
+    if (!applies(wanted)) continue;
     const Result<std::string> value = netns.run([&] { return sys::read_sysctl(wanted.key); });
     if (!value || *value != "1") truth.sysctl = false;
   }

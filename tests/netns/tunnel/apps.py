@@ -126,6 +126,7 @@ def connect(address, port):
 
 def send_all(address, port, total):
     peer = connect(address, port)
+    own, other = peer.getsockname()[0], peer.getpeername()[0]
     digest = hashlib.sha256()
     for piece in pattern(int(total)):
         digest.update(piece)
@@ -134,8 +135,7 @@ def send_all(address, port, total):
     answer = b""
     while data := peer.recv(CHUNK):
         answer += data
-    say(sha256=digest.hexdigest(), answer=answer.decode(), own=peer.getsockname()[0],
-        peer=peer.getpeername()[0])
+    say(sha256=digest.hexdigest(), answer=answer.decode(), own=own, peer=other)
 
 
 def send_after_fin(address, port, total):

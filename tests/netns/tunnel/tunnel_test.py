@@ -62,6 +62,9 @@ class App:
         except subprocess.TimeoutExpired:
             self.child.stop()
             raise
+        finally:
+            if self.child in lab.children:
+                lab.children.remove(self.child)
         if self.child.popen.returncode != 0:
             with open(self.err) as f:
                 raise AssertionError(f"{self.child.popen.args[-5:]} failed:\n{f.read()}")
