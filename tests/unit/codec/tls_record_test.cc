@@ -268,6 +268,133 @@ TEST(Create, RefusesSecretsOfTheWrongSize) {
                                    as_bytes(kClientSecret), as_bytes(kServerSecret)));
 }
 
+// --- records that only a liar (or a very unusual peer) makes -------------------------------------
+// Seals with RFC 8448's server key by OpenSSL, so that inner type, padding and size are free.
+class Crafted : public testing::Test {
+ protected:
+  RecordLayer client = std::move(*RecordLayer::create(TlsRole::kClient, TlsCipher::kAes128Gcm,
+                                                      as_bytes(kClientSecret),
+                                                      as_bytes(kServerSecret)));
+  uint64_t sequence = 0;
+
+  std::string craft(uint8_t type, std::string_view content, size_t padding = 0) {
+    static const std::string key = from_hex("9f02283b6c9c07efc26bb9f2ac92e356");
+    std::string iv = from_hex("cf782b88dd83549aadf1e984");
+    for (int i = 0; i < 8; ++i)
+      iv[11 - i] = static_cast<char>(static_cast<uint8_t>(iv[11 - i]) ^ (sequence >> (8 * i)));
+    ++sequence;
+    std::string inner(content);
+    inner += static_cast<char>(type);
+    inner.append(padding, '\0');
+    std::string out = from_hex("1703030000");
+    store_be(reinterpret_cast<uint8_t*>(out.data()) + 3, static_cast<uint16_t>(inner.size() + 16));
+    EVP_CIPHER_CTX* ctx = EVP_CIPHER_CTX_new();
+    auto bytes = [](std::string& s) { return reinterpret_cast<uint8_t*>(s.data()); };
+    int n = 0;
+    std::string key_copy = key, tag(16, '\0'), sealed(inner.size(), '\0');
+    EVP_EncryptInit_ex2(ctx, EVP_aes_128_gcm(), bytes(key_copy), bytes(iv), nullptr);
+    EVP_EncryptUpdate(ctx, nullptr, &n, bytes(out), 5);
+    EVP_EncryptUpdate(ctx, bytes(sealed), &n, bytes(inner), static_cast<int>(inner.size()));
+    EVP_EncryptFinal_ex(ctx, bytes(tag), &n);
+    EVP_CIPHER_CTX_ctrl(ctx, EVP_CTRL_AEAD_GET_TAG, 16, bytes(tag));
+    EVP_CIPHER_CTX_free(ctx);
+    return out + sealed + tag;
+  }
+  void expect_good(const std::string& wire, std::string_view data = "") {
+    const Received got = open_all(client, wire);
+    ASSERT_FALSE(got.error.has_value()) << got.error->to_string();
+    EXPECT_EQ(got.data, data);
+  }
+  // The connection dies and the alert `description` is what goes out.
+  void expect_alert(const std::string& wire, uint8_t description) {
+    const Received got = open_all(client, wire);
+    ASSERT_TRUE(got.error.has_value());
+    EXPECT_EQ(got.error->reason, Reason::kTlsRecord);
+    auto server = RecordLayer::create(TlsRole::kServer, TlsCipher::kAes128Gcm,
+                                      as_bytes(kClientSecret), as_bytes(kServerSecret));
+    const Received told = open_all(*server, seal_all(client, {}));
+    ASSERT_TRUE(told.error.has_value());
+    EXPECT_NE(told.error->detail.find("(" + std::to_string(description) + ")"), std::string::npos)
+        << told.error->detail;
+  }
+};
+constexpr uint8_t kHs = 22, kApp = 23;
+
+TEST_F(Crafted, PaddingIsRemoved) {
+  expect_good(craft(kApp, "data", 1) + craft(kApp, "more", 1000), "datamore");
+  expect_good(craft(kApp, std::string("ends in zero\0", 13), 5), std::string_view("ends in zero\0", 13));
+}
+TEST_F(Crafted, NothingButPadding) { expect_alert(craft(0, "", 10), kAlertUnexpectedMessage); }
+TEST_F(Crafted, TooMuchInside) {
+  expect_alert(craft(kApp, std::string(16385, 'x')), kAlertRecordOverflow);
+}
+TEST_F(Crafted, TooMuchPadding) {
+  expect_alert(craft(kApp, "x", 16384), kAlertRecordOverflow);
+}
+TEST_F(Crafted, ExactlyFull) {
+  expect_good(craft(kApp, std::string(16384, 'x')), std::string(16384, 'x'));
+}
+TEST_F(Crafted, UnknownInnerType) { expect_alert(craft(20, "\1"), kAlertUnexpectedMessage); }
+TEST_F(Crafted, ClearText) {
+  expect_alert(from_hex("15030300020228"), kAlertUnexpectedMessage);
+}
+TEST_F(Crafted, EmptyRecords) {
+  std::string few;
+  for (uint32_t i = 0; i < kTlsMaxEmptyRecords; ++i) few += craft(kApp, "");
+  expect_good(few + craft(kApp, "x"), "x");
+  std::string many;
+  for (uint32_t i = 0; i <= kTlsMaxEmptyRecords; ++i) many += craft(kApp, "");
+  expect_alert(many, kAlertUnexpectedMessage);
+}
+TEST_F(Crafted, TicketsInAnyPieces) {
+  const std::string ticket = from_hex("040000050102030405");
+  expect_good(craft(kHs, ticket + ticket) + craft(kApp, "a"), "a");
+  std::string pieces;
+  for (char c : ticket) pieces += craft(kHs, std::string(1, c));
+  expect_good(pieces + craft(kApp, "b"), "b");
+}
+TEST_F(Crafted, TooManyTickets) {
+  std::string all;
+  for (uint32_t i = 0; i <= kTlsMaxTickets; ++i) all += craft(kHs, from_hex("0400000101"));
+  expect_alert(all, kAlertUnexpectedMessage);
+}
+TEST_F(Crafted, EndlessTicket) {
+  expect_alert(craft(kHs, from_hex("04ffffff")), kAlertUnexpectedMessage);
+}
+TEST_F(Crafted, DataInsideATicket) {
+  expect_alert(craft(kHs, from_hex("0400000501")) + craft(kApp, "x"), kAlertUnexpectedMessage);
+}
+TEST_F(Crafted, KeyUpdateInPieces) {
+  expect_good(craft(kHs, from_hex("1800")) + craft(kHs, from_hex("000101")));
+  EXPECT_EQ(client.key_updates_received(), 1u);
+  EXPECT_TRUE(client.wants_write()) << "the peer asked for ours";
+}
+TEST_F(Crafted, BytesAfterAKeyUpdate) {
+  expect_alert(craft(kHs, from_hex("180000010018000001")), kAlertUnexpectedMessage);
+}
+TEST_F(Crafted, MalformedKeyUpdate) { expect_alert(craft(kHs, from_hex("1800000102")), 47); }
+TEST_F(Crafted, LongKeyUpdate) {
+  expect_alert(craft(kHs, from_hex("180000020000")), kAlertDecodeError);
+}
+TEST_F(Crafted, OtherHandshakeMessages) {
+  expect_alert(craft(kHs, from_hex("0d000000")), kAlertUnexpectedMessage);
+}
+TEST_F(Crafted, EmptyHandshake) { expect_alert(craft(kHs, ""), kAlertUnexpectedMessage); }
+TEST_F(Crafted, MalformedAlert) { expect_alert(craft(21, "\2"), kAlertDecodeError); }
+TEST_F(Crafted, AlertAfterDataIsAReset) {
+  const Received got = open_all(client, craft(kApp, "x") + craft(21, "\2\x2d"));
+  ASSERT_TRUE(got.error.has_value());
+  EXPECT_EQ(got.error->reason, Reason::kConnectReset);
+  EXPECT_NE(got.error->detail.find("certificate_expired (45)"), std::string::npos);
+}
+TEST_F(Crafted, UserCanceledWaitsForItsClose) {
+  const Received got = open_all(client, craft(21, std::string("\1\x5a", 2)) + craft(21, std::string("\1\0", 2)) +
+                                            craft(kApp, "ignored"));
+  EXPECT_FALSE(got.error.has_value());
+  EXPECT_TRUE(got.closed);
+  EXPECT_EQ(got.data, "");
+}
+
 // --- libssl on the other side -------------------------------------------------------------------
 struct Libssl {
   SSL_CTX* client_ctx = SSL_CTX_new(TLS_client_method());
