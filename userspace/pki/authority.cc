@@ -227,10 +227,9 @@ Result<std::vector<std::string>> CertificateAuthority::issue(const CertificateRe
 }
 
 Result<CertificateAuthority::ServerCertificate> CertificateAuthority::issue_server(
-    const std::vector<std::string>& dns_names, const std::vector<IpAddress>& addresses,
+    const PrivateKey& key, const std::vector<std::string>& dns_names, const std::vector<IpAddress>& addresses,
     WallTime now) {
   const auto m = material();
-  const PrivateKey key = MELTEMI_TRY(PrivateKey::generate());
   const Certificate leaf = MELTEMI_TRY(build_certificate(
       {.kind = CertificateKind::kServer,
        .organization = options_.trust_domain,
@@ -239,8 +238,7 @@ Result<CertificateAuthority::ServerCertificate> CertificateAuthority::issue_serv
        .not_before = std::max(now - options_.backdate, m->issuer().not_before()),
        .not_after = std::min(now + options_.default_ttl, m->issuer().not_after())},
       key.native(), &m->issuer(), *m->issuer_key));
-  ServerCertificate out{.key_pem = key.to_pem(), .chain_pem = leaf.to_pem(),
-                        .not_before = leaf.not_before(), .not_after = leaf.not_after()};
+  ServerCertificate out{.chain_pem = leaf.to_pem(), .not_before = leaf.not_before(), .not_after = leaf.not_after()};
   for (const Certificate& cert : m->issuer_chain) out.chain_pem += cert.to_pem();
   return out;
 }

@@ -48,11 +48,12 @@ class CertificateAuthority {
                                          WallTime now);
 
   struct ServerCertificate {
-    std::string key_pem, chain_pem;  // leaf + intermediates
+    std::string chain_pem;  // leaf + intermediates
     WallTime not_before, not_after;
   };
   // For the control plane's own TLS port. Names go to subjectAltName, serverAuth only.
-  Result<ServerCertificate> issue_server(const std::vector<std::string>& dns_names,
+  Result<ServerCertificate> issue_server(const PrivateKey& key,
+                                         const std::vector<std::string>& dns_names,
                                          const std::vector<IpAddress>& addresses, WallTime now);
 
   // Takes the next step that is due, if any: renews the issuer past half of its life, begins a root

@@ -200,7 +200,7 @@ TEST_F(AuthorityTest, OpensslAgreesWithOurChains) {
 
 TEST_F(AuthorityTest, ServerCertificateNamesHostsAndAddresses) {
   auto ca = open();
-  const auto server = ca->issue_server({"istiod.istio-system.svc", "localhost"},
+  const auto server = ca->issue_server(key, {"istiod.istio-system.svc", "localhost"},
                                        {*IpAddress::parse("10.1.2.3"), *IpAddress::parse("fd00::1")},
                                        now());
   ASSERT_TRUE(server) << server.error().to_string();

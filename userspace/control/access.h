@@ -1,0 +1,44 @@
+// Who may do what at the control plane: which resources a stream gets, which identity the CA grants,
+// whose reports count. Pure decisions on the caller's token and the pods that the configuration knows;
+// never on source addresses, nor on what a caller says of itself without proof.
+#pragma once
+
+#include <set>
+#include <string>
+#include <string_view>
+
+#include "userspace/base/error.h"
+#include "userspace/control/pod_index.h"
+#include "userspace/model/identity.h"
+#include "userspace/xds/server.h"
+
+namespace meltemi::control {
+
+struct AccessRules {
+  std::string trust_domain = "cluster.local";
+  std::set<std::string, std::less<>> node_accounts = {"istio-system/ztunnel"};
+  std::set<std::string, std::less<>> agent_accounts = {"istio-system/meltemi-agent"};
+};
+
+class Access {
+ public:
+  Access(AccessRules rules, const PodIndex* pods) : rules_(std::move(rules)), pods_(*pods) {}
+
+  // Scope of a type for a caller, as xds::ServerHooks::scope_of. ztunnel: addresses and
+  // authorizations; agent: its node's enrolments; waypoint pod: its Gateway's proxy configuration and
+  // addresses. Error kPermission says what is missing.
+  Result<std::string> scope_of(const xds::Caller& caller, const xds::Node& node,
+                               std::string_view type_url) const;
+  // The identity that is granted: the caller's own, or for a node proxy one whose pods run on its node.
+  Result<model::Identity> grant(const xds::Caller& caller, std::string_view impersonate) const;
+  Status may_report(const xds::Caller& caller, std::string_view node) const;
+  // Whether a stream with these rights would still be let in.
+  bool still_welcome(const xds::Caller& caller, const xds::Node& node) const;
+
+ private:
+  Result<std::string> waypoint_scope(const xds::Caller& caller, const xds::Node& node) const;
+  AccessRules rules_;
+  const PodIndex& pods_;
+};
+
+}  // namespace meltemi::control

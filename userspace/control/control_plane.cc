@@ -1,0 +1,281 @@
+// See control_plane.h. Start, stop, timers and what gRPC's threads ask for; the way of a change through
+// the loop is in control_loop.cc.
+#include "userspace/control/control_plane.h"
+
+#include <fmt/format.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+
+#include <algorithm>
+
+#include "userspace/base/log.h"
+#include "userspace/control/monitoring.h"
+#include "userspace/sys/files.h"
+
+namespace meltemi::control {
+namespace {
+
+log::Scope scope("control");
+
+pki::AuthorityOptions authority_options(const Settings& settings) {
+  using std::chrono::duration_cast;
+  using std::chrono::seconds;
+  pki::AuthorityOptions out;
+  out.directory = settings.ca_dir;
+  out.trust_domain = settings.trust_domain;
+  out.default_ttl = duration_cast<seconds>(settings.cert_ttl);
+  out.max_ttl = duration_cast<seconds>(settings.max_cert_ttl);
+  return out;
+}
+
+AccessRules access_rules(const Settings& settings) {
+  return {.trust_domain = settings.trust_domain,
+          .node_accounts = {settings.trusted_node_accounts.begin(),
+                            settings.trusted_node_accounts.end()},
+          .agent_accounts = {settings.agent_accounts.begin(), settings.agent_accounts.end()}};
+}
+
+WallTime wall_now() { return std::chrono::system_clock::now(); }
+
+config::ReadOptions read_options() {
+  config::ReadOptions out;
+  out.warn_ignored = false;  // `apply` says it once; repeating it at every read helps nobody
+  return out;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<ControlPlane>> ControlPlane::create(Settings settings) {
+  MELTEMI_TRY(settings.check());
+  auto key = pki::PublicKey::from_pem(MELTEMI_TRY(sys::read_file(settings.token_public_key)));
+  if (!key) {
+    return fail(Reason::kBadConfig, Fault::kConfig,
+                fmt::format("{}: {}", settings.token_public_key, key.error().detail));
+  }
+  auto ca = MELTEMI_TRY(pki::CertificateAuthority::open(authority_options(settings), wall_now()));
+  auto names = control_plane_names(settings.root_namespace);
+  names.insert(names.end(), settings.server_names.begin(), settings.server_names.end());
+  auto identity = MELTEMI_TRY(ServerIdentity::create(ca.get(), settings.ca_dir, std::move(names), wall_now()));
+  auto source = MELTEMI_TRY(DirectorySource::open(settings.config_dir));
+  auto files = MELTEMI_TRY(GeneratedFiles::open(settings.state_dir));
+  return std::unique_ptr<ControlPlane>(new ControlPlane(std::move(settings), std::move(*key),
+                                                        std::move(ca), std::move(source),
+                                                        std::move(files), std::move(identity)));
+}
+
+ControlPlane::ControlPlane(Settings settings, pki::PublicKey token_key,
+                           std::unique_ptr<pki::CertificateAuthority> ca,
+                           std::unique_ptr<DirectorySource> source, GeneratedFiles files,
+                           ServerIdentity identity)
+    : settings_(std::move(settings)),
+      token_key_(std::move(token_key)),
+      ca_(std::move(ca)),
+      source_(std::move(source)),
+      tree_(&store_, read_options(), settings_.names()),
+      translator_(&store_, settings_.names()),
+      files_(std::move(files)),
+      board_(&store_, &files_, settings_.root_namespace),
+      enrolled_(settings_.state_dir + "/.enrolled.json"),
+      identity_(std::move(identity)),
+      access_(access_rules(settings_), &pods_),
+      wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
+      server_(hooks()) {}
+
+ControlPlane::~ControlPlane() {
+  server_.stop(std::chrono::milliseconds(0));
+  monitoring_.stop();
+}
+
+xds::ServerHooks ControlPlane::hooks() {
+  xds::ServerHooks out;
+  out.authenticate = [this](std::string_view token) -> Result<xds::Caller> {
+    const auto claims = MELTEMI_TRY(pki::verify_token(token_key_, token, wall_now()));
+    return xds::Caller{claims.ns, claims.service_account, claims.pod_name, claims.pod_uid,
+                       claims.node_name};
+  };
+  out.scope_of = [this](const xds::Caller& caller, const xds::Node& node, std::string_view type) {
+    return access_.scope_of(caller, node, type);
+  };
+  out.sign = [this](const xds::Caller& caller,
+                    const xds::CertificateCall& call) -> Result<std::vector<std::string>> {
+    const auto identity = MELTEMI_TRY(access_.grant(caller, call.impersonate));
+    const auto request = MELTEMI_TRY(pki::CertificateRequest::parse(call.csr_pem));
+    auto chain = MELTEMI_TRY(ca_->issue(request, identity, call.ttl, wall_now()));
+    scope.info("certificate for {} to {}/{}{}{}", identity.uri(), caller.ns,
+               caller.service_account, caller.node_name.empty() ? "" : " on ", caller.node_name);
+    return chain;
+  };
+  out.report = [this](const xds::Caller& caller, const node::v1::NodeReport& report) -> Status {
+    MELTEMI_TRY(access_.may_report(caller, report.node()));
+    Report taken{.node = report.node(), .enrolled = {}};
+    for (const auto& pod : report.pods()) {
+      if (!pod.enrolled()) continue;
+      const auto known = pods_.find_uid(pod.uid());
+      // An agent speaks for its own node only.
+      if (known && known->node == report.node()) taken.enrolled.insert(pod.uid());
+    }
+    {
+      const std::lock_guard lock(reports_mutex_);
+      reports_.push_back(std::move(taken));
+    }
+    ::eventfd_write(wake_.get(), 1);
+    return {};
+  };
+  return out;
+}
+
+Status ControlPlane::start_servers() {
+  telemetry::HttpServer& http = monitoring_;
+  add_monitoring_routes(http, *this);
+  MELTEMI_TRY(http.start(MELTEMI_TRY(parse_listen("monitoring-listen", settings_.monitoring_listen))));
+  xds::ServerOptions options;
+  options.tls_listen = MELTEMI_TRY(parse_listen("xds-listen", settings_.xds_listen));
+  options.plaintext_listen =
+      MELTEMI_TRY(parse_listen("xds-plaintext-listen", settings_.xds_plaintext_listen));
+  options.certificate_file = identity_.certificate_file();
+  options.key_file = identity_.key_file();
+  MELTEMI_TRY(server_.start(options));
+  for (const std::string& address : settings_.xds_listen) scope.info("xDS and CA on {}", address);
+  return {};
+}
+
+std::vector<SocketAddress> ControlPlane::monitoring_addresses() const {
+  return monitoring_.addresses();
+}
+
+Status ControlPlane::run(int stop_fd) {
+  {
+    const std::lock_guard lock(mutex_);
+    const MonoTime now = MonoClock::now();
+    next_identity_ = now + kIdentityCheck;
+    next_rotation_ = now + kRotationCheck;
+    // The kernel's truth first: the first translation must not call an enrolled pod plaintext.
+    for (const auto& [node, uids] : enrolled_.by_node()) translator_.set_enrolled(node, uids);
+  }
+  MELTEMI_TRY(start_servers());
+  loop(stop_fd);
+  scope.info("going away");
+  server_.stop(std::chrono::duration_cast<std::chrono::milliseconds>(settings_.drain));
+  monitoring_.stop();
+  const std::lock_guard lock(mutex_);
+  return enrolled_.save(pods_.uids());
+}
+
+Duration ControlPlane::next_wake(MonoTime now) const {
+  MonoTime next = std::min(next_identity_, next_rotation_);
+  if (!ready_ && empty_since_ != MonoTime{}) next = std::min(next, empty_since_ + kConfirm);
+  if (analyze_due_) next = std::min(next, next_analysis_);
+  if (enrolled_.dirty()) next = std::min(next, next_save_);
+  if (retry_source_ != MonoTime{}) next = std::min(next, retry_source_);
+  for (const auto& [path, when] : held_) next = std::min(next, when);
+  return std::max<Duration>(next - now, Duration(0));
+}
+
+void ControlPlane::loop(int stop_fd) {
+  bool first = true;
+  for (;;) {
+    pollfd fds[] = {{stop_fd, POLLIN, 0}, {source_->fd(), POLLIN, 0}, {wake_.get(), POLLIN, 0}};
+    Duration wait{};
+    MonoTime last;
+    {
+      const std::lock_guard lock(mutex_);
+      wait = first ? Duration(0) : next_wake(MonoClock::now());
+      last = last_batch_;
+    }
+    const auto milliseconds = std::chrono::ceil<std::chrono::milliseconds>(wait).count();
+    ::poll(fds, std::size(fds), static_cast<int>(std::min<int64_t>(milliseconds, 60'000)));
+    if (fds[0].revents != 0) return;
+    const bool files = fds[1].revents != 0 || first;
+    // Under churn, one batch for what comes within a moment; a lone change goes out at once.
+    if (files && !first && MonoClock::now() - last < kChurn) ::poll(fds, 1, kGather.count());
+    if (fds[0].revents != 0) return;
+    eventfd_t woken = 0;
+    if (fds[2].revents != 0) ::eventfd_read(wake_.get(), &woken);
+
+    const std::lock_guard lock(mutex_);
+    const MonoTime now = MonoClock::now();
+    const bool retry = retry_source_ != MonoTime{} && now >= retry_source_;
+    const bool due = std::ranges::any_of(held_, [&](const auto& h) { return now >= h.second; });
+    if (files || retry || due) read_source(now);
+    take_reports();
+    timers(now);
+    first = false;
+  }
+}
+
+void ControlPlane::take_reports() {
+  std::vector<Report> reports;
+  {
+    const std::lock_guard lock(reports_mutex_);
+    reports.swap(reports_);
+  }
+  for (Report& report : reports) {
+    if (!enrolled_.set(report.node, report.enrolled)) continue;
+    scope.info("node {} reports {} enrolled pods", report.node, report.enrolled.size());
+    next_save_ = MonoClock::now() + kSaveEvery;
+    publish(translator_.set_enrolled(report.node, std::move(report.enrolled)));
+  }
+}
+
+void ControlPlane::timers(MonoTime now) {
+  if (!ready_ && loaded_ && (empty_since_ == MonoTime{} || now >= empty_since_ + kConfirm)) {
+    become_ready();
+  }
+  if (analyze_due_ && now >= next_analysis_) {
+    analyze_due_ = false;
+    next_analysis_ = now + kAnalyzeEvery;
+    board_.set_findings(config::analyze(store_, settings_.names()));
+    publish_statuses();
+    files_.retry();
+  }
+  if (enrolled_.dirty() && now >= next_save_) {
+    next_save_ = now + kSaveEvery;
+    if (const Status saved = enrolled_.save(pods_.uids()); !saved) {
+      scope.error("enrolled pods not kept: {}", saved.error().to_string());
+    }
+  }
+  if (now >= next_identity_) check_identity(now);
+}
+
+void ControlPlane::check_identity(MonoTime now) {
+  next_identity_ = now + kIdentityCheck;
+  bool rotated = false;
+  if (now >= next_rotation_) {
+    next_rotation_ = now + kRotationCheck;
+    const auto changed = ca_->rotate(wall_now());
+    if (changed) {
+      rotated = *changed;
+    } else {
+      scope.error("CA rotation: {}", changed.error().to_string());
+    }
+  }
+  if (const Status fresh = identity_.refresh(wall_now(), rotated); !fresh) {
+    scope.error("server certificate: {}", fresh.error().to_string());
+  }
+  if (!rotated) return;
+  // Waypoints mount the root: the generated ConfigMaps follow it.
+  std::set<std::string> namespaces;
+  for (const auto& gateway : store_.list(config::Kind::kGateway)) namespaces.insert(gateway->ns());
+  std::vector<config::ObjectChange> changes;
+  generate(namespaces, &changes);
+  settle(std::move(changes));
+}
+
+void ControlPlane::become_ready() {
+  files_.sweep();
+  ready_ = true;
+  server_.set_ready();
+  scope.info("serving {} objects from {}", known_files_.size(), source_->root());
+}
+
+ControlStats ControlPlane::stats() const {
+  const std::lock_guard lock(mutex_);
+  return stats_;
+}
+
+size_t ControlPlane::objects(config::Kind kind) const {
+  const std::lock_guard lock(mutex_);
+  return store_.size(kind);
+}
+
+}  // namespace meltemi::control

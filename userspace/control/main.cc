@@ -1,0 +1,48 @@
+// meltemid: the control plane. Reads flags, runs the loop until SIGTERM or SIGINT.
+#include <fmt/format.h>
+#include <signal.h>
+#include <sys/signalfd.h>
+
+#include <cstdio>
+
+#include "userspace/base/log.h"
+#include "userspace/control/control_plane.h"
+
+namespace {
+
+using namespace meltemi;
+
+// The signals that end the process, as a descriptor; blocked before any thread is made.
+UniqueFd stop_signals() {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGTERM);
+  sigaddset(&set, SIGINT);
+  sigprocmask(SIG_BLOCK, &set, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+  return UniqueFd(signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
+}
+
+Status run(control::Settings settings) {
+  const auto format = settings.log_format == "json" ? log::Format::kJson : log::Format::kPlain;
+  if (settings.log_format != "json" && settings.log_format != "plain") {
+    return fail(Reason::kBadConfig, Fault::kConfig, "--log-format is plain or json");
+  }
+  MELTEMI_TRY(log::init(settings.log_level, format));
+  const UniqueFd stop = stop_signals();
+  auto plane = MELTEMI_TRY(control::ControlPlane::create(std::move(settings)));
+  return plane->run(stop.get());
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  control::Settings settings;
+  bool proceed = true;
+  meltemi::Status status = settings.table().parse(argc, argv, &proceed);
+  if (status && proceed) status = run(std::move(settings));
+  log::flush();
+  if (status) return 0;
+  fmt::print(stderr, "meltemid: {}\n", status.error().to_string());
+  return 1;
+}

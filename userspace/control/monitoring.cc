@@ -1,0 +1,170 @@
+// See monitoring.h. Metric names are istiod's where it has one for the same thing.
+#include "userspace/control/monitoring.h"
+
+#include <array>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "userspace/control/control_plane.h"
+#include "userspace/telemetry/exposition.h"
+
+namespace meltemi::control {
+namespace {
+
+using nlohmann::json;
+using telemetry::Exposition;
+using telemetry::MetricType;
+
+void one(Exposition& out, std::string_view name, MetricType type, std::string_view help,
+         uint64_t value) {
+  out.family(name, type, help);
+  out.sample(name, value);
+}
+
+void collect_xds(Exposition& out, const ControlPlane& control) {
+  const xds::ServerStats s = control.server().stats();
+  one(out, "pilot_xds", MetricType::kGauge, "Streams connected to this control plane.", s.streams);
+  one(out, "pilot_xds_pushes_total", MetricType::kCounter, "Responses sent.", s.responses);
+  one(out, "pilot_xds_push_bytes_total", MetricType::kCounter, "Bytes of responses.",
+      s.response_bytes);
+  one(out, "pilot_xds_resources_total", MetricType::kCounter, "Resources sent.", s.resources);
+  one(out, "pilot_total_xds_rejects", MetricType::kCounter, "Responses that a client refused.",
+      s.nacks);
+  one(out, "pilot_xds_refused_total", MetricType::kCounter, "Streams refused or ended by us.",
+      s.refused);
+  one(out, "citadel_server_success_cert_issuance_count", MetricType::kCounter,
+      "Certificates issued.", s.certificates);
+  one(out, "citadel_server_csr_count", MetricType::kCounter, "Certificate requests received.",
+      s.certificates + s.certificates_refused);
+  one(out, "citadel_server_authentication_failure_count", MetricType::kCounter,
+      "Certificate requests refused.", s.certificates_refused);
+  one(out, "meltemi_node_reports_total", MetricType::kCounter, "Reports of agents.", s.reports);
+}
+
+void collect_config(Exposition& out, const ControlPlane& control) {
+  const ControlStats s = control.stats();
+  one(out, "pilot_k8s_cfg_events", MetricType::kCounter, "Files that changed.", s.events);
+  one(out, "meltemi_config_batches_total", MetricType::kCounter, "Batches of changes.", s.batches);
+  one(out, "meltemi_config_object_changes_total", MetricType::kCounter, "Objects that changed.",
+      s.changes);
+  one(out, "meltemi_config_resource_changes_total", MetricType::kCounter,
+      "Resources that changed.", s.resource_changes);
+  one(out, "meltemi_config_recomputed_units_total", MetricType::kCounter,
+      "Units of translation that were computed.", s.recomputed_units);
+  one(out, "galley_validation_failed", MetricType::kCounter, "Files refused.", s.rejected_files);
+  one(out, "meltemi_config_held_removals_total", MetricType::kCounter,
+      "Removals that were looked at a second time.", s.held_removals);
+  out.family("meltemi_config_last_batch_seconds", MetricType::kGauge,
+             "From seeing the last change to handing it to the streams.");
+  out.sample("meltemi_config_last_batch_seconds", {}, {},
+             std::chrono::duration<double>(s.last_batch).count());
+  one(out, "pilot_services", MetricType::kGauge, "Services known.",
+      control.objects(config::Kind::kService));
+  constexpr std::array<std::string_view, 1> kKind = {"kind"};
+  out.family("meltemi_config_objects", MetricType::kGauge, "Objects known, by kind.");
+  for (const config::KindInfo& info : config::all_kinds()) {
+    const std::array<std::string_view, 1> value = {info.name};
+    out.sample("meltemi_config_objects", kKind, value, uint64_t{control.objects(info.kind)});
+  }
+}
+
+void collect_ca(Exposition& out, const ControlPlane& control) {
+  WallTime first = WallTime::max();
+  for (const auto& root : control.ca().roots()) first = std::min(first, root.not_after());
+  out.family("citadel_server_root_cert_expiry_timestamp", MetricType::kGauge,
+             "Unix time at which the first trusted root ends.");
+  out.sample("citadel_server_root_cert_expiry_timestamp",
+             static_cast<uint64_t>(std::chrono::system_clock::to_time_t(first)));
+}
+
+telemetry::HttpResponse as_json(std::string body) {
+  return {.status = 200, .body = std::move(body), .content_type = "application/json"};
+}
+
+}  // namespace
+
+void add_monitoring_routes(telemetry::HttpServer& http, const ControlPlane& control) {
+  auto registry = std::make_shared<telemetry::Registry>();
+  registry->add([&control](Exposition& out) {
+    collect_xds(out, control);
+    collect_config(out, control);
+    collect_ca(out, control);
+  });
+  telemetry::add_process_metrics(*registry, "meltemid");
+  http.route("/metrics", "GET", [registry](const telemetry::HttpRequest&) {
+    return telemetry::HttpResponse{.status = 200, .body = registry->text(),
+                                   .content_type = "text/plain; version=0.0.4; charset=utf-8"};
+  });
+  http.route("/ready", "GET", [&control](const telemetry::HttpRequest&) {
+    return control.ready()
+               ? telemetry::HttpResponse{.status = 200, .body = "ready\n"}
+               : telemetry::HttpResponse{.status = 503, .body = "configuration not read yet\n"};
+  });
+  http.route("/version", "GET", [](const telemetry::HttpRequest&) {
+    return telemetry::HttpResponse{.status = 200, .body = MELTEMI_VERSION "\n"};
+  });
+  http.route("/debug/config_dump", "GET", [&control](const telemetry::HttpRequest&) {
+    return as_json(control.config_dump());
+  });
+  http.route("/debug/syncz", "GET",
+             [&control](const telemetry::HttpRequest&) { return as_json(control.syncz()); });
+  http.route("/debug/problems", "GET", [&control](const telemetry::HttpRequest&) {
+    return telemetry::HttpResponse{.status = 200, .body = control.problems_text()};
+  });
+}
+
+std::string ControlPlane::config_dump() const {
+  const std::lock_guard lock(mutex_);
+  json root;
+  std::set<config::Scope> scopes = {config::kEveryone};
+  for (const auto& gateway : store_.list(config::Kind::kGateway)) {
+    scopes.insert(config::waypoint_scope(gateway->ns(), gateway->name()));
+  }
+  for (const auto& pod : store_.list(config::Kind::kPod)) {
+    scopes.insert(config::node_scope(pod->as<config::kube::Pod>().spec().node_name()));
+  }
+  for (size_t i = 0; i < config::kResourceTypeCount; ++i) {
+    const auto type = static_cast<config::ResourceType>(i);
+    auto& of_type = root["resources"][std::string(config::type_url(type))] = json::object();
+    for (const config::Scope& scope : scopes) {
+      for (const auto& resource : translator_.list(type, scope)) {
+        of_type[scope][resource->name] = resource->version;
+      }
+    }
+  }
+  for (const config::KindInfo& info : config::all_kinds()) {
+    auto& list = root["objects"][std::string(info.name)] = json::array();
+    for (const auto& object : store_.list(info.kind)) {
+      list.push_back(object->ns().empty() ? object->name() : object->ns() + "/" + object->name());
+    }
+  }
+  root["enrolled"] = enrolled_.by_node();
+  return root.dump(1, ' ', false, json::error_handler_t::replace) + "\n";
+}
+
+std::string ControlPlane::syncz() const {
+  json root = json::array();
+  for (const xds::StreamInfo& stream : server_.streams()) {
+    json types = json::array();
+    for (const auto& type : stream.types) {
+      types.push_back({{"type", type.type_url}, {"scope", type.scope}, {"names", type.names},
+                       {"wildcard", type.wildcard}, {"sent", type.sent}, {"acked", type.acked},
+                       {"nacked", type.nacked}, {"synced", type.current},
+                       {"lastNack", type.last_nack}});
+    }
+    root.push_back({{"proxy", stream.node_id}, {"peer", stream.peer}, {"account", stream.caller},
+                    {"types", std::move(types)}});
+  }
+  return root.dump(1, ' ', false, json::error_handler_t::replace) + "\n";
+}
+
+std::string ControlPlane::problems_text() const {
+  const std::lock_guard lock(mutex_);
+  std::string out;
+  for (const auto* list : {&board_.file_problems(), &board_.findings()}) {
+    for (const config::Problem& problem : *list) out += problem.to_string() + "\n";
+  }
+  return out;
+}
+
+}  // namespace meltemi::control
