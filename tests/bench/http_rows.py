@@ -8,7 +8,6 @@ import json
 import os
 import re
 import subprocess
-import time
 
 import netlab
 
@@ -148,17 +147,6 @@ def load(lab, ns, argv, tool, pids, seconds):
     return {"cpu_us": cpu / n * 1e6, "requests_per_s": n / seconds}
 
 
-def wait_port(ns, port, timeout=20):
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        done = subprocess.run(["ip", "netns", "exec", ns, "bash", "-c",
-                               f"exec 3<>/dev/tcp/127.0.0.1/{port}"], capture_output=True)
-        if done.returncode == 0:
-            return
-        time.sleep(0.1)
-    raise RuntimeError(f"nothing listens on 127.0.0.1:{port} after {timeout} s")
-
-
 def measure(args, table, wanted, work, say):
     if not wanted.search("h1 to h1") and not wanted.search("h2 to h2"):
         return
@@ -183,7 +171,7 @@ def measure(args, table, wanted, work, say):
                                  log=f"{work}/waypoint.log"),
         }
         for port in list(FRONT.values())[:2] + [FRONT["meltemi"]] + list(FRONT_H2.values()):
-            wait_port(ns, port)
+            netlab.wait_port(ns, port)
         for round_number in range(args.rounds):
             for row, fronts, tool, argv in (("h1 to h1", FRONT, "wrk", wrk),
                                             ("h2 to h2", FRONT_H2, "h2load", h2load)):

@@ -7,6 +7,8 @@ One TLS cipher for all: TLS_AES_128_GCM_SHA256. One worker thread each.
 import os
 import subprocess
 
+import netlab
+
 ECHO, SINK = 9700, 9701
 CIPHER = "TLS_AES_128_GCM_SHA256"
 
@@ -91,6 +93,7 @@ class HaproxyPair:
             self.children.append(self.lab.start(
                 ["haproxy", "-db", "-q", "-f", self._config(end)], netns=ns, cpu=0,
                 stdout=subprocess.DEVNULL))
+        netlab.wait_port(self.lab.a, self.base)
 
     def target(self, port):
         return self.lab.a, "127.0.0.1", self.base + (0 if port == ECHO else 1)

@@ -69,7 +69,7 @@ def sample(loadgen, peer, mode, port, options, seconds):
     """One window of load. Returns the load tool's figures and the CPU of both ends in it."""
     netns, ip, port = peer.target(port)
     child = peer.lab.start([loadgen, mode, ip, str(port), "--seconds", str(seconds)] + options,
-                           netns=netns, cpu=0, cgroup=peer.cgroup("a"))
+                           netns=netns, cpu=0, cgroup=peer.cgroup("a"), stderr=None)
     child.wait_line("start")
     near, far = netlab.cpu_seconds(peer.near()), netlab.cpu_seconds(peer.far())
     child.wait_line("end", timeout=seconds + 30)

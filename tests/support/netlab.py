@@ -30,7 +30,7 @@ class Process:
     """A child in a namespace, pinned to one core. Ended by its own pid only."""
 
     def __init__(self, argv, netns=None, cpu=None, env=None, stdout=subprocess.PIPE, cgroup=None,
-                 log=None):
+                 log=None, stderr=subprocess.DEVNULL):
         prefix = []
         if cgroup:
             prefix += ["sh", "-c", f'echo $$ > {cgroup}/cgroup.procs; exec "$@"', "sh"]
@@ -38,7 +38,8 @@ class Process:
             prefix += ["nsenter", f"--net=/run/netns/{netns}", "--"]
         if cpu is not None:
             prefix += ["taskset", "-c", str(cpu)]
-        stderr = open(log, "a") if log else subprocess.DEVNULL
+        if log:
+            stderr = open(log, "a")
         self.popen = subprocess.Popen(prefix + argv, stdout=stdout, stderr=stderr, text=True,
                                       env=dict(os.environ, **(env or {})))
         if log:
@@ -90,6 +91,18 @@ def anonymous_kb(pid):
             if line.startswith("Anonymous:"):
                 return int(line.split()[1])
     return 0
+
+
+def wait_port(ns, port, timeout=20):
+    """Until something listens on the namespace's 127.0.0.1:port."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        done = subprocess.run(["nsenter", f"--net=/run/netns/{ns}", "--", "bash", "-c",
+                               f"exec 3<>/dev/tcp/127.0.0.1/{port}"], capture_output=True)
+        if done.returncode == 0:
+            return
+        time.sleep(0.1)
+    raise RuntimeError(f"nothing listens on 127.0.0.1:{port} after {timeout} s")
 
 
 class Lab:
