@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "userspace/codec/h1.h"
+#include "userspace/codec/h2.h"
 #include "userspace/codec/h2_tunnel.h"
 #include "userspace/codec/tls_record.h"
 
@@ -176,6 +177,54 @@ void bench_h1(std::vector<Row>& rows) {
                   0});
 }
 
+// One side of an HTTP/2 exchange; the bytes it wants to send gather in `out`.
+struct H2End : H2Handler, H2Sink {
+  std::string out;
+  H2Session session;
+  HeaderList answer;
+  explicit H2End(H2Role role) : session(role, *this) {
+    for (auto [n, v] : std::initializer_list<std::pair<const char*, const char*>>{
+             {":status", "200"}, {"content-type", "application/json"}, {"server", "meltemi"},
+             {"x-request-id", "6e1f0b5c-8a51-4d0c-9c0e-2f6c3d5b7a11"}})
+      answer.add(n, v);
+  }
+  void append(ByteView piece) override { out += as_text(piece); }
+  void on_head(uint32_t id, HeaderList& h, bool) override {
+    if (h[0].name == ":method") (void)session.respond(id, answer, nullptr);
+  }
+  void on_data(uint32_t, ByteView) override {}
+  void on_end(uint32_t, const HeaderList&) override {}
+  void on_closed(uint32_t, uint32_t, bool) override {}
+};
+
+void bench_h2(std::vector<Row>& rows) {
+  H2End client(H2Role::kClient), server(H2Role::kServer);
+  const MonoTime now{std::chrono::hours(1)};
+  auto exchange = [&] {
+    for (;;) {
+      client.session.flush(client, 1 << 20);
+      server.session.flush(server, 1 << 20);
+      if (client.out.empty() && server.out.empty()) return;
+      if (!server.session.receive(as_bytes(client.out), now)) std::abort();
+      if (!client.session.receive(as_bytes(server.out), now)) std::abort();
+      client.out.clear();
+      server.out.clear();
+    }
+  };
+  exchange();
+  HeaderList request;
+  for (auto [n, v] : std::initializer_list<std::pair<const char*, const char*>>{
+           {":method", "GET"}, {":scheme", "http"}, {":authority", "catalog.shop.svc.cluster.local"},
+           {":path", "/api/v1/items?limit=20"}, {"user-agent", "h2load nghttp2/1.52.0"},
+           {"accept", "*/*"}, {"x-request-id", "6e1f0b5c-8a51-4d0c-9c0e-2f6c3d5b7a11"}})
+    request.add(n, v);
+  rows.push_back({"h2 request and response, both ends", measure([&] {
+                    if (!client.session.request(request, nullptr)) std::abort();
+                    exchange();
+                  }),
+                  0});
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -187,6 +236,7 @@ int main(int argc, char** argv) {
   bench_records(rows, AeadBackend::kOpenssl, TlsCipher::kAes128Gcm, "aes128 openssl");
   bench_tunnel(rows);
   bench_h1(rows);
+  bench_h2(rows);
   if (!json) fmt::print("AEAD: {}\n", aead_backend_name());
   std::string out = "{";
   for (const Row& r : rows) {

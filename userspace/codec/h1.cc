@@ -76,6 +76,7 @@ struct H1Parser::State {
   uint32_t head_bytes = 0;  // of the head, or of the trailers
   uint32_t line_bytes = 0;  // of the chunk line
   char previous = 0;        // last byte of framing: CR must come before LF, and only there
+  bool chunk_line_over = false;  // llhttp was paused right behind one
   bool start_line_begun = false, start_line_over = false;
 
   State(H1Role r, const H1Limits& l) : role(r), limits(l) {
@@ -274,6 +275,10 @@ const llhttp_settings_t& H1Parser::State::settings() {
       of(p).body = as_bytes({at, n});
       return HPE_PAUSED;
     };
+    t.on_chunk_header = [](llhttp_t* p) -> int {
+      of(p).chunk_line_over = true;  // what follows is counted by itself
+      return HPE_PAUSED;
+    };
     t.on_message_complete = [](llhttp_t* p) { return of(p).on_message_complete(); };
     return t;
   }();
@@ -327,12 +332,14 @@ bool H1Parser::State::check_framing_bytes(ByteView framing) {
   if (!start_line_over && role == H1Role::kRequests && !start_line_good(framing))
     return bad("more than one space in the request line"), false;
   previous = static_cast<char>(framing.back());
-  const bool in_chunk_line = head_done && in_message && (parser.flags & F_TRAILING) == 0 &&
-                             found != H1EventKind::kHead;
+  const bool in_chunk_line =
+      chunk_line_over || (head_done && in_message && (parser.flags & F_TRAILING) == 0 &&
+                          found != H1EventKind::kHead);
   uint32_t& count = in_chunk_line ? line_bytes : head_bytes;
   count += static_cast<uint32_t>(framing.size());
   if (line_bytes > limits.chunk_line_bytes) return limit_hit(H1Limit::kChunkBytes), false;
   if (head_bytes > limits.head_bytes) return limit_hit(H1Limit::kHeadBytes), false;
+  if (chunk_line_over) line_bytes = 0;
   return true;
 }
 
@@ -357,7 +364,7 @@ H1Event H1Parser::State::execute(ByteView& in) {
   static const char kNothing = 0;
   const char* begin = in.empty() ? &kNothing : reinterpret_cast<const char*>(in.data());
   found = H1EventKind::kNeedMore;
-  resume = false;
+  resume = chunk_line_over = false;
   const llhttp_errno_t code = llhttp_execute(&parser, begin, in.size());
   if (failed) return failure();
   const bool paused = code == HPE_PAUSED || code == HPE_PAUSED_UPGRADE;

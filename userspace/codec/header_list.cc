@@ -49,8 +49,10 @@ void HeaderList::add(std::string_view name, std::string_view value) {
   // The arguments may be views into text_: reserve by hand so that append() does not move them away.
   const size_t at = text_.size();
   if (text_.capacity() < at + name.size() + value.size()) {
+    // One allocation for the usual head.
     std::string bigger;
-    bigger.reserve(std::max<size_t>(2 * text_.capacity(), at + name.size() + value.size()));
+    bigger.reserve(std::max<size_t>({2 * text_.capacity(), at + name.size() + value.size(), 500}));
+    if (fields_.empty()) fields_.reserve(12);
     bigger.append(text_).append(name).append(value);
     text_.swap(bigger);
   } else {

@@ -337,6 +337,7 @@ TEST(H1Limits, HaveNamesAndStatus) {
     EXPECT_EQ(last(empty_lines, step), "error 431");
     EXPECT_EQ(last(chunked + "5;" + std::string(40, 'e') + "\r\nhello\r\n", step), "error 400");
     EXPECT_EQ(last(chunked + std::string(40, '0') + "5\r\nhello\r\n", step), "error 400");
+    EXPECT_EQ(last(chunked + std::string(40, '0') + "\r\n\r\n", step), "error 400");
     EXPECT_EQ(last(chunked + "0\r\nT: " + std::string(300, 't') + "\r\n\r\n", step), "error 431");
   }
   H1Parser parser(H1Role::kRequests, limits);
