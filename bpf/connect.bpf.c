@@ -61,7 +61,8 @@ static __always_inline int on_connect(struct bpf_sock_addr *ctx, const struct me
 
 SEC("cgroup/connect4")
 int capture_v4(struct bpf_sock_addr *ctx) {
-  struct meltemi_address to = from_v4(ctx->user_ip4);
+  struct meltemi_address to;
+  set_v4(&to, ctx->user_ip4);
   return on_connect(ctx, &to);
 }
 
@@ -69,7 +70,7 @@ int capture_v4(struct bpf_sock_addr *ctx) {
 SEC("cgroup/connect6")
 int capture_v6(struct bpf_sock_addr *ctx) {
   struct meltemi_address to = {
-      {ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3]}};
+      {{ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3]}}};
   return on_connect(ctx, &to);
 }
 

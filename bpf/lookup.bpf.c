@@ -88,16 +88,18 @@ static __always_inline int steer(struct bpf_sk_lookup *ctx, const struct meltemi
 
 SEC("sk_lookup")
 int steer_pod(struct bpf_sk_lookup *ctx) {
+  struct meltemi_address local, remote;
   if (ctx->protocol != IPPROTO_TCP) return SK_PASS;
+  /* One path for both families: the verifier walks `steer` once. */
   if (ctx->family == AF_INET) {
-    struct meltemi_address local = from_v4(ctx->local_ip4);
-    struct meltemi_address remote = from_v4(ctx->remote_ip4);
-    return steer(ctx, &local, &remote);
+    set_v4(&local, ctx->local_ip4);
+    set_v4(&remote, ctx->remote_ip4);
+  } else {
+    for (int i = 0; i < 4; ++i) {
+      local.word[i] = ctx->local_ip6[i];
+      remote.word[i] = ctx->remote_ip6[i];
+    }
   }
-  struct meltemi_address local = {
-      {ctx->local_ip6[0], ctx->local_ip6[1], ctx->local_ip6[2], ctx->local_ip6[3]}};
-  struct meltemi_address remote = {
-      {ctx->remote_ip6[0], ctx->remote_ip6[1], ctx->remote_ip6[2], ctx->remote_ip6[3]}};
   return steer(ctx, &local, &remote);
 }
 

@@ -36,7 +36,8 @@ static __always_inline void count_bind(long error) {
 
 SEC("cgroup/connect4")
 int probe_from_v4(struct bpf_sock_addr *ctx) {
-  struct meltemi_address to = from_v4(ctx->user_ip4);
+  struct meltemi_address to;
+  set_v4(&to, ctx->user_ip4);
   if (!is_probed(ctx, &to)) return ALLOW;
   struct sockaddr_in source = {.sin_family = AF_INET, .sin_addr = {probe_v4.word[3]}};
   count_bind(bpf_bind(ctx, (struct sockaddr *)&source, sizeof(source)));
@@ -46,7 +47,7 @@ int probe_from_v4(struct bpf_sock_addr *ctx) {
 SEC("cgroup/connect6")
 int probe_from_v6(struct bpf_sock_addr *ctx) {
   struct meltemi_address to = {
-      {ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3]}};
+      {{ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3]}}};
   if (!is_probed(ctx, &to)) return ALLOW;
   struct sockaddr_in6 source = {.sin6_family = AF_INET6};
   struct meltemi_address address = probe_v6;

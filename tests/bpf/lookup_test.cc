@@ -63,7 +63,7 @@ class LookupTest : public ::testing::Test {
     return agent::to_abi(IpAddress::parse(text).value());
   }
   void configure(uint32_t flags) {
-    meltemi_pod pod{.flags = flags, .address_count = 2};
+    meltemi_pod pod{.flags = flags};
     pod.address[0] = address(kOwn);
     pod.address[1] = address(kOwn6);
     const uint32_t key = 0;
@@ -80,7 +80,7 @@ class LookupTest : public ::testing::Test {
         << std::strerror(errno);
   }
   void declare_probe(const char* ip, uint32_t port) {
-    const meltemi_probe key{address(ip), port};
+    const meltemi_probe key{address(ip), port, 0};
     const uint8_t one = 1;
     ASSERT_EQ(bpf_map_update_elem(bpf_map__fd(skeleton_->maps.probes), &key, &one, 0), 0);
   }

@@ -517,7 +517,7 @@ Status BpfStore::remove_exclusions(uint64_t cookie) {
 }
 
 Status BpfStore::add_probe(const IpAddress& pod, uint16_t port) {
-  const meltemi_probe key{to_abi(pod), port};
+  const meltemi_probe key{to_abi(pod), port, 0};
   const uint8_t one = 1;
   if (bpf_map_update_elem(impl_->probes_fd(), &key, &one, BPF_ANY) < 0)
     return fail_errno(errno, "write the map of probes");
@@ -525,7 +525,7 @@ Status BpfStore::add_probe(const IpAddress& pod, uint16_t port) {
 }
 
 Status BpfStore::remove_probe(const IpAddress& pod, uint16_t port) {
-  const meltemi_probe key{to_abi(pod), port};
+  const meltemi_probe key{to_abi(pod), port, 0};
   if (bpf_map_delete_elem(impl_->probes_fd(), &key) < 0 && errno != ENOENT)
     return fail_errno(errno, "delete from the map of probes");
   return {};

@@ -71,7 +71,6 @@ meltemi_pod Capture::config_of(const CapturedPod& pod, const CaptureSpec& spec,
   if (spec.strict) out.flags |= MELTEMI_POD_STRICT;
   if (!spec.exclude_cidrs.empty() || !spec.exclude_ports.empty())
     out.flags |= MELTEMI_POD_EXCLUSIONS;
-  out.address_count = static_cast<uint32_t>(pod.addresses.size());
   for (size_t i = 0; i < pod.addresses.size(); ++i) out.address[i] = to_abi(pod.addresses[i]);
   return out;
 }
