@@ -53,10 +53,14 @@ struct CaClient::Impl {
 CaClient::CaClient(ChannelOptions channel) : impl_(std::make_unique<Impl>(std::move(channel))) {}
 
 CaClient::~CaClient() {
-  std::unique_lock lock(impl_->mutex);
-  impl_->stopping = true;
-  for (const auto& call : impl_->calls) call->context.TryCancel();
-  impl_->idle.wait(lock, [&] { return impl_->calls.empty(); });
+  {
+    std::unique_lock lock(impl_->mutex);
+    impl_->stopping = true;
+    for (const auto& call : impl_->calls) call->context.TryCancel();
+    impl_->idle.wait(lock, [&] { return impl_->calls.empty(); });
+  }
+  impl_->channel.drop();
+  close_dropped_channels();
 }
 
 void CaClient::sign(std::string csr_pem, std::chrono::seconds ttl, std::string impersonate,

@@ -32,7 +32,7 @@ constexpr Duration kHealthyStream = std::chrono::seconds(5);
 constexpr size_t kMaxNackMessage = 8 * 1024;  // bytes
 
 struct Event {
-  enum class Kind { kResponse, kWritten, kDone } kind;
+  enum class Kind { kResponse, kReadEnd, kWritten, kDone } kind;
   grpc::Status status;  // kDone
 };
 
@@ -63,8 +63,15 @@ class Stream : public grpc::ClientBidiReactor<Request, Response> {
   void start(std::shared_ptr<Stream> self) {
     self_ = std::move(self);
     stub_->async()->DeltaAggregatedResources(&context_, this);
+    // Reads and writes are started by the client's thread, outside of gRPC's reactions: until it lets
+    // go the call must not be finished (gRPC would free it under a StartWrite).
+    AddHold();
     StartRead(&response_);
     StartCall();
+  }
+  // The client's thread starts nothing more. Idempotent.
+  void let_go() {
+    if (std::exchange(held_, false)) RemoveHold();
   }
   void read_next() {
     response_.Clear();
@@ -82,7 +89,7 @@ class Stream : public grpc::ClientBidiReactor<Request, Response> {
   void cancel() { context_.TryCancel(); }
 
   void OnReadDone(bool ok) override {
-    if (ok) inbox_->post({Event::Kind::kResponse, {}});
+    inbox_->post({ok ? Event::Kind::kResponse : Event::Kind::kReadEnd, {}});
   }
   void OnWriteDone(bool ok) override {
     if (ok) inbox_->post({Event::Kind::kWritten, {}});
@@ -98,6 +105,7 @@ class Stream : public grpc::ClientBidiReactor<Request, Response> {
   grpc::ClientContext context_;
   Response response_;
   std::deque<Request> pending_;  // the front one is being written
+  bool held_ = true;
   std::shared_ptr<Stream> self_;
 };
 
@@ -332,7 +340,7 @@ Error DeltaClient::Impl::run_stream() {
   for (const auto& type : types) first_request(*type);
 
   std::unique_lock lock(inbox->mutex);
-  bool cancelled = false;
+  bool cancelled = false, ended = false;
   for (;;) {
     inbox->wake.wait(lock, [&] {
       return !inbox->events.empty() || inbox->names_changed || (inbox->stopping && !cancelled);
@@ -344,13 +352,18 @@ Error DeltaClient::Impl::run_stream() {
     const bool names = std::exchange(inbox->names_changed, false);
     auto events = std::exchange(inbox->events, {});
     lock.unlock();
-    if (names && !cancelled) send_names();
+    if (names && !cancelled && !ended) send_names();
     for (Event& event : events) {
       if (event.kind == Event::Kind::kDone) {
         stream = nullptr;
         return to_error(event.status, channel.address);
       }
-      if (cancelled) continue;  // the stream only waits for its end
+      // Cancelled: the stream only waits for its end. A read that is not started again, or failed,
+      // is the last thing that comes.
+      ended |= event.kind == Event::Kind::kReadEnd ||
+               (cancelled && event.kind == Event::Kind::kResponse);
+      if (ended) stream->let_go();
+      if (cancelled || ended) continue;
       if (event.kind == Event::Kind::kWritten) stream->written();
       if (event.kind == Event::Kind::kResponse) {
         handle(stream->response());
@@ -435,7 +448,9 @@ void DeltaClient::stop() {
     impl_->inbox->stopping = true;
     impl_->inbox->wake.notify_all();
   }
-  if (impl_->thread.joinable()) impl_->thread.join();
+  if (!impl_->thread.joinable()) return;
+  impl_->thread.join();
+  close_dropped_channels();
 }
 
 ClientStatus DeltaClient::status() const {

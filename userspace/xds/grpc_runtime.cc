@@ -7,7 +7,9 @@
 #include <algorithm>
 #include <fstream>
 #include <iterator>
+#include <mutex>
 #include <optional>
+#include <vector>
 
 #include "userspace/base/log.h"
 #include "userspace/xds/address.h"
@@ -24,7 +26,13 @@ constexpr int kConnectTimeoutMs = 5'000;
 constexpr int kKeepaliveMs = 30'000, kKeepaliveTimeoutMs = 10'000;
 
 void to_our_log(gpr_log_func_args* args) {
-  // What matters comes back as the status of a call; these lines only help to find out why.
+  // What matters comes back as the status of a call; most lines only help to find out why. A failed
+  // assertion is gRPC's last word before it aborts the process.
+  if (std::string_view(args->message).find("ssertion failed") != std::string_view::npos) {
+    scope.error("{}:{}: {}", args->file, args->line, log::escape(args->message));
+    log::flush();
+    return;
+  }
   scope.debug("{}", log::escape(args->message));
 }
 
@@ -51,8 +59,29 @@ Result<std::string> read_root(const ChannelOptions& options) {
   return std::move(*pem);
 }
 
+// The last channel takes gRPC's callback threads down with it and joins them, which must not happen
+// on one of them: there, where the last reference of a call may well end, a channel is only put
+// aside.
+struct Graveyard {
+  std::mutex mutex;
+  std::vector<std::shared_ptr<grpc::Channel>> channels;
+};
+Graveyard& graveyard() {
+  static auto* const it = new Graveyard();  // gRPC's threads may outlive static objects
+  return *it;
+}
+
+std::shared_ptr<grpc::Channel> safe_to_drop_anywhere(std::shared_ptr<grpc::Channel> channel) {
+  grpc::Channel* const raw = channel.get();
+  return {raw, [channel = std::move(channel)](grpc::Channel*) mutable {
+            const std::lock_guard lock(graveyard().mutex);
+            graveyard().channels.push_back(std::move(channel));
+          }};
+}
+
 Result<std::shared_ptr<grpc::Channel>> open_channel(const ChannelOptions& options,
                                                     const std::string& root) {
+  close_dropped_channels();
   const Target target = MELTEMI_TRY(parse_target(options.address));
   grpc::ChannelArguments args;
   args.SetMaxReceiveMessageSize(static_cast<int>(kMaxMessageBytes));
@@ -67,12 +96,14 @@ Result<std::shared_ptr<grpc::Channel>> open_channel(const ChannelOptions& option
   args.SetInt(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
   args.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
   if (target.plaintext) {
-    return grpc::CreateCustomChannel(target.host_port, grpc::InsecureChannelCredentials(), args);
+    return safe_to_drop_anywhere(
+        grpc::CreateCustomChannel(target.host_port, grpc::InsecureChannelCredentials(), args));
   }
   if (!options.server_name.empty()) args.SetSslTargetNameOverride(options.server_name);
   grpc::SslCredentialsOptions tls;
   tls.pem_root_certs = root;
-  return grpc::CreateCustomChannel(target.host_port, grpc::SslCredentials(tls), args);
+  return safe_to_drop_anywhere(
+      grpc::CreateCustomChannel(target.host_port, grpc::SslCredentials(tls), args));
 }
 
 Result<std::string> root_for(const ChannelOptions& options) {
@@ -89,6 +120,12 @@ void init_grpc() {
     return true;
   }();
   static_cast<void>(once);
+}
+
+void close_dropped_channels() {
+  std::vector<std::shared_ptr<grpc::Channel>> dropped;
+  const std::lock_guard lock(graveyard().mutex);
+  dropped.swap(graveyard().channels);
 }
 
 Result<std::shared_ptr<grpc::Channel>> make_channel(const ChannelOptions& options) {
