@@ -139,7 +139,8 @@ class Node:
     def start(self, wait=True):
         env = {"NODE_NAME": f"node-{self.letter}", "INPOD_UDS": f"{self.dir}/zds.sock",
                "LOCAL_XDS_PATH": self.pair.config_file, "XDS_ADDRESS": "",
-               "LOCAL_CA_DIR": self.pair.ca_dir, "ZTUNNEL_WORKER_THREADS": "2"}
+               "LOCAL_CA_DIR": self.pair.ca_dir, "ZTUNNEL_WORKER_THREADS": "2",
+               "CONNECTION_TERMINATION_DEADLINE": "1s"}
         env.update(self.pair.env)
         env.update(self.pair.node_env.get(self.letter, {}))
         self.ztunnel = self.pair.lab.start([f"{BIN}/ztunnel"], netns=self.netns, env=env,
@@ -236,16 +237,22 @@ class Pair:
         return self.run_in(node, ["curl", "-sS", "--max-time", "20", *options, url])
 
     def close(self):
+        """Also an assertion: whatever happened, a ztunnel ends with 0 (sanitizers make it another)."""
+        ends = {}
         for node in (self.a, self.b):
             if node:
                 node.zds.close()
                 if node.ztunnel:
                     node.ztunnel.stop()
+                    ends[node.letter] = (node.ztunnel.popen.returncode, node.log())
         self.lab.close()
         for node in (self.a, self.b):
             if node:
                 subprocess.run(["ip", "netns", "del", node.netns], check=False, capture_output=True)
         shutil.rmtree(self.work, ignore_errors=True)
+        for letter, (code, log) in ends.items():
+            if code != 0:
+                raise AssertionError(f"ztunnel {letter} ended with {code}:\n{log[-8000:]}")
 
 
 def main():
