@@ -75,6 +75,7 @@ Result<size_t> decode(std::string_view path, const PathRules& rules, char* out) 
   char* p = out;
   for (size_t i = 0; i < path.size(); ++i) {
     const char c = path[i];
+    if (kClass[static_cast<uint8_t>(c)] == kRefused) return bad("path: forbidden character");
     if (c == '\\') {
       *p++ = '/';
       continue;

@@ -1,0 +1,185 @@
+#include "waypoint/cluster/balancer.h"
+
+#include <gtest/gtest.h>
+
+#include <map>
+
+#include "envoy/config/cluster/v3/cluster.pb.h"
+#include "envoy/config/endpoint/v3/endpoint.pb.h"
+#include "protos.h"
+
+namespace meltemi::waypoint {
+namespace {
+
+std::vector<Endpoint> endpoints(std::initializer_list<uint32_t> weights) {
+  std::vector<Endpoint> out;
+  uint32_t n = 0;
+  for (const uint32_t w : weights) {
+    Endpoint e;
+    e.address = {IpAddress::v4(0x0a000001 + n++), 80};
+    e.weight = w;
+    out.push_back(e);
+  }
+  return out;
+}
+
+struct Lab {
+  explicit Lab(std::vector<Endpoint> list) : all(std::move(list)), active(all.size()) {
+    balancer.update(all);
+  }
+  int pick(LbPolicy policy, std::vector<int> avoid = {}) {
+    return balancer.pick(policy, 2, active, avoid, random);
+  }
+  std::map<int, int> draw(LbPolicy policy, int n) {
+    std::map<int, int> count;
+    for (int i = 0; i < n; ++i) ++count[pick(policy)];
+    return count;
+  }
+  std::vector<Endpoint> all;
+  std::vector<uint32_t> active;
+  Balancer balancer;
+  model::Random random{1};
+};
+
+TEST(BalancerTest, RoundRobinTakesTurns) {
+  Lab lab(endpoints({1, 1, 1}));
+  auto count = lab.draw(LbPolicy::kRoundRobin, 300);
+  EXPECT_EQ(count[0], 100);
+  EXPECT_EQ(count[1], 100);
+  EXPECT_EQ(count[2], 100);
+}
+
+TEST(BalancerTest, WeightsHoldForEveryPolicy) {
+  for (const LbPolicy policy : {LbPolicy::kRoundRobin, LbPolicy::kRandom}) {
+    Lab lab(endpoints({1, 3}));
+    auto count = lab.draw(policy, 40'000);
+    EXPECT_NEAR(count[1], 30'000, 600);
+  }
+  Lab spread(endpoints({1, 1, 2}));
+  int same = 0, last = -1;
+  for (int i = 0; i < 1000; ++i) {
+    const int now = spread.pick(LbPolicy::kRoundRobin);
+    same += now == last;
+    last = now;
+  }
+  EXPECT_LT(same, 300) << "weighted turns are spread out, not in bursts";
+}
+
+TEST(BalancerTest, LeastRequestPrefersTheIdle) {
+  Lab lab(endpoints({1, 1}));
+  lab.active = {50, 0};
+  auto count = lab.draw(LbPolicy::kLeastRequest, 1000);
+  EXPECT_GT(count[1], 700);
+  lab.active = {0, 0};
+  count = lab.draw(LbPolicy::kLeastRequest, 10'000);
+  EXPECT_NEAR(count[0], 5000, 500);
+}
+
+TEST(BalancerTest, OnlyHealthyOnes) {
+  auto list = endpoints({1, 1, 1});
+  list[0].health = Health::kUnhealthy;
+  list[1].health = Health::kDegraded;
+  Lab lab(list);
+  EXPECT_EQ(lab.draw(LbPolicy::kRandom, 100)[2], 100);
+  list[2].health = Health::kUnhealthy;
+  EXPECT_EQ(Lab(list).draw(LbPolicy::kRandom, 100)[1], 100) << "degraded when nothing is healthy";
+  list[1].health = Health::kUnhealthy;
+  EXPECT_EQ(Lab(list).pick(LbPolicy::kRandom), Balancer::kNone) << "no panic mode";
+  EXPECT_EQ(Lab({}).pick(LbPolicy::kRandom), Balancer::kNone);
+}
+
+TEST(BalancerTest, PrioritiesFailOver) {
+  auto list = endpoints({1, 1});
+  list[0].priority = 1;
+  EXPECT_EQ(Lab(list).draw(LbPolicy::kRoundRobin, 10)[1], 10);
+  list[1].health = Health::kUnhealthy;
+  EXPECT_EQ(Lab(list).draw(LbPolicy::kRoundRobin, 10)[0], 10);
+}
+
+TEST(BalancerTest, RetriesAvoidWhatFailed) {
+  Lab lab(endpoints({1, 1, 1}));
+  for (int i = 0; i < 200; ++i) {
+    EXPECT_EQ(lab.pick(LbPolicy::kRandom, {0, 2}), 1);
+    const int any = lab.pick(LbPolicy::kRandom, {0, 1, 2});
+    EXPECT_TRUE(any >= 0 && any < 3) << "all failed: one of them has to do";
+  }
+  // Even where the draws are nearly all bad luck.
+  Lab skewed(endpoints({1'000'000, 1}));
+  EXPECT_EQ(skewed.pick(LbPolicy::kRandom, {0}), 1);
+}
+
+using ClusterProto = envoy::config::cluster::v3::Cluster;
+using Assignment = envoy::config::endpoint::v3::ClusterLoadAssignment;
+
+TEST(EndpointSetTest, ReadsIstiosShape) {
+  const auto set = EndpointSet::compile(from_json<Assignment>(R"({"cluster_name":"c","endpoints":[
+    {"locality":{"region":"r","zone":"z"},"priority":1,"lb_endpoints":[
+      {"endpoint":{"address":{"envoy_internal_address":{"server_listener_name":"connect_originate","endpoint_id":"10.0.0.1:8080"}}},
+       "load_balancing_weight":3,
+       "metadata":{"filter_metadata":{"envoy.filters.listener.original_dst":{"local":"10.0.0.1:8080"}}}},
+      {"endpoint":{"address":{"socket_address":{"address":"fd00::1","port_value":81}}},"health_status":"UNHEALTHY"}]}]})"));
+  ASSERT_TRUE(set) << set.error().detail;
+  const auto& e = (*set)->endpoints();
+  ASSERT_EQ(e.size(), 2u);
+  EXPECT_EQ(e[0].address.to_string(), "10.0.0.1:8080");
+  EXPECT_EQ(e[0].tunnel->to_string(), "10.0.0.1:15008");
+  EXPECT_EQ(e[0].weight, 3u);
+  EXPECT_EQ(e[0].priority, 1u);
+  EXPECT_EQ(e[0].zone, "z");
+  EXPECT_FALSE(e[1].tunnel);
+  EXPECT_EQ(e[1].health, Health::kUnhealthy);
+}
+
+TEST(EndpointSetTest, TunnelMayLeadThroughAnotherWaypoint) {
+  const auto set = EndpointSet::compile(from_json<Assignment>(R"({"endpoints":[{"lb_endpoints":[
+    {"endpoint":{"address":{"envoy_internal_address":{"server_listener_name":"connect_originate","endpoint_id":"x"}}},
+     "metadata":{"filter_metadata":{"envoy.filters.listener.original_dst":{"local":"10.96.0.1:80","waypoint":"10.0.0.7:15008"}}}}]}]})"));
+  ASSERT_TRUE(set) << set.error().detail;
+  EXPECT_EQ((*set)->endpoints()[0].address.to_string(), "10.96.0.1:80");
+  EXPECT_EQ((*set)->endpoints()[0].tunnel->to_string(), "10.0.0.7:15008");
+}
+
+TEST(EndpointSetTest, RefusesWithThePlace) {
+  for (const char* bad :
+       {R"({})", R"({"endpoint":{"address":{"socket_address":{"address":"x","port_value":1}}}})",
+        R"({"endpoint":{"address":{"socket_address":{"address":"1.2.3.4"}}}})",
+        R"({"endpoint":{"address":{"envoy_internal_address":{"server_listener_name":"other","endpoint_id":"1.2.3.4:1"}}}})",
+        R"({"endpoint":{"address":{"socket_address":{"address":"1.2.3.4","port_value":1}}},"load_balancing_weight":0})"}) {
+    const auto set = EndpointSet::compile(from_json<Assignment>(
+        std::string(R"({"endpoints":[{"lb_endpoints":[)") + bad + "]}]}"));
+    ASSERT_FALSE(set) << bad;
+    EXPECT_TRUE(set.error().detail.starts_with("endpoints[0].lb_endpoints[0]: "));
+  }
+}
+
+TEST(ClusterTest, ReadsOptions) {
+  const auto c = Cluster::compile(from_json<ClusterProto>(R"({"name":"c","type":"EDS",
+    "lb_policy":"ROUND_ROBIN","connect_timeout":"3s",
+    "circuit_breakers":{"thresholds":[{"max_requests":7,"max_retries":2}]},
+    "metadata":{"filter_metadata":{"istio":{"services":[{"name":"n","namespace":"s","host":"n.s.svc"}]}}},
+    "typed_extension_protocol_options":{"envoy.extensions.upstreams.http.v3.HttpProtocolOptions":{
+      "@type":"type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+      "explicit_http_config":{"http2_protocol_options":{}}}}})"));
+  ASSERT_TRUE(c) << c.error().detail;
+  EXPECT_EQ((*c)->eds_name, "c");
+  EXPECT_EQ((*c)->lb, LbPolicy::kRoundRobin);
+  EXPECT_EQ((*c)->connect_timeout, std::chrono::seconds(3));
+  EXPECT_EQ((*c)->max_requests, 7u);
+  EXPECT_EQ((*c)->max_retries, 2u);
+  EXPECT_EQ((*c)->protocol, UpstreamProtocol::kHttp2);
+  EXPECT_EQ((*c)->service_host, "n.s.svc");
+}
+
+TEST(ClusterTest, RefusesWhatItDoesNotDo) {
+  for (const char* bad :
+       {R"({"type":"EDS"})", R"({"name":"c","type":"STRICT_DNS"})",
+        R"({"name":"c","type":"EDS","lb_policy":"RING_HASH"})",
+        R"({"name":"c","type":"EDS","lb_policy":"CLUSTER_PROVIDED"})",
+        R"({"name":"c","type":"EDS","connect_timeout":"0s"})",
+        R"({"name":"c","type":"EDS","common_lb_config":{"healthy_panic_threshold":{"value":50}}})"}) {
+    EXPECT_FALSE(Cluster::compile(from_json<ClusterProto>(bad))) << bad;
+  }
+}
+
+}  // namespace
+}  // namespace meltemi::waypoint
