@@ -1,6 +1,6 @@
-// What the codecs of the tunnel cost on their own: nanoseconds per record sealed and opened, per DATA
-// frame written and read, per CONNECT. Run pinned to one core; prints the best of several rounds, as
-// text or with --json as one JSON object. It must never touch a socket.
+// What the codecs of the tunnel cost on their own: nanoseconds per record sealed and opened, per
+// DATA frame written and read, per CONNECT. Run pinned to one core; prints the best of several
+// rounds, as text or with --json as one JSON object. It must never touch a socket.
 #include <fmt/format.h>
 
 #include <chrono>
@@ -46,8 +46,7 @@ RecordLayer make(TlsRole role, AeadBackend backend, TlsCipher cipher) {
   std::memset(a, 1, sizeof a);
   std::memset(b, 2, sizeof b);
   const size_t n = cipher == TlsCipher::kAes256Gcm ? 48 : 32;
-  return std::move(
-      *RecordLayer::create(role, cipher, {a, n}, {b, n}, {backend, ~uint64_t{0}}));
+  return std::move(*RecordLayer::create(role, cipher, {a, n}, {b, n}, {backend, ~uint64_t{0}}));
 }
 
 void bench_records(std::vector<Row>& rows, AeadBackend backend, TlsCipher cipher,
@@ -63,7 +62,8 @@ void bench_records(std::vector<Row>& rows, AeadBackend backend, TlsCipher cipher
       client.append(rest);
       client.finish();
     });
-    rows.push_back({label + " seal " + std::to_string(size), seal, static_cast<double>(size) / seal});
+    rows.push_back(
+        {label + " seal " + std::to_string(size), seal, static_cast<double>(size) / seal});
 
     // Opening needs fresh ciphertext each time: seal a batch, then time only the opening of it.
     RecordLayer peer = make(TlsRole::kClient, backend, cipher);
@@ -86,10 +86,12 @@ void bench_records(std::vector<Row>& rows, AeadBackend backend, TlsCipher cipher
           left = left.subspan(extent);
         }
       }
-      const std::chrono::duration<double, std::nano> took = std::chrono::steady_clock::now() - start;
+      const std::chrono::duration<double, std::nano> took =
+          std::chrono::steady_clock::now() - start;
       best = std::min(best, took.count() / static_cast<double>(batch));
     }
-    rows.push_back({label + " open " + std::to_string(size), best, static_cast<double>(size) / best});
+    rows.push_back(
+        {label + " open " + std::to_string(size), best, static_cast<double>(size) / best});
   }
 }
 
@@ -105,7 +107,8 @@ struct Pair {
       const TunnelEvent e = to.next(bytes, now);
       if (e.kind == TunnelEventKind::kNone) return;
       if (e.kind == TunnelEventKind::kRequest) to.respond(e.stream, 200, {}, false);
-      if (e.kind == TunnelEventKind::kData) to.consume(e.stream, static_cast<uint32_t>(e.data.size()));
+      if (e.kind == TunnelEventKind::kData)
+        to.consume(e.stream, static_cast<uint32_t>(e.data.size()));
     }
   }
   void exchange() {
@@ -135,8 +138,9 @@ void bench_tunnel(std::vector<Row>& rows) {
   }
   Pair pair;
   const HeaderField headers[] = {
-      {"baggage", "k8s.cluster.name=Kubernetes,k8s.namespace.name=shop,k8s.deployment.name=web,"
-                  "service.name=web,service.version=v1"},
+      {"baggage",
+       "k8s.cluster.name=Kubernetes,k8s.namespace.name=shop,k8s.deployment.name=web,"
+       "service.name=web,service.version=v1"},
       {"forwarded", "for=\"10.0.0.1:4711\";host=web.shop.svc.cluster.local"},
       {"traceparent", "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00"}};
   uint8_t fin[9];
@@ -156,7 +160,8 @@ void bench_tunnel(std::vector<Row>& rows) {
 void bench_h1(std::vector<Row>& rows) {
   const std::string wire =
       "GET /api/v1/items?limit=20 HTTP/1.1\r\nHost: catalog.shop.svc.cluster.local\r\n"
-      "User-Agent: curl/8.5.0\r\nAccept: */*\r\nX-Request-Id: 6e1f0b5c-8a51-4d0c-9c0e-2f6c3d5b7a11\r\n"
+      "User-Agent: curl/8.5.0\r\nAccept: */*\r\nX-Request-Id: "
+      "6e1f0b5c-8a51-4d0c-9c0e-2f6c3d5b7a11\r\n"
       "Accept-Encoding: gzip, br\r\n\r\n";
   H1Parser parser(H1Role::kRequests);
   rows.push_back({"h1 parse a request of 5 headers", measure([&] {
@@ -184,7 +189,9 @@ struct H2End : H2Handler, H2Sink {
   HeaderList answer;
   explicit H2End(H2Role role) : session(role, *this) {
     for (auto [n, v] : std::initializer_list<std::pair<const char*, const char*>>{
-             {":status", "200"}, {"content-type", "application/json"}, {"server", "meltemi"},
+             {":status", "200"},
+             {"content-type", "application/json"},
+             {"server", "meltemi"},
              {"x-request-id", "6e1f0b5c-8a51-4d0c-9c0e-2f6c3d5b7a11"}})
       answer.add(n, v);
   }
@@ -214,9 +221,13 @@ void bench_h2(std::vector<Row>& rows) {
   exchange();
   HeaderList request;
   for (auto [n, v] : std::initializer_list<std::pair<const char*, const char*>>{
-           {":method", "GET"}, {":scheme", "http"}, {":authority", "catalog.shop.svc.cluster.local"},
-           {":path", "/api/v1/items?limit=20"}, {"user-agent", "h2load nghttp2/1.52.0"},
-           {"accept", "*/*"}, {"x-request-id", "6e1f0b5c-8a51-4d0c-9c0e-2f6c3d5b7a11"}})
+           {":method", "GET"},
+           {":scheme", "http"},
+           {":authority", "catalog.shop.svc.cluster.local"},
+           {":path", "/api/v1/items?limit=20"},
+           {"user-agent", "h2load nghttp2/1.52.0"},
+           {"accept", "*/*"},
+           {"x-request-id", "6e1f0b5c-8a51-4d0c-9c0e-2f6c3d5b7a11"}})
     request.add(n, v);
   rows.push_back({"h2 request and response, both ends", measure([&] {
                     if (!client.session.request(request, nullptr)) std::abort();

@@ -7,8 +7,8 @@
 namespace meltemi::codec {
 namespace {
 
-// The function table of libipsec-mb, chosen by CPUID once. Its direct AEAD functions keep no state in
-// the manager, so that one serves every thread. nullptr where the CPU lacks AES-NI: the library
+// The function table of libipsec-mb, chosen by CPUID once. Its direct AEAD functions keep no state
+// in the manager, so that one serves every thread. nullptr where the CPU lacks AES-NI: the library
 // would emulate it in C, slower than OpenSSL.
 struct MbTable {
   IMB_MGR* mgr = nullptr;

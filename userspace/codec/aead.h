@@ -1,5 +1,6 @@
-// Internal to codec: one AEAD key of one direction, behind one interface for libipsec-mb and OpenSSL.
-// It knows nothing of records. Nonces are the caller's duty: never the same one twice under a key.
+// Internal to codec: one AEAD key of one direction, behind one interface for libipsec-mb and
+// OpenSSL. It knows nothing of records. Nonces are the caller's duty: never the same one twice
+// under a key.
 #pragma once
 
 #include <cstdint>

@@ -70,7 +70,9 @@ std::string Authority::to_string() const {
   return ip ? format_authority(SocketAddress{*ip, port}) : format_authority(hostname, port);
 }
 
-std::string format_authority(const SocketAddress& address) { return address.to_string(); }
+std::string format_authority(const SocketAddress& address) {
+  return address.to_string();
+}
 
 std::string format_authority(std::string_view hostname, uint16_t port) {
   return std::string(hostname) + ":" + std::to_string(port);

@@ -20,10 +20,9 @@ bool alphanumeric(char c) {
 
 // Spec, "Parameters": must start with an alphanumeric character.
 bool valid_container_id(std::string_view id) {
-  return !id.empty() && alphanumeric(id[0]) &&
-         std::all_of(id.begin(), id.end(), [](char c) {
-           return alphanumeric(c) || c == '_' || c == '.' || c == '-';
-         });
+  return !id.empty() && alphanumeric(id[0]) && std::all_of(id.begin(), id.end(), [](char c) {
+    return alphanumeric(c) || c == '_' || c == '.' || c == '-';
+  });
 }
 
 // As the kernel and libcni have it.
@@ -99,11 +98,11 @@ Outcome<std::vector<IpAddress>> addresses_of(const Json& result) {
   return out;
 }
 
-#define CNI_TRY(...)                                                                  \
-  ({                                                                                  \
-    auto&& cni_r = (__VA_ARGS__);                                                     \
-    if (!cni_r) return std::unexpected<Failure>(std::move(cni_r).error());            \
-    std::move(*cni_r);                                                                \
+#define CNI_TRY(...)                                                       \
+  ({                                                                       \
+    auto&& cni_r = (__VA_ARGS__);                                          \
+    if (!cni_r) return std::unexpected<Failure>(std::move(cni_r).error()); \
+    std::move(*cni_r);                                                     \
   })
 
 }  // namespace
@@ -142,7 +141,8 @@ Outcome<Environment> parse_environment(const GetEnv& get) {
   read_args(get("CNI_ARGS").value_or(""), out);
   for (const std::string* s : {&out.pod_name, &out.pod_namespace, &out.pod_uid})
     if (s->size() > 253 || has_control(*s))
-      return failure(Code::kInvalidEnvironment, "CNI_ARGS has a malformed pod name, namespace or uid");
+      return failure(Code::kInvalidEnvironment,
+                     "CNI_ARGS has a malformed pod name, namespace or uid");
   return out;
 }
 
@@ -158,7 +158,8 @@ Outcome<Config> parse_config(std::string_view text, Command command) {
   if (command == Command::kVersion) return out;
   const auto& versions = supported_versions();
   if (std::find(versions.begin(), versions.end(), out.cni_version) == versions.end())
-    return failure(Code::kIncompatibleVersion, "cniVersion " + out.cni_version + " is not supported",
+    return failure(Code::kIncompatibleVersion,
+                   "cniVersion " + out.cni_version + " is not supported",
                    "0.3.0, 0.3.1, 0.4.0 and 1.0.0 are");
   out.name = CNI_TRY(text_at(json, "name"));
   out.type = CNI_TRY(text_at(json, "type"));
@@ -185,7 +186,8 @@ Outcome<Config> parse_config(std::string_view text, Command command) {
 }
 
 std::string print_add_result(const Config& config) {
-  Json json = config.prev_result ? Json::parse(*config.prev_result, nullptr, false) : Json::object();
+  Json json =
+      config.prev_result ? Json::parse(*config.prev_result, nullptr, false) : Json::object();
   if (!json.is_object()) json = Json::object();
   json["cniVersion"] = config.cni_version;
   return dump(json);
@@ -197,9 +199,8 @@ std::string print_version_result(std::string_view cni_version) {
 }
 
 std::string print_failure(const Failure& f, std::string_view cni_version) {
-  Json json = {{"cniVersion", cni_version},
-               {"code", static_cast<uint32_t>(f.code)},
-               {"msg", f.message}};
+  Json json = {
+      {"cniVersion", cni_version}, {"code", static_cast<uint32_t>(f.code)}, {"msg", f.message}};
   if (!f.details.empty()) json["details"] = f.details;
   return dump(json);
 }

@@ -1,6 +1,7 @@
-// The Container Network Interface (CNI spec 1.0.0, and the versions before it from 0.3.0 on), plugin
-// side: environment and stdin in, result or error JSON out. Pure text; the plugin's main() reads the
-// environment and talks to the agent. Must never print anything but what the spec wants on stdout.
+// The Container Network Interface (CNI spec 1.0.0, and the versions before it from 0.3.0 on),
+// plugin side: environment and stdin in, result or error JSON out. Pure text; the plugin's main()
+// reads the environment and talks to the agent. Must never print anything but what the spec wants
+// on stdout.
 #pragma once
 
 #include <cstdint>
@@ -46,12 +47,13 @@ enum class Command : uint8_t { kAdd, kDel, kCheck, kVersion };
 // The CNI_* environment.
 struct Environment {
   Command command = Command::kVersion;
-  std::string container_id;  // CNI_CONTAINERID: [A-Za-z0-9][A-Za-z0-9_.-]*; required but for VERSION
-  std::string netns;         // CNI_NETNS: required for ADD and CHECK; DEL may lack it
-  std::string ifname;        // CNI_IFNAME: required but for VERSION; 1..15 bytes, no '/', ':' or space
-  std::string pod_name;      // of CNI_ARGS: K8S_POD_NAME
-  std::string pod_namespace; // K8S_POD_NAMESPACE
-  std::string pod_uid;       // K8S_POD_UID; empty with old runtimes
+  std::string
+      container_id;      // CNI_CONTAINERID: [A-Za-z0-9][A-Za-z0-9_.-]*; required but for VERSION
+  std::string netns;     // CNI_NETNS: required for ADD and CHECK; DEL may lack it
+  std::string ifname;    // CNI_IFNAME: required but for VERSION; 1..15 bytes, no '/', ':' or space
+  std::string pod_name;  // of CNI_ARGS: K8S_POD_NAME
+  std::string pod_namespace;  // K8S_POD_NAMESPACE
+  std::string pod_uid;        // K8S_POD_UID; empty with old runtimes
 };
 // `get` returns the value of an environment variable, nullopt if unset. Failure kInvalidEnvironment
 // names the variable. CNI_ARGS is "KEY=VALUE;KEY=VALUE"; unknown keys are ignored.
@@ -60,12 +62,12 @@ Outcome<Environment> parse_environment(const GetEnv& get);
 
 // The network configuration on stdin.
 struct Config {
-  std::string cni_version;   // one of supported_versions()
+  std::string cni_version;  // one of supported_versions()
   std::string name;
   std::string type;
-  std::string agent_socket;  // "agentSocket", absolute path
-  std::string log_file;      // "logFile", may be empty
-  std::string log_level;     // "logLevel", may be empty
+  std::string agent_socket;                // "agentSocket", absolute path
+  std::string log_file;                    // "logFile", may be empty
+  std::string log_level;                   // "logLevel", may be empty
   std::optional<std::string> prev_result;  // its JSON, as given
   std::vector<IpAddress> addresses;        // of prevResult: ips[].address
 };

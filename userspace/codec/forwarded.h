@@ -1,5 +1,6 @@
-// The `forwarded` header of HBONE (RFC 7239, of which two parameters are used): the client's address
-// and the service that was asked for. A peer's claim: for telemetry only, unless the peer is trusted.
+// The `forwarded` header of HBONE (RFC 7239, of which two parameters are used): the client's
+// address and the service that was asked for. A peer's claim: for telemetry only, unless the peer
+// is trusted.
 #pragma once
 
 #include <optional>

@@ -25,8 +25,8 @@ constexpr uint16_t kLimitStatus[] = {
 
 // Fields that frame or route a message; in trailers they come too late to be honest.
 bool forbidden_trailer(std::string_view name) {
-  for (std::string_view bad : {"content-length", "transfer-encoding", "host", "connection", "trailer",
-                               "te", "upgrade", "content-encoding", "authorization"})
+  for (std::string_view bad : {"content-length", "transfer-encoding", "host", "connection",
+                               "trailer", "te", "upgrade", "content-encoding", "authorization"})
     if (equal_ignoring_case(name, bad)) return true;
   return false;
 }
@@ -39,14 +39,15 @@ std::string_view trim(std::string_view s) {
 
 // Printable ASCII without space; no fragment (RFC 9112 section 3.2).
 bool valid_target(std::string_view target) {
-  return !target.empty() && std::all_of(target.begin(), target.end(), [](char c) {
-    return c > 0x20 && c < 0x7f && c != '#';
-  });
+  return !target.empty() && std::all_of(target.begin(), target.end(),
+                                        [](char c) { return c > 0x20 && c < 0x7f && c != '#'; });
 }
 
 }  // namespace
 
-std::string_view h1_limit_name(H1Limit limit) { return kLimitNames[static_cast<size_t>(limit)]; }
+std::string_view h1_limit_name(H1Limit limit) {
+  return kLimitNames[static_cast<size_t>(limit)];
+}
 
 struct H1Parser::State {
   H1Role role;
@@ -68,14 +69,14 @@ struct H1Parser::State {
   bool complete_told = false;  // kComplete was returned: its message dies with the next call
   bool resume = false;         // llhttp is paused and may go on without input
   bool upgraded = false;
-  bool closed = false;         // the last message of the connection is over
+  bool closed = false;  // the last message of the connection is over
   bool failed = false;
   Error error;
   uint16_t status = 0;
 
-  uint32_t head_bytes = 0;  // of the head, or of the trailers
-  uint32_t line_bytes = 0;  // of the chunk line
-  char previous = 0;        // last byte of framing: CR must come before LF, and only there
+  uint32_t head_bytes = 0;       // of the head, or of the trailers
+  uint32_t line_bytes = 0;       // of the chunk line
+  char previous = 0;             // last byte of framing: CR must come before LF, and only there
   bool chunk_line_over = false;  // llhttp was paused right behind one
   bool start_line_begun = false, start_line_over = false;
 
@@ -217,7 +218,8 @@ int H1Parser::State::on_headers_complete() {
     if (h.has("content-length")) return bad("Content-Length with Transfer-Encoding");
   }
   if (h.count("content-length") > 1) return bad("more than one Content-Length");
-  if (const int e = role == H1Role::kRequests ? check_request() : check_response(); e != 0) return e;
+  if (const int e = role == H1Role::kRequests ? check_request() : check_response(); e != 0)
+    return e;
 
   const bool no_body = (parser.flags & F_SKIPBODY) != 0;
   if (no_body) {
@@ -333,8 +335,8 @@ bool H1Parser::State::check_framing_bytes(ByteView framing) {
     return bad("more than one space in the request line"), false;
   previous = static_cast<char>(framing.back());
   const bool in_chunk_line =
-      chunk_line_over || (head_done && in_message && (parser.flags & F_TRAILING) == 0 &&
-                          found != H1EventKind::kHead);
+      chunk_line_over ||
+      (head_done && in_message && (parser.flags & F_TRAILING) == 0 && found != H1EventKind::kHead);
   uint32_t& count = in_chunk_line ? line_bytes : head_bytes;
   count += static_cast<uint32_t>(framing.size());
   if (line_bytes > limits.chunk_line_bytes) return limit_hit(H1Limit::kChunkBytes), false;
@@ -438,7 +440,9 @@ H1Event H1Parser::finish() {
   return {};
 }
 
-void H1Parser::expect_response_to(std::string_view method) { state_->expected_method = method; }
+void H1Parser::expect_response_to(std::string_view method) {
+  state_->expected_method = method;
+}
 
 void H1Parser::decline_upgrade() {
   State& s = *state_;
@@ -453,11 +457,21 @@ void H1Parser::decline_upgrade() {
   }
 }
 
-const H1Head& H1Parser::head() const { return state_->head; }
-H1Head& H1Parser::head() { return state_->head; }
-const HeaderList& H1Parser::trailers() const { return state_->trailers; }
-const Error& H1Parser::error() const { return state_->error; }
-bool H1Parser::in_message() const { return state_->in_message; }
+const H1Head& H1Parser::head() const {
+  return state_->head;
+}
+H1Head& H1Parser::head() {
+  return state_->head;
+}
+const HeaderList& H1Parser::trailers() const {
+  return state_->trailers;
+}
+const Error& H1Parser::error() const {
+  return state_->error;
+}
+bool H1Parser::in_message() const {
+  return state_->in_message;
+}
 
 void H1Parser::release() {
   State& s = *state_;
@@ -556,26 +570,65 @@ std::string_view reason_phrase(uint16_t status) {
     std::string_view text;
   };
   // IANA's registry, in order.
-  static constexpr Phrase kPhrases[] = {
-      {100, "Continue"}, {101, "Switching Protocols"}, {102, "Processing"}, {103, "Early Hints"},
-      {200, "OK"}, {201, "Created"}, {202, "Accepted"}, {203, "Non-Authoritative Information"},
-      {204, "No Content"}, {205, "Reset Content"}, {206, "Partial Content"}, {207, "Multi-Status"},
-      {208, "Already Reported"}, {226, "IM Used"}, {300, "Multiple Choices"},
-      {301, "Moved Permanently"}, {302, "Found"}, {303, "See Other"}, {304, "Not Modified"},
-      {307, "Temporary Redirect"}, {308, "Permanent Redirect"}, {400, "Bad Request"},
-      {401, "Unauthorized"}, {402, "Payment Required"}, {403, "Forbidden"}, {404, "Not Found"},
-      {405, "Method Not Allowed"}, {406, "Not Acceptable"}, {407, "Proxy Authentication Required"},
-      {408, "Request Timeout"}, {409, "Conflict"}, {410, "Gone"}, {411, "Length Required"},
-      {412, "Precondition Failed"}, {413, "Content Too Large"}, {414, "URI Too Long"},
-      {415, "Unsupported Media Type"}, {416, "Range Not Satisfiable"}, {417, "Expectation Failed"},
-      {421, "Misdirected Request"}, {422, "Unprocessable Content"}, {423, "Locked"},
-      {424, "Failed Dependency"}, {425, "Too Early"}, {426, "Upgrade Required"},
-      {428, "Precondition Required"}, {429, "Too Many Requests"},
-      {431, "Request Header Fields Too Large"}, {451, "Unavailable For Legal Reasons"},
-      {500, "Internal Server Error"}, {501, "Not Implemented"}, {502, "Bad Gateway"},
-      {503, "Service Unavailable"}, {504, "Gateway Timeout"}, {505, "HTTP Version Not Supported"},
-      {506, "Variant Also Negotiates"}, {507, "Insufficient Storage"}, {508, "Loop Detected"},
-      {511, "Network Authentication Required"}};
+  static constexpr Phrase kPhrases[] = {{100, "Continue"},
+                                        {101, "Switching Protocols"},
+                                        {102, "Processing"},
+                                        {103, "Early Hints"},
+                                        {200, "OK"},
+                                        {201, "Created"},
+                                        {202, "Accepted"},
+                                        {203, "Non-Authoritative Information"},
+                                        {204, "No Content"},
+                                        {205, "Reset Content"},
+                                        {206, "Partial Content"},
+                                        {207, "Multi-Status"},
+                                        {208, "Already Reported"},
+                                        {226, "IM Used"},
+                                        {300, "Multiple Choices"},
+                                        {301, "Moved Permanently"},
+                                        {302, "Found"},
+                                        {303, "See Other"},
+                                        {304, "Not Modified"},
+                                        {307, "Temporary Redirect"},
+                                        {308, "Permanent Redirect"},
+                                        {400, "Bad Request"},
+                                        {401, "Unauthorized"},
+                                        {402, "Payment Required"},
+                                        {403, "Forbidden"},
+                                        {404, "Not Found"},
+                                        {405, "Method Not Allowed"},
+                                        {406, "Not Acceptable"},
+                                        {407, "Proxy Authentication Required"},
+                                        {408, "Request Timeout"},
+                                        {409, "Conflict"},
+                                        {410, "Gone"},
+                                        {411, "Length Required"},
+                                        {412, "Precondition Failed"},
+                                        {413, "Content Too Large"},
+                                        {414, "URI Too Long"},
+                                        {415, "Unsupported Media Type"},
+                                        {416, "Range Not Satisfiable"},
+                                        {417, "Expectation Failed"},
+                                        {421, "Misdirected Request"},
+                                        {422, "Unprocessable Content"},
+                                        {423, "Locked"},
+                                        {424, "Failed Dependency"},
+                                        {425, "Too Early"},
+                                        {426, "Upgrade Required"},
+                                        {428, "Precondition Required"},
+                                        {429, "Too Many Requests"},
+                                        {431, "Request Header Fields Too Large"},
+                                        {451, "Unavailable For Legal Reasons"},
+                                        {500, "Internal Server Error"},
+                                        {501, "Not Implemented"},
+                                        {502, "Bad Gateway"},
+                                        {503, "Service Unavailable"},
+                                        {504, "Gateway Timeout"},
+                                        {505, "HTTP Version Not Supported"},
+                                        {506, "Variant Also Negotiates"},
+                                        {507, "Insufficient Storage"},
+                                        {508, "Loop Detected"},
+                                        {511, "Network Authentication Required"}};
   const auto* p = std::lower_bound(std::begin(kPhrases), std::end(kPhrases), status,
                                    [](const Phrase& a, uint16_t b) { return a.status < b; });
   return p != std::end(kPhrases) && p->status == status ? p->text : "";

@@ -1,7 +1,7 @@
-// HTTP/1.x (RFC 9112) on llhttp: a pull parser for requests and responses, and the serializer. Keeps
-// the case and order of headers. Strict, because a proxy that guesses where a message ends is how
-// requests are smuggled: bare LF or CR, Content-Length together with Transfer-Encoding, more than
-// one Content-Length, a bad chunk, white space before a colon, folded lines, control bytes, a
+// HTTP/1.x (RFC 9112) on llhttp: a pull parser for requests and responses, and the serializer.
+// Keeps the case and order of headers. Strict, because a proxy that guesses where a message ends is
+// how requests are smuggled: bare LF or CR, Content-Length together with Transfer-Encoding, more
+// than one Content-Length, a bad chunk, white space before a colon, folded lines, control bytes, a
 // missing or second Host (HTTP/1.1) are errors. HTTP/1.0 is accepted, without Host too.
 //
 // Sans-io. Body bytes are never copied nor kept: they are views into the input.
@@ -52,14 +52,14 @@ enum class H1Framing : uint8_t {
   kUntilClose,  // responses only: the end of the connection ends the body
 };
 
-// The head of a message. Views and lists live in the parser and are valid until the kComplete of the
-// message has been returned and next() is called again.
+// The head of a message. Views and lists live in the parser and are valid until the kComplete of
+// the message has been returned and next() is called again.
 struct H1Head {
-  std::string_view method;   // request: as sent, "GET"
-  std::string_view target;   // request: as sent (origin, absolute, authority or asterisk form)
-  uint16_t status = 0;       // response
-  std::string_view reason;   // response
-  uint8_t minor_version = 1; // HTTP/1.x
+  std::string_view method;    // request: as sent, "GET"
+  std::string_view target;    // request: as sent (origin, absolute, authority or asterisk form)
+  uint16_t status = 0;        // response
+  std::string_view reason;    // response
+  uint8_t minor_version = 1;  // HTTP/1.x
   HeaderList headers;
   H1Framing framing = H1Framing::kNone;
   uint64_t content_length = 0;  // kLength
@@ -73,8 +73,8 @@ struct H1Head {
 
 enum class H1EventKind : uint8_t {
   kNeedMore,  // all input is used
-  kHead,      // head() is complete. 1xx responses (but 101) come as kHead and kComplete of their own
-  kBody,      // `data`: the next bytes of the body
+  kHead,  // head() is complete. 1xx responses (but 101) come as kHead and kComplete of their own
+  kBody,  // `data`: the next bytes of the body
   kComplete,  // the message has ended; trailers() may have fields
   kUpgrade,   // comes instead of kComplete when the message turned the connection into a tunnel:
               // what is left in `in`, and all later bytes, are not HTTP. next() uses nothing more
@@ -106,8 +106,8 @@ class H1Parser {
   // body, a 2xx to CONNECT is a tunnel. Stays in force through 1xx responses.
   void expect_response_to(std::string_view method);
   // Requests: the upgrade did not happen. Between kHead and kUpgrade: the request ends in kComplete
-  // like any other. After kUpgrade (the answer was not 101): what follows is HTTP again. No effect on
-  // CONNECT before its kUpgrade.
+  // like any other. After kUpgrade (the answer was not 101): what follows is HTTP again. No effect
+  // on CONNECT before its kUpgrade.
   void decline_upgrade();
 
   const H1Head& head() const;
@@ -133,8 +133,8 @@ Status append_request_head(std::string& out, std::string_view method, std::strin
                            const HeaderList& headers, uint8_t minor_version = 1);
 Status append_response_head(std::string& out, uint16_t status, std::string_view reason,
                             const HeaderList& headers, uint8_t minor_version = 1);
-// Replaces Content-Length and Transfer-Encoding by what `framing` says. kUntilClose and kNone remove
-// both.
+// Replaces Content-Length and Transfer-Encoding by what `framing` says. kUntilClose and kNone
+// remove both.
 void set_framing_headers(HeaderList& headers, H1Framing framing, uint64_t content_length);
 // The bytes before a chunk of `size` > 0 bytes ("1f4\r\n"); after the chunk comes kChunkEnd.
 size_t write_chunk_header(uint64_t size, std::span<uint8_t, 18> out);

@@ -23,15 +23,15 @@ constexpr std::string_view kLimitMeanings[] = {
 };
 
 struct Stream {
-  HeaderList headers;      // of the block that comes in
-  uint64_t unconsumed = 0; // window that is to be returned
+  HeaderList headers;       // of the block that comes in
+  uint64_t unconsumed = 0;  // window that is to be returned
   H2Body* body = nullptr;
   bool head_told = false;  // on_head() was called
   bool end_told = false;
-  bool local_end = false;  // our END_STREAM went out
-  bool answered = false;   // a response was submitted
+  bool local_end = false;     // our END_STREAM went out
+  bool answered = false;      // a response was submitted
   bool reset_at_end = false;  // RST_STREAM(NO_ERROR) once it did
-  bool too_large = false;  // its header block is above the limits: no more of it is kept
+  bool too_large = false;     // its header block is above the limits: no more of it is kept
 };
 
 // nghttp2 copies names (in lower case) and values.
@@ -82,7 +82,9 @@ Status check_sendable(const HeaderList& list, bool pseudo_allowed) {
 
 }  // namespace
 
-std::string_view h2_limit_name(H2Limit limit) { return kLimitNames[static_cast<size_t>(limit)]; }
+std::string_view h2_limit_name(H2Limit limit) {
+  return kLimitNames[static_cast<size_t>(limit)];
+}
 
 struct H2Session::State {
   H2Role role;
@@ -153,7 +155,8 @@ struct H2Session::State {
 int H2Session::State::on_begin_frame(const nghttp2_frame_hd& hd) {
   switch (hd.type) {
     case h2::kContinuation:
-      if (++continuations > options.max_continuations) return limit_hit(H2Limit::kContinuationFlood);
+      if (++continuations > options.max_continuations)
+        return limit_hit(H2Limit::kContinuationFlood);
       return 0;
     case h2::kHeaders:
       continuations = 0;
@@ -164,7 +167,8 @@ int H2Session::State::on_begin_frame(const nghttp2_frame_hd& hd) {
         return limit_hit(H2Limit::kEmptyDataFlood);
       return 0;
     case h2::kRstStream:
-      if (role == H2Role::kServer && !resets.take(now, options.reset_burst, options.resets_per_second))
+      if (role == H2Role::kServer &&
+          !resets.take(now, options.reset_burst, options.resets_per_second))
         return limit_hit(H2Limit::kResetFlood);
       return 0;
     case h2::kWindowUpdate:
@@ -263,8 +267,8 @@ void H2Session::State::on_close(int32_t id, uint32_t code) {
 void H2Session::State::on_sent(const nghttp2_frame& frame) {
   if (frame.hd.type == NGHTTP2_GOAWAY && frame.goaway.error_code != NGHTTP2_NO_ERROR && !failed) {
     failed = true;
-    error = Error{Reason::kBadRequest, role == H2Role::kClient ? Fault::kUpstream : Fault::kDownstream,
-                  Retry::kNo,
+    error = Error{Reason::kBadRequest,
+                  role == H2Role::kClient ? Fault::kUpstream : Fault::kDownstream, Retry::kNo,
                   "HTTP/2: " + std::string(h2_code_name(frame.goaway.error_code)) +
                       (why.empty() ? "" : ": " + why)};
     return;
@@ -322,8 +326,8 @@ void H2Session::State::set_callbacks(nghttp2_session_callbacks* cb) {
         return 0;
       });
   nghttp2_session_callbacks_set_on_header_callback(
-      cb, [](nghttp2_session*, const nghttp2_frame* f, const uint8_t* n, size_t nl, const uint8_t* v,
-             size_t vl, uint8_t, void* u) {
+      cb, [](nghttp2_session*, const nghttp2_frame* f, const uint8_t* n, size_t nl,
+             const uint8_t* v, size_t vl, uint8_t, void* u) {
         return of(u).on_header(f->hd.stream_id, as_text({n, nl}), as_text({v, vl}));
       });
   nghttp2_session_callbacks_set_on_frame_recv_callback(
@@ -423,7 +427,9 @@ Status H2Session::receive(ByteView in, MonoTime now) {
   return {};
 }
 
-const Error* H2Session::failure() const { return state_->failed ? &state_->error : nullptr; }
+const Error* H2Session::failure() const {
+  return state_->failed ? &state_->error : nullptr;
+}
 
 bool H2Session::flush(H2Sink& sink, size_t max) {
   State& s = *state_;
@@ -511,8 +517,7 @@ Status H2Session::respond(uint32_t stream, const HeaderList& headers, H2Body* bo
 }
 
 void H2Session::resume(uint32_t stream) {
-  if (!state_->failed)
-    nghttp2_session_resume_data(state_->session, static_cast<int32_t>(stream));
+  if (!state_->failed) nghttp2_session_resume_data(state_->session, static_cast<int32_t>(stream));
 }
 
 void H2Session::reset(uint32_t stream, H2Code code) {
@@ -561,7 +566,9 @@ void H2Session::close(H2Code code) {
   s.die(static_cast<uint32_t>(code), Reason::kShutdown, "closed by us");
 }
 
-size_t H2Session::stream_count() const { return state_->streams.size(); }
+size_t H2Session::stream_count() const {
+  return state_->streams.size();
+}
 
 uint32_t H2Session::peer_max_streams() const {
   return nghttp2_session_get_remote_settings(state_->session,

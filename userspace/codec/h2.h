@@ -1,8 +1,8 @@
-// HTTP/2 (RFC 9113) for waypoints and gateways: a thin sans-io wrapper of an nghttp2 session, client
-// or server. Bytes go in by receive(), come out by flush(); DATA is never copied into the session:
-// received pieces are views into the input, sent pieces come from the body source of the stream.
-// Receive windows are returned only by consume(): a stalled reader stalls its sender.
-// It must never block, know a socket or a clock (the time is an argument). Not thread-safe. The
+// HTTP/2 (RFC 9113) for waypoints and gateways: a thin sans-io wrapper of an nghttp2 session,
+// client or server. Bytes go in by receive(), come out by flush(); DATA is never copied into the
+// session: received pieces are views into the input, sent pieces come from the body source of the
+// stream. Receive windows are returned only by consume(): a stalled reader stalls its sender. It
+// must never block, know a socket or a clock (the time is an argument). Not thread-safe. The
 // handler must not destroy the session from inside a callback; it may call every other function.
 #pragma once
 
@@ -22,15 +22,15 @@ namespace meltemi::codec {
 
 enum class H2Role : uint8_t { kClient, kServer };
 
-// What a peer may not exceed. Each ends in GOAWAY(ENHANCE_YOUR_CALM) but kHeaderBytes and kHeaderCount,
-// which cost only the stream: a server answers 431 by itself, a client resets it.
-#define MELTEMI_H2_LIMITS(X)                                                            \
-  X(kResetFlood, "h2_reset_flood", "streams reset by the peer")                         \
-  X(kControlFlood, "h2_control_flood", "PING, SETTINGS, PRIORITY and GOAWAY frames")    \
-  X(kEmptyDataFlood, "h2_empty_data_flood", "DATA that neither carries nor ends")       \
-  X(kContinuationFlood, "h2_continuation_flood", "CONTINUATION frames of a block")      \
-  X(kHeaderBytes, "h2_header_bytes", "bytes of a header list")                          \
-  X(kHeaderCount, "h2_header_count", "fields of a header list")                         \
+// What a peer may not exceed. Each ends in GOAWAY(ENHANCE_YOUR_CALM) but kHeaderBytes and
+// kHeaderCount, which cost only the stream: a server answers 431 by itself, a client resets it.
+#define MELTEMI_H2_LIMITS(X)                                                         \
+  X(kResetFlood, "h2_reset_flood", "streams reset by the peer")                      \
+  X(kControlFlood, "h2_control_flood", "PING, SETTINGS, PRIORITY and GOAWAY frames") \
+  X(kEmptyDataFlood, "h2_empty_data_flood", "DATA that neither carries nor ends")    \
+  X(kContinuationFlood, "h2_continuation_flood", "CONTINUATION frames of a block")   \
+  X(kHeaderBytes, "h2_header_bytes", "bytes of a header list")                       \
+  X(kHeaderCount, "h2_header_count", "fields of a header list")                      \
   X(kUnreadReplies, "h2_unread_replies", "answers we owe while the peer does not read")
 enum class H2Limit : uint8_t {
 #define MELTEMI_H2_LIMIT_ENUM(id, text, meaning) id,
@@ -62,8 +62,8 @@ class H2Sink {
   virtual void append(ByteView piece) = 0;
 };
 
-// The body of one message that we send. Owned by the caller; must live until it was read to its end,
-// the stream was reset by us, or on_closed(). All calls come from inside flush().
+// The body of one message that we send. Owned by the caller; must live until it was read to its
+// end, the stream was reset by us, or on_closed(). All calls come from inside flush().
 class H2Body {
  public:
   struct Ready {
@@ -84,8 +84,8 @@ class H2Handler {
  public:
   virtual ~H2Handler() = default;
   // A request's head (server) or a final response's (client), pseudo-headers first, names lower
-  // case, checked against RFC 9113 section 8. `end`: no body and no trailers, and no on_end() comes.
-  // The list may be moved from.
+  // case, checked against RFC 9113 section 8. `end`: no body and no trailers, and no on_end()
+  // comes. The list may be moved from.
   virtual void on_head(uint32_t stream, HeaderList& headers, bool end) = 0;
   // Client: a 1xx response.
   virtual void on_informational(uint32_t stream, const HeaderList& headers) {}
@@ -94,8 +94,9 @@ class H2Handler {
   virtual void on_data(uint32_t stream, ByteView data) = 0;
   // The peer has sent everything; trailers may be empty.
   virtual void on_end(uint32_t stream, const HeaderList& trailers) = 0;
-  // The stream is gone, the last call for it. `code` is NO_ERROR after an orderly end. `unprocessed`:
-  // the peer has not acted on it (REFUSED_STREAM, or above GOAWAY's last stream): safe to retry.
+  // The stream is gone, the last call for it. `code` is NO_ERROR after an orderly end.
+  // `unprocessed`: the peer has not acted on it (REFUSED_STREAM, or above GOAWAY's last stream):
+  // safe to retry.
   virtual void on_closed(uint32_t stream, uint32_t code, bool unprocessed) = 0;
   // The peer takes no more streams.
   virtual void on_goaway(uint32_t code) {}
@@ -110,9 +111,10 @@ class H2Session {
   H2Session(H2Session&&) noexcept;
   H2Session& operator=(H2Session&&) noexcept;
 
-  // Feeds all of `in`. Errors (the session is dead: flush() its GOAWAY, then close): kBadRequest for
-  // a protocol error, kLimitExceeded with the limit's name. No on_closed() comes for its streams.
-  // Some protocol errors show only when their GOAWAY goes out: ask failure() after flush().
+  // Feeds all of `in`. Errors (the session is dead: flush() its GOAWAY, then close): kBadRequest
+  // for a protocol error, kLimitExceeded with the limit's name. No on_closed() comes for its
+  // streams. Some protocol errors show only when their GOAWAY goes out: ask failure() after
+  // flush().
   Status receive(ByteView in, MonoTime now);
   // nullptr while the session is good.
   const Error* failure() const;
@@ -131,8 +133,8 @@ class H2Session {
   // The body source of the stream has bytes (or its end) again.
   void resume(uint32_t stream);
   // What was not flushed yet is dropped, and the body source is not touched again. But kNoError
-  // after respond() lets the response go out first, then asks the peer to stop its request (RFC 9113
-  // section 8.1); the body source must live until on_closed() then.
+  // after respond() lets the response go out first, then asks the peer to stop its request (RFC
+  // 9113 section 8.1); the body source must live until on_closed() then.
   void reset(uint32_t stream, H2Code code);
   // Returns window of stream and connection.
   void consume(uint32_t stream, size_t bytes);

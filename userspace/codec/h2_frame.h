@@ -1,5 +1,5 @@
-// Internal to codec: numbers and layout of HTTP/2 frames (RFC 9113 section 6) and the rate limit that
-// both HTTP/2 codecs apply to floods.
+// Internal to codec: numbers and layout of HTTP/2 frames (RFC 9113 section 6) and the rate limit
+// that both HTTP/2 codecs apply to floods.
 #pragma once
 
 #include <cstdint>

@@ -15,13 +15,13 @@ namespace {
 using namespace h2;
 
 // Flags of a stream.
-constexpr uint8_t kLocalEnded = 1;     // we sent END_STREAM
-constexpr uint8_t kRemoteEnded = 2;    // the peer did
-constexpr uint8_t kHeadersSent = 4;    // request (client) or final response (server) was queued
-constexpr uint8_t kHeadersSeen = 8;    // final response (client) was received
-constexpr uint8_t kBlocked = 16;       // sendable() said 0 for want of window: owe a kWritable
+constexpr uint8_t kLocalEnded = 1;   // we sent END_STREAM
+constexpr uint8_t kRemoteEnded = 2;  // the peer did
+constexpr uint8_t kHeadersSent = 4;  // request (client) or final response (server) was queued
+constexpr uint8_t kHeadersSeen = 8;  // final response (client) was received
+constexpr uint8_t kBlocked = 16;     // sendable() said 0 for want of window: owe a kWritable
 constexpr uint8_t kWindowLimited = 32;
-constexpr uint8_t kQueued = 64;        // its id is in conn_blocked or ready
+constexpr uint8_t kQueued = 64;  // its id is in conn_blocked or ready
 
 // PING payloads of the peers we know, so that traces read alike (facts: h2 crate).
 constexpr uint8_t kKeepalivePayload[8] = {0x3b, 0x7c, 0xdb, 0x7a, 0x0b, 0x87, 0x16, 0xb4};
@@ -131,21 +131,21 @@ struct TunnelSession::State {
 
   // Output.
   std::string pending;
-  uint32_t generation = 0;    // counts clear_pending()
+  uint32_t generation = 0;  // counts clear_pending()
   uint32_t unread_replies = 0;
   bool table_size_told = false;
 
   // Input: the frame being read.
   enum class Phase : uint8_t { kPreface, kFrameHeader, kPayload } phase = Phase::kFrameHeader;
-  uint8_t scratch[16] = {};   // a frame header, or a small payload, that came in pieces
+  uint8_t scratch[16] = {};  // a frame header, or a small payload, that came in pieces
   uint8_t have = 0;
   uint8_t type = 0, flags = 0;
   bool discard = false;       // the frame's payload goes nowhere
   bool pad_known = false;     // the Pad Length octet was read, or there is none
   uint8_t priority_left = 0;  // bytes of HEADERS' priority fields still to be skipped
   uint32_t frame_stream = 0;
-  uint32_t length = 0;        // of the payload
-  uint32_t left = 0;          // of the payload, still to come
+  uint32_t length = 0;  // of the payload
+  uint32_t left = 0;    // of the payload, still to come
   uint32_t pad = 0;
   uint32_t settings_window = 0;
   bool settings_window_set = false;
@@ -165,8 +165,8 @@ struct TunnelSession::State {
 
   // Streams.
   StreamTable streams;
-  uint32_t next_id = 1;        // client
-  uint32_t last_peer_id = 0;   // server: highest that was accepted
+  uint32_t next_id = 1;         // client
+  uint32_t last_peer_id = 0;    // server: highest that was accepted
   Fifo<uint32_t> conn_blocked;  // want connection window, first come first served
   Fifo<uint32_t> ready;         // owe a kWritable, to be checked again
   Fifo<TunnelEvent> queued;     // resets after a GOAWAY
@@ -187,8 +187,8 @@ struct TunnelSession::State {
   bool failed = false;
   bool failure_told = false;
   Error failure;
-  bool goaway_sent = false;      // no new streams
-  bool goaway_final = false;     // server: the second one, with the real last id
+  bool goaway_sent = false;   // no new streams
+  bool goaway_final = false;  // server: the second one, with the real last id
   bool goaway_seen = false;
   MonoTime last_received{};
   MonoTime ping_sent{};
@@ -325,8 +325,8 @@ struct TunnelSession::State {
   void raise_connection_window() {
     const int64_t floor = std::max<int64_t>(options.connection_window / 2, grants);
     if (conn_recv >= floor) return;
-    const int64_t target = std::min<int64_t>(
-        std::max<int64_t>(options.connection_window, 2 * grants), kMaxWindow);
+    const int64_t target =
+        std::min<int64_t>(std::max<int64_t>(options.connection_window, 2 * grants), kMaxWindow);
     if (target <= conn_recv) return;
     put_window_update(0, static_cast<uint32_t>(target - conn_recv));
     conn_recv = target;
@@ -562,9 +562,8 @@ bool TunnelSession::State::start_data(MonoTime now, TunnelEvent& out) {
   }
   TunnelStream* s = streams.find(frame_stream);
   if (s == nullptr) {
-    const bool idle = role == TunnelRole::kClient
-                          ? frame_stream >= next_id || frame_stream % 2 == 0
-                          : frame_stream > last_peer_id && !goaway_sent;
+    const bool idle = role == TunnelRole::kClient ? frame_stream >= next_id || frame_stream % 2 == 0
+                                                  : frame_stream > last_peer_id && !goaway_sent;
     if (idle) protocol_error("DATA on an idle stream");
     discard = true;  // a stream that we have forgotten: what was under way is dropped
     raise_connection_window();
@@ -1070,8 +1069,12 @@ TunnelEvent TunnelSession::next(ByteView& in, MonoTime now) {
   }
 }
 
-const Error& TunnelSession::failure() const { return state_->failure; }
-bool TunnelSession::failed() const { return state_->failed; }
+const Error& TunnelSession::failure() const {
+  return state_->failure;
+}
+bool TunnelSession::failed() const {
+  return state_->failed;
+}
 
 bool TunnelSession::can_connect() const {
   const State& s = *state_;
@@ -1144,8 +1147,12 @@ void* TunnelSession::user(uint32_t id) const {
   const TunnelStream* stream = state_->streams.find(id);
   return stream == nullptr ? nullptr : stream->user;
 }
-bool TunnelSession::known(uint32_t id) const { return state_->streams.find(id) != nullptr; }
-size_t TunnelSession::stream_count() const { return state_->streams.size(); }
+bool TunnelSession::known(uint32_t id) const {
+  return state_->streams.find(id) != nullptr;
+}
+size_t TunnelSession::stream_count() const {
+  return state_->streams.size();
+}
 
 uint32_t TunnelSession::sendable(uint32_t id) {
   State& s = *state_;
@@ -1198,7 +1205,8 @@ void TunnelSession::consume(uint32_t id, uint32_t bytes) {
   if (stream == nullptr || (stream->flags & kRemoteEnded) != 0) return;
   // Never more than what came: a caller's mistake must not become a window without bound.
   const int64_t held = int64_t{stream->recv_window} - stream->recv_avail - stream->consumed;
-  stream->consumed += static_cast<uint32_t>(std::clamp<int64_t>(bytes, 0, std::max<int64_t>(held, 0)));
+  stream->consumed +=
+      static_cast<uint32_t>(std::clamp<int64_t>(bytes, 0, std::max<int64_t>(held, 0)));
   s.give_back(*stream);
 }
 
@@ -1227,7 +1235,9 @@ bool TunnelSession::window_limited(uint32_t id) const {
   return stream != nullptr && (stream->flags & kWindowLimited) != 0;
 }
 
-ByteView TunnelSession::pending() const { return as_bytes(state_->pending); }
+ByteView TunnelSession::pending() const {
+  return as_bytes(state_->pending);
+}
 
 void TunnelSession::clear_pending() {
   State& s = *state_;
@@ -1263,7 +1273,9 @@ void TunnelSession::close(H2Code code, std::string_view debug) {
   s.failure_told = true;
 }
 
-bool TunnelSession::draining() const { return state_->goaway_sent || state_->goaway_seen; }
+bool TunnelSession::draining() const {
+  return state_->goaway_sent || state_->goaway_seen;
+}
 
 bool TunnelSession::finished() const {
   const State& s = *state_;
@@ -1291,6 +1303,8 @@ bool TunnelSession::on_time(MonoTime now) {
   return true;
 }
 
-bool TunnelSession::peer_settings_seen() const { return state_->peer_settings; }
+bool TunnelSession::peer_settings_seen() const {
+  return state_->peer_settings;
+}
 
 }  // namespace meltemi::codec

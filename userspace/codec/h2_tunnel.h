@@ -1,9 +1,9 @@
 // HTTP/2 for CONNECT tunnels (RFC 9113, HBONE): the few frames that a tunnel needs, without a copy,
 // an allocation or a queue per DATA frame. Both roles. The general HTTP/2 of waypoints is h2.h.
 //
-// Sans-io: decrypted bytes and the time go in; events come out; frames are written into the caller's
-// buffers. It must never hold payload bytes: flow control bounds what the *caller* holds. Not
-// thread-safe; one object a connection.
+// Sans-io: decrypted bytes and the time go in; events come out; frames are written into the
+// caller's buffers. It must never hold payload bytes: flow control bounds what the *caller* holds.
+// Not thread-safe; one object a connection.
 //
 // Receiving:
 //   while (true) { TunnelEvent e = session.next(in, now); if (e.kind == kNone) break; ... }
@@ -33,14 +33,14 @@
 namespace meltemi::codec {
 
 // What a peer may not exceed. The names appear in errors, logs and metrics.
-#define MELTEMI_TUNNEL_LIMITS(X)                                                                   \
-  X(kResetFlood, "h2_reset_flood", "streams reset by the peer or refused")                         \
-  X(kControlFlood, "h2_control_flood", "PING, SETTINGS, PRIORITY and unknown frames")              \
-  X(kWindowFlood, "h2_window_flood", "WINDOW_UPDATEs out of proportion to what we sent")           \
-  X(kEmptyDataFlood, "h2_empty_data_flood", "DATA frames that neither carry nor end anything")     \
-  X(kContinuationFlood, "h2_continuation_flood", "CONTINUATION frames of one header block")        \
-  X(kHeaderBytes, "h2_header_bytes", "bytes of one header list, encoded or decoded")               \
-  X(kHeaderCount, "h2_header_count", "fields of one header list")                                  \
+#define MELTEMI_TUNNEL_LIMITS(X)                                                               \
+  X(kResetFlood, "h2_reset_flood", "streams reset by the peer or refused")                     \
+  X(kControlFlood, "h2_control_flood", "PING, SETTINGS, PRIORITY and unknown frames")          \
+  X(kWindowFlood, "h2_window_flood", "WINDOW_UPDATEs out of proportion to what we sent")       \
+  X(kEmptyDataFlood, "h2_empty_data_flood", "DATA frames that neither carry nor end anything") \
+  X(kContinuationFlood, "h2_continuation_flood", "CONTINUATION frames of one header block")    \
+  X(kHeaderBytes, "h2_header_bytes", "bytes of one header list, encoded or decoded")           \
+  X(kHeaderCount, "h2_header_count", "fields of one header list")                              \
   X(kUnreadReplies, "h2_unread_replies", "answers we owe while the peer does not read")
 enum class TunnelLimit : uint8_t {
 #define MELTEMI_TUNNEL_LIMIT_ENUM(id, text, meaning) id,
@@ -49,29 +49,29 @@ enum class TunnelLimit : uint8_t {
 };
 std::string_view tunnel_limit_name(TunnelLimit limit);
 
-inline constexpr uint32_t kTunnelResetBurst = 500;      // then kTunnelResetsPerSecond
+inline constexpr uint32_t kTunnelResetBurst = 500;  // then kTunnelResetsPerSecond
 inline constexpr uint32_t kTunnelResetsPerSecond = 50;
 inline constexpr uint32_t kTunnelControlBurst = 200;
 inline constexpr uint32_t kTunnelControlPerSecond = 20;
 inline constexpr uint32_t kTunnelEmptyDataBurst = 100;
 inline constexpr uint32_t kTunnelEmptyDataPerSecond = 10;
-inline constexpr uint32_t kTunnelWindowBurst = 10000;   // plus 2 a DATA frame and 1 a KiB sent
+inline constexpr uint32_t kTunnelWindowBurst = 10000;  // plus 2 a DATA frame and 1 a KiB sent
 inline constexpr uint32_t kTunnelMaxContinuations = 16;
 inline constexpr uint32_t kTunnelMaxHeaderCount = 100;
-inline constexpr uint32_t kTunnelMaxSettings = 64;      // entries of one SETTINGS frame
+inline constexpr uint32_t kTunnelMaxSettings = 64;  // entries of one SETTINGS frame
 inline constexpr uint32_t kTunnelMaxUnreadReplies = 1000;
 
 enum class TunnelRole : uint8_t { kClient, kServer };
 
 // Defaults are the wire values of Istio's ztunnel, except the lazily granted windows.
 struct TunnelOptions {
-  uint32_t max_concurrent_streams = 200;         // server: advertised and enforced
-  uint32_t initial_stream_window = 256 * 1024;   // SETTINGS_INITIAL_WINDOW_SIZE
-  uint32_t max_stream_window = 4 * 1024 * 1024;  // where grow_window() stops
-  uint32_t connection_window = 16 * 1024 * 1024; // floor; raised to twice the sum of stream grants
-  uint32_t max_frame_size = 1024 * 1024;         // what we accept; 16384..2^24-1
-  uint32_t max_header_list = 64 * 1024;          // bytes as in RFC 9113 section 6.5.2
-  uint32_t assumed_peer_streams = 100;           // client: until the peer's SETTINGS
+  uint32_t max_concurrent_streams = 200;          // server: advertised and enforced
+  uint32_t initial_stream_window = 256 * 1024;    // SETTINGS_INITIAL_WINDOW_SIZE
+  uint32_t max_stream_window = 4 * 1024 * 1024;   // where grow_window() stops
+  uint32_t connection_window = 16 * 1024 * 1024;  // floor; raised to twice the sum of stream grants
+  uint32_t max_frame_size = 1024 * 1024;          // what we accept; 16384..2^24-1
+  uint32_t max_header_list = 64 * 1024;           // bytes as in RFC 9113 section 6.5.2
+  uint32_t assumed_peer_streams = 100;            // client: until the peer's SETTINGS
   Duration ping_interval = std::chrono::seconds(10);  // of silence; 0 = no keepalive
   Duration ping_timeout = std::chrono::seconds(20);
 };
@@ -95,8 +95,8 @@ struct TunnelEvent {
   bool unprocessed = false;
   uint16_t status = 0;
   uint32_t stream = 0;
-  uint32_t code = 0;      // H2Code or a peer's unknown number
-  void* user = nullptr;   // of the stream; see set_user()
+  uint32_t code = 0;     // H2Code or a peer's unknown number
+  void* user = nullptr;  // of the stream; see set_user()
   ByteView data;
   std::span<const HeaderField> headers;  // valid until the next call of next()
 };
@@ -140,9 +140,9 @@ class TunnelSession {
 
   // --- sending DATA ---
   // How many payload bytes one DATA frame of the stream may carry now: the least of stream window,
-  // connection window and the peer's frame size. 0 when the stream is gone, when its sending side has
-  // ended, while its HEADERS are in a pending() that was not taken yet, and when windows are used up:
-  // only then kWritable will come.
+  // connection window and the peer's frame size. 0 when the stream is gone, when its sending side
+  // has ended, while its HEADERS are in a pending() that was not taken yet, and when windows are
+  // used up: only then kWritable will come.
   uint32_t sendable(uint32_t stream);
   // The window that is left for the stream, whatever the frame size; owes nothing. A hint for how
   // much to read for it. 0 if unknown.

@@ -6,7 +6,9 @@
 namespace meltemi::codec {
 namespace {
 
-constexpr char lower(char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c; }
+constexpr char lower(char c) {
+  return c >= 'A' && c <= 'Z' ? static_cast<char>(c + 32) : c;
+}
 
 constexpr std::array<bool, 256> token_table() {
   std::array<bool, 256> t{};
@@ -28,14 +30,13 @@ constexpr auto kValue = value_table();
 }  // namespace
 
 bool equal_ignoring_case(std::string_view a, std::string_view b) {
-  return a.size() == b.size() &&
-         std::equal(a.begin(), a.end(), b.begin(),
-                    [](char x, char y) { return lower(x) == lower(y); });
+  return a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin(),
+                                            [](char x, char y) { return lower(x) == lower(y); });
 }
 
 bool valid_header_name(std::string_view name) {
-  return !name.empty() &&
-         std::all_of(name.begin(), name.end(), [](char c) { return kToken[static_cast<uint8_t>(c)]; });
+  return !name.empty() && std::all_of(name.begin(), name.end(),
+                                      [](char c) { return kToken[static_cast<uint8_t>(c)]; });
 }
 
 bool valid_header_value(std::string_view value) {
@@ -46,7 +47,8 @@ bool valid_header_value(std::string_view value) {
 }
 
 void HeaderList::add(std::string_view name, std::string_view value) {
-  // The arguments may be views into text_: reserve by hand so that append() does not move them away.
+  // The arguments may be views into text_: reserve by hand so that append() does not move them
+  // away.
   const size_t at = text_.size();
   if (text_.capacity() < at + name.size() + value.size()) {
     // One allocation for the usual head.

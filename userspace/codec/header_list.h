@@ -1,5 +1,5 @@
-// A list of header fields in one block of memory: what h1.h and h2.h read into and write from. Keeps
-// order, case and duplicates; looks names up without case. Must never normalise a value.
+// A list of header fields in one block of memory: what h1.h and h2.h read into and write from.
+// Keeps order, case and duplicates; looks names up without case. Must never normalise a value.
 #pragma once
 
 #include <cstdint>

@@ -9,8 +9,8 @@
 
 namespace meltemi::codec::hpack {
 
-// First byte(s) of a connection's first header block: the peer may free its table, and later changes
-// of SETTINGS_HEADER_TABLE_SIZE need no answer from us.
+// First byte(s) of a connection's first header block: the peer may free its table, and later
+// changes of SETTINGS_HEADER_TABLE_SIZE need no answer from us.
 inline constexpr uint8_t kNoDynamicTable = 0x20;
 
 void write_status(std::string& out, uint16_t status);  // 100..999

@@ -21,8 +21,8 @@ constexpr uint8_t kApplicationData = 23;
 constexpr uint8_t kNewSessionTicket = 4;
 constexpr uint8_t kKeyUpdate = 24;
 
-// Pieces below this are copied next to their neighbours and encrypted in place with them: a call into
-// the AEAD costs more than copying them.
+// Pieces below this are copied next to their neighbours and encrypted in place with them: a call
+// into the AEAD costs more than copying them.
 constexpr size_t kDirectPiece = 1024;
 
 constexpr size_t kAlertRecord = kTlsOverhead + 2;
@@ -146,7 +146,9 @@ TlsSecret& TlsSecret::operator=(TlsSecret&& other) noexcept {
   }
   return *this;
 }
-TlsSecret::~TlsSecret() { wipe(); }
+TlsSecret::~TlsSecret() {
+  wipe();
+}
 void TlsSecret::wipe() {
   OPENSSL_cleanse(bytes_.data(), bytes_.size());
   size_ = 0;
@@ -169,34 +171,62 @@ void KeylogSecrets::wipe() {
 
 std::string_view alert_name(uint8_t description) {
   switch (description) {
-    case 0: return "close_notify";
-    case 10: return "unexpected_message";
-    case 20: return "bad_record_mac";
-    case 22: return "record_overflow";
-    case 40: return "handshake_failure";
-    case 42: return "bad_certificate";
-    case 43: return "unsupported_certificate";
-    case 44: return "certificate_revoked";
-    case 45: return "certificate_expired";
-    case 46: return "certificate_unknown";
-    case 47: return "illegal_parameter";
-    case 48: return "unknown_ca";
-    case 49: return "access_denied";
-    case 50: return "decode_error";
-    case 51: return "decrypt_error";
-    case 70: return "protocol_version";
-    case 71: return "insufficient_security";
-    case 80: return "internal_error";
-    case 86: return "inappropriate_fallback";
-    case 90: return "user_canceled";
-    case 109: return "missing_extension";
-    case 110: return "unsupported_extension";
-    case 112: return "unrecognized_name";
-    case 113: return "bad_certificate_status_response";
-    case 115: return "unknown_psk_identity";
-    case 116: return "certificate_required";
-    case 120: return "no_application_protocol";
-    default: return "unknown";
+    case 0:
+      return "close_notify";
+    case 10:
+      return "unexpected_message";
+    case 20:
+      return "bad_record_mac";
+    case 22:
+      return "record_overflow";
+    case 40:
+      return "handshake_failure";
+    case 42:
+      return "bad_certificate";
+    case 43:
+      return "unsupported_certificate";
+    case 44:
+      return "certificate_revoked";
+    case 45:
+      return "certificate_expired";
+    case 46:
+      return "certificate_unknown";
+    case 47:
+      return "illegal_parameter";
+    case 48:
+      return "unknown_ca";
+    case 49:
+      return "access_denied";
+    case 50:
+      return "decode_error";
+    case 51:
+      return "decrypt_error";
+    case 70:
+      return "protocol_version";
+    case 71:
+      return "insufficient_security";
+    case 80:
+      return "internal_error";
+    case 86:
+      return "inappropriate_fallback";
+    case 90:
+      return "user_canceled";
+    case 109:
+      return "missing_extension";
+    case 110:
+      return "unsupported_extension";
+    case 112:
+      return "unrecognized_name";
+    case 113:
+      return "bad_certificate_status_response";
+    case 115:
+      return "unknown_psk_identity";
+    case 116:
+      return "certificate_required";
+    case 120:
+      return "no_application_protocol";
+    default:
+      return "unknown";
   }
 }
 
@@ -214,7 +244,8 @@ struct RecordLayer::State {
   uint32_t key_updates_in_a_row = 0;
   uint32_t tickets = 0;
   uint32_t updates_received = 0;
-  // A post-handshake message that is not complete: its 4-byte header and what of its body is to come.
+  // A post-handshake message that is not complete: its 4-byte header and what of its body is to
+  // come.
   uint8_t message[4] = {};
   uint8_t message_have = 0;
   uint32_t message_left = 0;
@@ -228,13 +259,13 @@ struct RecordLayer::State {
 
   // The run between begin() and finish().
   uint8_t* run_begin = nullptr;
-  uint8_t* run_end = nullptr;    // of `out`, for the check of the contract
-  uint8_t* cursor = nullptr;     // where the next byte goes
-  uint8_t* header = nullptr;     // of the open record; nullptr: none is open
-  uint8_t* staged = nullptr;     // [staged, cursor) is plaintext still to be encrypted in place
-  size_t record_left = 0;        // plaintext that the open record still takes
-  size_t run_left = 0;           // plaintext that the run still takes
-  bool streaming = false;        // start() was called for the open record
+  uint8_t* run_end = nullptr;  // of `out`, for the check of the contract
+  uint8_t* cursor = nullptr;   // where the next byte goes
+  uint8_t* header = nullptr;   // of the open record; nullptr: none is open
+  uint8_t* staged = nullptr;   // [staged, cursor) is plaintext still to be encrypted in place
+  size_t record_left = 0;      // plaintext that the open record still takes
+  size_t run_left = 0;         // plaintext that the run still takes
+  bool streaming = false;      // start() was called for the open record
 
   // Nothing may follow an alert, so a closed side keeps its key.
   bool rekey_due() const {
@@ -282,7 +313,8 @@ struct RecordLayer::State {
       put_control(kHandshake, update);
       key_update_due = key_update_requests_peer = false;
       ++updates_sent;
-      // The parameters were accepted when the first key was made; only lack of memory can fail here.
+      // The parameters were accepted when the first key was made; only lack of memory can fail
+      // here.
       if (!write.next_generation(cipher, options.backend)) std::abort();
     }
     if (alert >= 0) {
@@ -365,8 +397,7 @@ Result<RecordLayer::Record> RecordLayer::open(ByteSpan record) {
     return s.give_up(kAlertDecodeError, "TLS record whose length is not its header's");
   if (record[0] != kApplicationData)
     return s.give_up(kAlertUnexpectedMessage, "TLS record in the clear after the handshake");
-  if (size < kTlsOverhead)
-    return s.give_up(kAlertDecodeError, "TLS record without a tag");
+  if (size < kTlsOverhead) return s.give_up(kAlertDecodeError, "TLS record without a tag");
 
   uint8_t nonce[AeadKey::kNonce];
   s.read.nonce(nonce);
@@ -414,8 +445,7 @@ Result<RecordLayer::Record> RecordLayer::State::on_alert(ByteView content) {
   std::string detail = "the peer sent the TLS alert ";
   detail += alert_name(description);
   detail += " (" + std::to_string(description) + ")";
-  return fail(data_seen ? Reason::kConnectReset : Reason::kTlsHandshake, peer(),
-              std::move(detail));
+  return fail(data_seen ? Reason::kConnectReset : Reason::kTlsHandshake, peer(), std::move(detail));
 }
 
 // The 4-byte header of a post-handshake message is there; `rest` is what follows in this record.
@@ -466,7 +496,9 @@ Result<RecordLayer::Record> RecordLayer::State::on_handshake(ByteView in) {
   return Record{};
 }
 
-bool RecordLayer::read_closed() const { return state_->read_closed; }
+bool RecordLayer::read_closed() const {
+  return state_->read_closed;
+}
 
 size_t RecordLayer::sealed_size(size_t plaintext) const {
   const size_t records = (plaintext + kTlsMaxPlaintext - 1) / kTlsMaxPlaintext;
@@ -534,7 +566,9 @@ size_t RecordLayer::seal(ByteSpan out, std::span<const ByteView> pieces) {
   return finish();
 }
 
-bool RecordLayer::wants_write() const { return state_->control_size() != 0; }
+bool RecordLayer::wants_write() const {
+  return state_->control_size() != 0;
+}
 
 void RecordLayer::close() {
   State& s = *state_;
@@ -543,7 +577,9 @@ void RecordLayer::close() {
   s.alert = kAlertCloseNotify;
 }
 
-bool RecordLayer::write_closed() const { return state_->write_closed; }
+bool RecordLayer::write_closed() const {
+  return state_->write_closed;
+}
 
 void RecordLayer::update_keys(bool request_peer) {
   State& s = *state_;
@@ -552,7 +588,11 @@ void RecordLayer::update_keys(bool request_peer) {
   s.key_update_requests_peer |= request_peer;
 }
 
-uint32_t RecordLayer::key_updates_sent() const { return state_->updates_sent; }
-uint32_t RecordLayer::key_updates_received() const { return state_->updates_received; }
+uint32_t RecordLayer::key_updates_sent() const {
+  return state_->updates_sent;
+}
+uint32_t RecordLayer::key_updates_received() const {
+  return state_->updates_received;
+}
 
 }  // namespace meltemi::codec

@@ -1,11 +1,13 @@
-// The TLS 1.3 record layer (RFC 8446 section 5) that takes over a connection once libssl has finished
-// its handshake: seals and opens application data, follows and makes key updates, reads alerts.
+// The TLS 1.3 record layer (RFC 8446 section 5) that takes over a connection once libssl has
+// finished its handshake: seals and opens application data, follows and makes key updates, reads
+// alerts.
 //
-// Sans-io: bytes in, bytes out. It must never negotiate, verify a certificate, hold a record's bytes
-// beyond a call, or print a secret. Not thread-safe; one object a connection.
+// Sans-io: bytes in, bytes out. It must never negotiate, verify a certificate, hold a record's
+// bytes beyond a call, or print a secret. Not thread-safe; one object a connection.
 //
 // How to take over from libssl (net does this):
-//   1. Hand libssl exactly one record at a time: cut the received bytes with record_extent(), so that
+//   1. Hand libssl exactly one record at a time: cut the received bytes with record_extent(), so
+//   that
 //      it never reads past the handshake. A server sets SSL_CTX_set_num_tickets(ctx, 0).
 //   2. Collect the secrets in the keylog callback: KeylogSecrets::take(line).
 //   3. When SSL_do_handshake() returned 1 and its output is sent: RecordLayer::create(). Everything
@@ -15,8 +17,8 @@
 // Sending, one pass, no staging copy of large pieces:
 //   size_t need = layer.sealed_size(plaintext);        // control records that are due included
 //   layer.begin(ByteSpan(slot, need), plaintext);
-//   layer.append(frame_header); layer.append(payload);  // any number of pieces, `plaintext` in total
-//   size_t written = layer.finish();
+//   layer.append(frame_header); layer.append(payload);  // any number of pieces, `plaintext` in
+//   total size_t written = layer.finish();
 #pragma once
 
 #include <array>
@@ -48,10 +50,10 @@ inline constexpr size_t kTlsMaxPlaintext = 16384;
 inline constexpr size_t kTlsMaxRecord = kTlsHeaderSize + kTlsMaxPlaintext + 256;
 
 // Limits of what a peer may make us do. Hitting one ends the connection with an alert.
-inline constexpr uint32_t kTlsMaxEmptyRecords = 32;     // consecutive records without content
-inline constexpr uint32_t kTlsMaxKeyUpdates = 32;       // consecutive KeyUpdates without data
-inline constexpr uint32_t kTlsMaxTickets = 16;          // NewSessionTickets in a connection's life
-inline constexpr uint32_t kTlsMaxTicketSize = 65536;    // bytes of one NewSessionTicket
+inline constexpr uint32_t kTlsMaxEmptyRecords = 32;   // consecutive records without content
+inline constexpr uint32_t kTlsMaxKeyUpdates = 32;     // consecutive KeyUpdates without data
+inline constexpr uint32_t kTlsMaxTickets = 16;        // NewSessionTickets in a connection's life
+inline constexpr uint32_t kTlsMaxTicketSize = 65536;  // bytes of one NewSessionTicket
 // Records under one key before this side updates its own (AES-GCM: section 5.5 allows 2^24.5).
 inline constexpr uint64_t kTlsRecordsPerKey = uint64_t{1} << 24;
 

@@ -1,7 +1,7 @@
 // ZDS: the packets between agent (server) and ztunnel (client) on AF_UNIX SOCK_SEQPACKET, one
 // protobuf message a packet (package istio.workload.zds; facts of Istio's peer: hello `08 01`, ack
-// `0A 00`, snapshot_sent `1A 00`). This is the bytes only: file descriptors travel beside the packet
-// and stay with the caller, who says how many came.
+// `0A 00`, snapshot_sent `1A 00`). This is the bytes only: file descriptors travel beside the
+// packet and stay with the caller, who says how many came.
 //
 // Capabilities: without kListenerFds in the client's Hello the bytes are exactly Istio's.
 #pragma once
@@ -37,8 +37,8 @@ struct WorkloadInfo {
   std::string service_account;
   bool operator==(const WorkloadInfo&) const = default;
 };
-// What the fds of the packet are, in order: [kNetns] from Istio (then `fds` is empty on the wire and
-// filled in by decoding), or kNetns first and then any of the listeners, each once.
+// What the fds of the packet are, in order: [kNetns] from Istio (then `fds` is empty on the wire
+// and filled in by decoding), or kNetns first and then any of the listeners, each once.
 struct Add {
   std::string uid;
   WorkloadInfo info;

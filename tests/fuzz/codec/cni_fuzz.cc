@@ -15,12 +15,13 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   };
   if (choice & 1) {
     const std::string args(as_text(in.rest()));
-    const auto env = cni::parse_environment([&](std::string_view name) -> std::optional<std::string> {
-      if (name == "CNI_COMMAND") return choice & 2 ? "ADD" : "DEL";
-      if (name == "CNI_ARGS" || (choice & 4 && name == "CNI_NETNS")) return args;
-      if (name == "CNI_NETNS") return "/run/netns/x";
-      return choice & 8 ? args : "eth0";
-    });
+    const auto env =
+        cni::parse_environment([&](std::string_view name) -> std::optional<std::string> {
+          if (name == "CNI_COMMAND") return choice & 2 ? "ADD" : "DEL";
+          if (name == "CNI_ARGS" || (choice & 4 && name == "CNI_NETNS")) return args;
+          if (name == "CNI_NETNS") return "/run/netns/x";
+          return choice & 8 ? args : "eth0";
+        });
     if (!env) fuzz::require(is_json(cni::print_failure(env.error(), args)));
     return 0;
   }

@@ -1,5 +1,5 @@
-// HTTP/1: a message must mean the same however it is cut, and a request that we accept must, written
-// out again, be read as exactly that one request.
+// HTTP/1: a message must mean the same however it is cut, and a request that we accept must,
+// written out again, be read as exactly that one request.
 #include <string>
 
 #include "tests/fuzz/codec/input.h"
@@ -59,7 +59,8 @@ Seen run(H1Role role, ByteView wire, size_t step) {
         if (h.framing == H1Framing::kChunked) {
           uint8_t line[18];
           if (!body.empty()) {
-            r.rewritten += as_text({line, write_chunk_header(body.size(), std::span<uint8_t, 18>(line))});
+            r.rewritten +=
+                as_text({line, write_chunk_header(body.size(), std::span<uint8_t, 18>(line))});
             r.rewritten += body + std::string(kChunkEnd);
           }
           fuzz::require(append_last_chunk(r.rewritten, parser.trailers()).has_value());

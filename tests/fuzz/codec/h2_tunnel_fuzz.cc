@@ -1,5 +1,5 @@
-// The tunnel's HTTP/2 in both roles: what arrives must mean the same however it is cut, windows must
-// hold, and memory stays bounded whatever the peer sends.
+// The tunnel's HTTP/2 in both roles: what arrives must mean the same however it is cut, windows
+// must hold, and memory stays bounded whatever the peer sends.
 #include <string>
 
 #include "tests/fuzz/codec/input.h"
@@ -26,8 +26,7 @@ std::string run(bool server, bool polite, ByteView wire, size_t step) {
   ByteView first = as_bytes(hello);
   fuzz::require(s.next(first, kNow).kind == TunnelEventKind::kNone);
   if (!server)
-    for (int i = 0; i < 3; ++i)
-      fuzz::require(s.connect("10.0.0.1:80", {}, nullptr).has_value());
+    for (int i = 0; i < 3; ++i) fuzz::require(s.connect("10.0.0.1:80", {}, nullptr).has_value());
   s.clear_pending();
   uint64_t data = 0;
   while (!wire.empty()) {
@@ -45,7 +44,8 @@ std::string run(bool server, bool polite, ByteView wire, size_t step) {
       }
       log += "<" + std::to_string(static_cast<int>(e.kind)) + " " + std::to_string(e.stream) + " " +
              std::to_string(e.code) + " " + std::to_string(e.status);
-      for (const HeaderField& f : e.headers) log.append(" ").append(f.name).append("=").append(f.value);
+      for (const HeaderField& f : e.headers)
+        log.append(" ").append(f.name).append("=").append(f.value);
       if (e.end_stream) log += " end";
       log += ">";
       if (e.kind == TunnelEventKind::kRequest) {

@@ -1,5 +1,5 @@
-// Header values that a peer chooses: parsing must never fail oddly, and what was parsed must survive
-// being written and parsed again.
+// Header values that a peer chooses: parsing must never fail oddly, and what was parsed must
+// survive being written and parsed again.
 #include <string>
 
 #include "tests/fuzz/codec/input.h"
@@ -27,7 +27,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   }
   fuzz::require(valid_header_value(format_forwarded(SocketAddress{}, text)));
 
-  if (const auto t = Traceparent::parse(text)) fuzz::require(Traceparent::parse(t->to_string()) == t);
+  if (const auto t = Traceparent::parse(text))
+    fuzz::require(Traceparent::parse(t->to_string()) == t);
 
   if (const auto a = Authority::parse(text)) {
     fuzz::require(a->port != 0 && a->ip.has_value() == a->hostname.empty());

@@ -113,26 +113,28 @@ TEST(H1Request, Chunked) {
 
 TEST(H1Request, Http10) {
   expect_request("GET / HTTP/1.0\r\n\r\n", {"head GET/ 1.0 close", "complete"});
-  expect_request("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\nGET /2 HTTP/1.0\r\n\r\n",
-                 {"head GET/ 1.0 Connection=keep-alive", "complete", "head GET/2 1.0 close",
-                  "complete"});
+  expect_request(
+      "GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\nGET /2 HTTP/1.0\r\n\r\n",
+      {"head GET/ 1.0 Connection=keep-alive", "complete", "head GET/2 1.0 close", "complete"});
   expect_request("GET / HTTP/1.0\r\n\r\nGET /swallowed HTTP/1.0\r\n\r\n",
                  {"head GET/ 1.0 close", "complete"});
 }
 
 TEST(H1Request, AbsoluteFormAndExpect) {
-  expect_request("POST http://a:80/x HTTP/1.1\r\nHost: a\r\nExpect: 100-Continue\r\nContent-Length: 1"
-                 "\r\n\r\nx",
-                 {"head POSThttp://a:80/x 1.1 Host=a Expect=100-Continue Content-Length=1 length 1 "
-                  "expect",
-                  "body x", "complete"});
+  expect_request(
+      "POST http://a:80/x HTTP/1.1\r\nHost: a\r\nExpect: 100-Continue\r\nContent-Length: 1"
+      "\r\n\r\nx",
+      {"head POSThttp://a:80/x 1.1 Host=a Expect=100-Continue Content-Length=1 length 1 "
+       "expect",
+       "body x", "complete"});
 }
 
 TEST(H1Request, UpgradeAndConnect) {
-  expect_request("GET /chat HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
-                 "early bytes",
-                 {"head GET/chat 1.1 Host=x Connection=Upgrade Upgrade=websocket upgrade", "upgrade",
-                  "rest early bytes"});
+  expect_request(
+      "GET /chat HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+      "early bytes",
+      {"head GET/chat 1.1 Host=x Connection=Upgrade Upgrade=websocket upgrade", "upgrade",
+       "rest early bytes"});
   expect_request("CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n\x16\x03",
                  {"head CONNECTa:443 1.1 Host=a upgrade", "upgrade", "rest \x16\x03"});
   // HTTP/1.0 cannot upgrade; without Connection: upgrade it is no upgrade.
@@ -164,51 +166,60 @@ TEST(H1Request, DeclinedUpgrade) {
 }
 
 TEST(H1Response, Framings) {
-  expect_response("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhiHTTP/1.1 404 Not Found\r\n"
-                  "Content-Length: 0\r\n\r\n",
-                  {"head 200 OK 1.1 Content-Length=2 length 2", "body hi", "complete",
-                   "head 404 Not Found 1.1 Content-Length=0 length 0", "complete"});
+  expect_response(
+      "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhiHTTP/1.1 404 Not Found\r\n"
+      "Content-Length: 0\r\n\r\n",
+      {"head 200 OK 1.1 Content-Length=2 length 2", "body hi", "complete",
+       "head 404 Not Found 1.1 Content-Length=0 length 0", "complete"});
   expect_response("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n",
                   {"head 200 OK 1.1 Transfer-Encoding=chunked chunked", "body hi", "complete"});
   expect_response("HTTP/1.1 200 OK\r\n\r\nuntil the end",
-                  {"head 200 OK 1.1 until-close close", "body until the end", "complete"}, "GET", true);
-  expect_response("HTTP/1.0 200\r\n\r\n", {"head 200  1.0 until-close close", "complete"}, "GET", true);
+                  {"head 200 OK 1.1 until-close close", "body until the end", "complete"}, "GET",
+                  true);
+  expect_response("HTTP/1.0 200\r\n\r\n", {"head 200  1.0 until-close close", "complete"}, "GET",
+                  true);
 }
 
 TEST(H1Response, WithoutBody) {
-  expect_response("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nHTTP/1.1 200 OK\r\n"
-                  "Transfer-Encoding: chunked\r\n\r\n",
-                  {"head 200 OK 1.1 Content-Length=10", "complete",
-                   "head 200 OK 1.1 Transfer-Encoding=chunked", "complete"},
-                  "HEAD");
-  expect_response("HTTP/1.1 304 Not Modified\r\nContent-Length: 10\r\n\r\n"
-                  "HTTP/1.1 204 No Content\r\n\r\n",
-                  {"head 304 Not Modified 1.1 Content-Length=10", "complete",
-                   "head 204 No Content 1.1", "complete"});
-  expect_response("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
-                  "HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx",
-                  {"head 100 Continue 1.1", "complete", "head 103 Early Hints 1.1 Link=x", "complete",
-                   "head 200 OK 1.1 Content-Length=1 length 1", "body x", "complete"});
+  expect_response(
+      "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nHTTP/1.1 200 OK\r\n"
+      "Transfer-Encoding: chunked\r\n\r\n",
+      {"head 200 OK 1.1 Content-Length=10", "complete", "head 200 OK 1.1 Transfer-Encoding=chunked",
+       "complete"},
+      "HEAD");
+  expect_response(
+      "HTTP/1.1 304 Not Modified\r\nContent-Length: 10\r\n\r\n"
+      "HTTP/1.1 204 No Content\r\n\r\n",
+      {"head 304 Not Modified 1.1 Content-Length=10", "complete", "head 204 No Content 1.1",
+       "complete"});
+  expect_response(
+      "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n"
+      "HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx",
+      {"head 100 Continue 1.1", "complete", "head 103 Early Hints 1.1 Link=x", "complete",
+       "head 200 OK 1.1 Content-Length=1 length 1", "body x", "complete"});
 }
 
 TEST(H1Response, Tunnels) {
-  expect_response("HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n"
-                  "\r\nframes",
-                  {"head 101 Switching Protocols 1.1 Connection=upgrade Upgrade=websocket upgrade",
-                   "upgrade", "rest frames"});
-  expect_response("HTTP/1.1 200 OK\r\n\r\nbytes", {"head 200 OK 1.1 upgrade", "upgrade", "rest bytes"},
-                  "CONNECT");
+  expect_response(
+      "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n"
+      "\r\nframes",
+      {"head 101 Switching Protocols 1.1 Connection=upgrade Upgrade=websocket upgrade", "upgrade",
+       "rest frames"});
+  expect_response("HTTP/1.1 200 OK\r\n\r\nbytes",
+                  {"head 200 OK 1.1 upgrade", "upgrade", "rest bytes"}, "CONNECT");
   expect_response("HTTP/1.1 403 No\r\nContent-Length: 1\r\n\r\nx",
                   {"head 403 No 1.1 Content-Length=1 length 1", "body x", "complete"}, "CONNECT");
   // A response that only offers an upgrade is an ordinary one.
-  expect_response("HTTP/1.1 200 OK\r\nConnection: upgrade\r\nUpgrade: h2c\r\nContent-Length: 1\r\n\r\nx",
-                  {"head 200 OK 1.1 Connection=upgrade Upgrade=h2c Content-Length=1 length 1", "body x",
-                   "complete"});
+  expect_response(
+      "HTTP/1.1 200 OK\r\nConnection: upgrade\r\nUpgrade: h2c\r\nContent-Length: 1\r\n\r\nx",
+      {"head 200 OK 1.1 Connection=upgrade Upgrade=h2c Content-Length=1 length 1", "body x",
+       "complete"});
 }
 
 TEST(H1Response, CutOff) {
   expect_response("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhi",
-                  {"head 200 OK 1.1 Content-Length=5 length 5", "body hi", "error 502"}, "GET", true);
+                  {"head 200 OK 1.1 Content-Length=5 length 5", "body hi", "error 502"}, "GET",
+                  true);
   expect_response("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n",
                   {"head 200 OK 1.1 Transfer-Encoding=chunked chunked", "body hello", "error 502"},
                   "GET", true);
@@ -216,7 +227,8 @@ TEST(H1Response, CutOff) {
   expect_response("", {}, "GET", true);
 }
 
-// --- what must not pass ---------------------------------------------------------------------------
+// --- what must not pass
+// ---------------------------------------------------------------------------
 struct Refused {
   const char* name;
   const char* wire;
@@ -242,10 +254,12 @@ INSTANTIATE_TEST_SUITE_P(
         Refused{"GzipChunked", POST("Transfer-Encoding: gzip, chunked"), 501},
         Refused{"ChunkedGzip", POST("Transfer-Encoding: chunked, gzip"), 501},
         Refused{"Identity", POST("Transfer-Encoding: identity"), 501},
-        Refused{"TwoEncodings", POST("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked"), 501},
+        Refused{"TwoEncodings", POST("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked"),
+                501},
         Refused{"OddChunked", POST("Transfer-Encoding: xchunked"), 501},
         Refused{"QuotedChunked", POST("Transfer-Encoding: \"chunked\""), 501},
-        Refused{"VerticalTab", POST("Transfer-Encoding: \x0b" "chunked")},
+        Refused{"VerticalTab", POST("Transfer-Encoding: \x0b"
+                                    "chunked")},
         Refused{"SpaceBeforeColon", POST("Content-Length : 4")},
         Refused{"TabBeforeColon", POST("Transfer-Encoding\t: chunked")},
         Refused{"FoldedLine", POST("X: a\r\n b")},
@@ -271,13 +285,13 @@ INSTANTIATE_TEST_SUITE_P(
         Refused{"Version2", "GET / HTTP/2.0\r\nHost: x\r\n\r\n", 505},
         Refused{"Version12", "GET / HTTP/1.2\r\nHost: x\r\n\r\n", 505},
         Refused{"Version09", "GET / HTTP/0.9\r\nHost: x\r\n\r\n", 505},
-        Refused{"ChunkedInHttp10", "POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"},
+        Refused{"ChunkedInHttp10",
+                "POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"},
         Refused{"UnknownExpectation", "GET / HTTP/1.1\r\nHost: x\r\nExpect: x\r\n\r\n", 417},
-        Refused{"ConnectWithBody", "CONNECT a:1 HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc"},
-        Refused{"ChunkNotHex", CHUNKED "xyz\r\n"},
-        Refused{"ChunkNegative", CHUNKED "-1\r\n"},
-        Refused{"ChunkPrefix", CHUNKED "0x5\r\nhello\r\n"},
-        Refused{"ChunkEmpty", CHUNKED "\r\n"},
+        Refused{"ConnectWithBody",
+                "CONNECT a:1 HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc"},
+        Refused{"ChunkNotHex", CHUNKED "xyz\r\n"}, Refused{"ChunkNegative", CHUNKED "-1\r\n"},
+        Refused{"ChunkPrefix", CHUNKED "0x5\r\nhello\r\n"}, Refused{"ChunkEmpty", CHUNKED "\r\n"},
         Refused{"ChunkSpace", CHUNKED " 5\r\nhello\r\n"},
         Refused{"ChunkOverflow", CHUNKED "fffffffffffffffff\r\n"},
         Refused{"ChunkBareLf", CHUNKED "5\nhello\r\n0\r\n\r\n"},
@@ -293,7 +307,8 @@ INSTANTIATE_TEST_SUITE_P(
 TEST_P(H1Refused, EndsInAnError) {
   const Refused& r = GetParam();
   const std::string last = "error " + std::to_string(r.status);
-  for (size_t step : {size_t{1}, size_t{2}, size_t{3}, size_t{7}, std::string_view(r.wire).size()}) {
+  for (size_t step :
+       {size_t{1}, size_t{2}, size_t{3}, size_t{7}, std::string_view(r.wire).size()}) {
     const Lines lines = parse(H1Role::kRequests, r.wire, step);
     ASSERT_FALSE(lines.empty());
     EXPECT_EQ(lines.back(), last) << "step " << step;
@@ -311,8 +326,8 @@ TEST(H1Refuses, BadResponses) {
   for (const char* wire :
        {"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nxx",
         "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        "HTTP/1.1 200 OK\nContent-Length: 1\n\nx", "HTTP/1.1 20 OK\r\n\r\n", "HTTP/1.1 2000 OK\r\n\r\n",
-        "HTTP/2 200 OK\r\n\r\n", "ICY 200 OK\r\n\r\n", "hello"})
+        "HTTP/1.1 200 OK\nContent-Length: 1\n\nx", "HTTP/1.1 20 OK\r\n\r\n",
+        "HTTP/1.1 2000 OK\r\n\r\n", "HTTP/2 200 OK\r\n\r\n", "ICY 200 OK\r\n\r\n", "hello"})
     EXPECT_EQ(parse(H1Role::kResponses, wire, 1 << 20, true, "GET").back(), "error 502") << wire;
 }
 
@@ -383,10 +398,12 @@ TEST(H1Parser, BodyIsAViewAndMemoryGoesBack) {
   EXPECT_EQ(parser.head().headers.value("host"), "x");
 }
 
-// --- writing --------------------------------------------------------------------------------------
+// --- writing
+// --------------------------------------------------------------------------------------
 TEST(H1Write, HeadsRoundTripByteForByte) {
   const std::string request =
-      "GET /a?b HTTP/1.1\r\nHost: x\r\nX-CamelCase: 1\r\nx-camelcase: 2\r\nCookie: a=b; c=d\r\n\r\n";
+      "GET /a?b HTTP/1.1\r\nHost: x\r\nX-CamelCase: 1\r\nx-camelcase: 2\r\nCookie: a=b; "
+      "c=d\r\n\r\n";
   H1Parser parser(H1Role::kRequests);
   ByteView in = as_bytes(request);
   ASSERT_EQ(parser.next(in).kind, H1EventKind::kHead);
@@ -415,9 +432,14 @@ TEST(H1Write, NothingBreaksOutOfItsLine) {
   EXPECT_FALSE(append_request_head(out, "GET", "", good).has_value());
   EXPECT_FALSE(append_response_head(out, 200, "OK\r\nEvil: 1", good).has_value());
   EXPECT_FALSE(append_response_head(out, 20, "OK", good).has_value());
-  for (auto [name, value] : std::initializer_list<std::pair<std::string_view, std::string_view>>{
-           {"a\r\nb", "c"}, {"a", "b\r\nEvil: 1"}, {"a", {"b\0c", 3}}, {"a b", "c"}, {"a:", "c"},
-           {"", "c"}, {":path", "/"}}) {
+  for (auto [name, value] :
+       std::initializer_list<std::pair<std::string_view, std::string_view>>{{"a\r\nb", "c"},
+                                                                            {"a", "b\r\nEvil: 1"},
+                                                                            {"a", {"b\0c", 3}},
+                                                                            {"a b", "c"},
+                                                                            {"a:", "c"},
+                                                                            {"", "c"},
+                                                                            {":path", "/"}}) {
     HeaderList list;
     list.add("first", "fine");
     list.add(name, value);
@@ -443,7 +465,10 @@ TEST(H1Write, Framing) {
 
   uint8_t buffer[18];
   for (auto [size, text] : std::initializer_list<std::pair<uint64_t, std::string>>{
-           {1, "1\r\n"}, {15, "f\r\n"}, {16, "10\r\n"}, {500, "1f4\r\n"},
+           {1, "1\r\n"},
+           {15, "f\r\n"},
+           {16, "10\r\n"},
+           {500, "1f4\r\n"},
            {~uint64_t{0}, "ffffffffffffffff\r\n"}})
     EXPECT_EQ(as_text({buffer, write_chunk_header(size, std::span<uint8_t, 18>(buffer))}), text);
   HeaderList trailers;

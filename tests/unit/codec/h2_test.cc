@@ -123,13 +123,12 @@ TEST(H2, RequestResponseTrailers) {
     h.add("te", "trailers");
     const uint32_t id = client.session.request(h, &up).value();
     settle(client, server, step);
-    EXPECT_EQ(server.lines,
-              (std::vector<std::string>{
-                  "1 head :method=GET :scheme=http :authority=a :path=/x te=trailers", "1 end",
-                  "1 closed NO_ERROR"}));
-    EXPECT_EQ(client.lines, (std::vector<std::string>{"1 info :status=103 link=x",
-                                                      "1 head :status=200 server=m",
-                                                      "1 end grpc-status=0", "1 closed NO_ERROR"}));
+    EXPECT_EQ(server.lines, (std::vector<std::string>{
+                                "1 head :method=GET :scheme=http :authority=a :path=/x te=trailers",
+                                "1 end", "1 closed NO_ERROR"}));
+    EXPECT_EQ(client.lines,
+              (std::vector<std::string>{"1 info :status=103 link=x", "1 head :status=200 server=m",
+                                        "1 end grpc-status=0", "1 closed NO_ERROR"}));
     EXPECT_EQ(server.data[id], "request body");
     EXPECT_EQ(client.data[id], "response body");
     EXPECT_EQ(client.session.stream_count() + server.session.stream_count(), 0u);
@@ -319,8 +318,11 @@ TEST(H2, ExtendedConnect) {
   End client(H2Role::kClient), server(H2Role::kServer);
   settle(client, server);
   Body up("frames", false);
-  HeaderList h = fields({{":method", "CONNECT"}, {":protocol", "websocket"}, {":scheme", "http"},
-                         {":path", "/chat"}, {":authority", "a"}});
+  HeaderList h = fields({{":method", "CONNECT"},
+                         {":protocol", "websocket"},
+                         {":scheme", "http"},
+                         {":path", "/chat"},
+                         {":authority", "a"}});
   const uint32_t id = client.session.request(h, &up).value();
   settle(client, server);
   EXPECT_NE(server.lines[0].find(":protocol=websocket"), std::string::npos);
@@ -331,7 +333,8 @@ TEST(H2, WillNotSendWhatBreaksHttp) {
   End client(H2Role::kClient);
   for (const HeaderList& bad :
        {fields({{":method", "GET"}, {"a b", "c"}}), fields({{":method", "GET"}, {"a", "b\r\nc"}}),
-        fields({{":method", "GET"}, {"a", "b\0c"s}}), fields({{":method", "GET"}, {"connection", "x"}}),
+        fields({{":method", "GET"}, {"a", "b\0c"s}}),
+        fields({{":method", "GET"}, {"connection", "x"}}),
         fields({{":method", "GET"}, {"Transfer-Encoding", "chunked"}}),
         fields({{":method", "GET"}, {"te", "gzip"}}), fields({{"a", "b"}, {":method", "GET"}}),
         fields({{":method", "GET\n"}})}) {
@@ -341,7 +344,8 @@ TEST(H2, WillNotSendWhatBreaksHttp) {
   }
 }
 
-// --- hostile peers --------------------------------------------------------------------------------
+// --- hostile peers
+// --------------------------------------------------------------------------------
 std::string frame(uint8_t type, uint8_t flags, uint32_t stream, std::string_view payload) {
   std::string out(9, '\0');
   h2::write_frame_header(reinterpret_cast<uint8_t*>(out.data()),
@@ -355,7 +359,9 @@ std::string be32(uint32_t v) {
 }
 const std::string kHello = std::string(h2::kPreface) + frame(4, 0, 0, "");
 // GET http a / by static table entries and one literal authority.
-const std::string kGet = "\x82\x86\x84\x01\x01" "a";
+const std::string kGet =
+    "\x82\x86\x84\x01\x01"
+    "a";
 std::string headers(uint32_t id, uint8_t flags = 5, std::string block = kGet) {
   return frame(1, flags, id, block);
 }
@@ -390,9 +396,8 @@ TEST(H2Abuse, RapidReset) {
   });
 }
 TEST(H2Abuse, ProvokedResets) {
-  expect_limit(H2Limit::kResetFlood, 400, 2000, [](int i) {
-    return headers(1 + 2 * static_cast<uint32_t>(i), 5, "\x82");
-  });
+  expect_limit(H2Limit::kResetFlood, 400, 2000,
+               [](int i) { return headers(1 + 2 * static_cast<uint32_t>(i), 5, "\x82"); });
 }
 TEST(H2Abuse, ContinuationFlood) {
   expect_limit(H2Limit::kContinuationFlood, 7, 100,
@@ -416,8 +421,8 @@ TEST(H2, UnknownFramesAreSkipped) {
   EXPECT_EQ(server.lines.size(), 1u);
 }
 TEST(H2Abuse, EmptyData) {
-  expect_limit(H2Limit::kEmptyDataFlood, 90, 1000, [](int) { return frame(0, 0, 1, ""); },
-               headers(1, 4));
+  expect_limit(
+      H2Limit::kEmptyDataFlood, 90, 1000, [](int) { return frame(0, 0, 1, ""); }, headers(1, 4));
 }
 
 TEST(H2Abuse, LargeHeadersCostTheirStreamOnly) {
@@ -451,7 +456,8 @@ TEST(H2Abuse, LargeHeadersCostTheirStreamOnly) {
 TEST(H2Abuse, ProtocolErrorsEndTheConnection) {
   for (const std::string& bytes :
        {"GET / HTTP/1.1\r\n\r\n"s + std::string(20, ' '), kHello + frame(0, 0, 1, "x"),
-        kHello + frame(6, 0, 0, "1"), kHello + headers(2), kHello + headers(1, 5, "\xff\xff\xff\xff")}) {
+        kHello + frame(6, 0, 0, "1"), kHello + headers(2),
+        kHello + headers(1, 5, "\xff\xff\xff\xff")}) {
     End server(H2Role::kServer);
     const Status s = server.session.receive(as_bytes(bytes), kStart);
     const std::string out = server.out();
@@ -471,8 +477,9 @@ TEST(H2Abuse, MalformedRequestsNeverReachTheHandler) {
            std::string(v);
   };
   for (const std::string& extra :
-       {literal("Upper", "x"), literal("x", "a\nb"), literal("x", "a\0b"s), literal("connection", "close"),
-        literal("transfer-encoding", "chunked"), literal(":path", "/2"), literal(":odd", "x"),
+       {literal("Upper", "x"), literal("x", "a\nb"), literal("x", "a\0b"s),
+        literal("connection", "close"), literal("transfer-encoding", "chunked"),
+        literal(":path", "/2"), literal(":odd", "x"),
         literal("content-length", "1") + literal("content-length", "2")}) {
     ASSERT_TRUE(server.session.receive(as_bytes(headers(id, 5, kGet + extra)), kStart).has_value());
     EXPECT_TRUE(server.lines.empty()) << server.lines[0];

@@ -1,5 +1,5 @@
-// The tunnel's HTTP/2: against nghttp2 in both roles, against itself byte by byte, and against peers
-// that break or abuse the protocol.
+// The tunnel's HTTP/2: against nghttp2 in both roles, against itself byte by byte, and against
+// peers that break or abuse the protocol.
 #include "userspace/codec/h2_tunnel.h"
 
 #include <gtest/gtest.h>
@@ -154,13 +154,14 @@ TEST(Tunnel, SettingsInTheOrderOfThePeer) {
     s[1] = static_cast<char>(id);
     return s + be32(value);
   };
-  EXPECT_EQ(out, frame(4, 0, 0, setting(2, 0) + setting(4, 262144) + setting(5, 1048576) +
-                                    setting(6, 65536)) +
-                     frame(8, 0, 0, be32(16 * 1024 * 1024 - 65535)));
+  EXPECT_EQ(
+      out,
+      frame(4, 0, 0, setting(2, 0) + setting(4, 262144) + setting(5, 1048576) + setting(6, 65536)) +
+          frame(8, 0, 0, be32(16 * 1024 * 1024 - 65535)));
   TunnelSession server(TunnelRole::kServer, {}, kStart);
   EXPECT_EQ(take_pending(server),
-            frame(4, 0, 0, setting(3, 200) + setting(4, 262144) + setting(5, 1048576) +
-                               setting(6, 65536)) +
+            frame(4, 0, 0,
+                  setting(3, 200) + setting(4, 262144) + setting(5, 1048576) + setting(6, 65536)) +
                 frame(8, 0, 0, be32(16 * 1024 * 1024 - 65535)));
 }
 
@@ -225,9 +226,9 @@ struct Oracle {
     nghttp2_session_callbacks_set_on_header_callback(
         cb, [](nghttp2_session*, const nghttp2_frame* f, const uint8_t* n, size_t nl,
                const uint8_t* v, size_t vl, uint8_t, void* self) {
-          static_cast<Oracle*>(self)->lines.push_back(
-              std::to_string(f->hd.stream_id) + " " + std::string(as_text({n, nl})) + "=" +
-              std::string(as_text({v, vl})));
+          static_cast<Oracle*>(self)->lines.push_back(std::to_string(f->hd.stream_id) + " " +
+                                                      std::string(as_text({n, nl})) + "=" +
+                                                      std::string(as_text({v, vl})));
           return 0;
         });
     nghttp2_session_callbacks_set_on_data_chunk_recv_callback(
@@ -328,10 +329,9 @@ TEST(TunnelOracle, OurClientToNghttp2Server) {
   const uint32_t id = client.connect("10.0.0.2:80", kHeaders, &log).value();
   EXPECT_EQ(client.user(id), &log);
   settle(client, log, server);
-  EXPECT_EQ(server.lines,
-            (std::vector<std::string>{"1 :method=CONNECT", "1 :authority=10.0.0.2:80",
-                                      "1 baggage=k8s.namespace.name=shop",
-                                      "1 forwarded=for=\"10.0.0.1:4711\";host=web"}));
+  EXPECT_EQ(server.lines, (std::vector<std::string>{"1 :method=CONNECT", "1 :authority=10.0.0.2:80",
+                                                    "1 baggage=k8s.namespace.name=shop",
+                                                    "1 forwarded=for=\"10.0.0.1:4711\";host=web"}));
   server.respond(static_cast<int32_t>(id), "200");
   settle(client, log, server);
   EXPECT_EQ(log.status[id], 200);
@@ -379,9 +379,8 @@ TEST(TunnelOracle, Nghttp2ClientToOurServer) {
   settle(server, log, client);
   ASSERT_EQ(log.requests.size(), 5u);
   for (uint32_t id : log.requests)
-    EXPECT_TRUE(log.has(std::to_string(id) +
-                        " request :method=CONNECT :authority=10.0.0.2:8080 "
-                        "baggage=service.name=web"));
+    EXPECT_TRUE(log.has(std::to_string(id) + " request :method=CONNECT :authority=10.0.0.2:8080 "
+                                             "baggage=service.name=web"));
   for (uint32_t id : log.requests) server.respond(id, 200, {}, false);
   settle(server, log, client);
 
@@ -433,8 +432,8 @@ TEST(TunnelOracle, GoawayPair) {
   EXPECT_FALSE(server.finished());
   client.lines.clear();
   settle(server, log, client);
-  EXPECT_EQ(client.lines, (std::vector<std::string>{"goaway 2147483647 NO_ERROR",
-                                                    "goaway 1 NO_ERROR"}));
+  EXPECT_EQ(client.lines,
+            (std::vector<std::string>{"goaway 2147483647 NO_ERROR", "goaway 1 NO_ERROR"}));
   EXPECT_FALSE(server.finished()) << "a stream is open";
   server.respond(1, 200, {}, true);
   EXPECT_TRUE(server.finished());
@@ -479,8 +478,7 @@ TEST(TunnelFlow, AStalledStreamDoesNotHoldOthersBack) {
   // Nobody consumes; every stream can still receive its whole window.
   const std::string chunk(65536, 'z');
   for (int part = 0; part < 4; ++part)
-    for (uint32_t i = 0; i < kStreams; ++i)
-      log.feed(server, frame(h2::kData, 0, 1 + 2 * i, chunk));
+    for (uint32_t i = 0; i < kStreams; ++i) log.feed(server, frame(h2::kData, 0, 1 + 2 * i, chunk));
   EXPECT_FALSE(server.failed()) << server.failure().to_string();
   for (uint32_t i = 0; i < kStreams; ++i) EXPECT_EQ(log.data[1 + 2 * i].size(), 262144u);
   // One byte more on one of them breaks its own window, not the connection's.
@@ -494,7 +492,8 @@ TEST(TunnelFlow, ConnectionWindowIsEnforced) {
   const uint32_t id = client.connect("a:1", {}, nullptr).value();
   take_pending(client);
   Log log;
-  log.feed(client, frame(h2::kHeaders, 4, id, "\x88") + frame(h2::kWindowUpdate, 0, id, be32(1 << 30)));
+  log.feed(client,
+           frame(h2::kHeaders, 4, id, "\x88") + frame(h2::kWindowUpdate, 0, id, be32(1 << 30)));
   uint32_t total = 0;
   while (uint32_t n = client.sendable(id)) {
     data_frame(client, id, std::string(n, 'a'), false);
@@ -513,12 +512,13 @@ TEST(TunnelFlow, WakesBlockedStreamsInTurn) {
   std::vector<uint32_t> ids;
   for (int i = 0; i < 3; ++i) ids.push_back(client.connect("a:1", {}, nullptr).value());
   take_pending(client);
-  while (uint32_t n = client.sendable(ids[0])) data_frame(client, ids[0], std::string(n, 'a'), false);
+  while (uint32_t n = client.sendable(ids[0]))
+    data_frame(client, ids[0], std::string(n, 'a'), false);
   EXPECT_EQ(client.sendable(ids[1]), 0u);
   EXPECT_EQ(client.sendable(ids[2]), 0u);
   EXPECT_EQ(client.sendable(ids[1]), 0u) << "asking twice does not queue twice";
-  log.feed(client, frame(h2::kWindowUpdate, 0, 0, be32(5)) +
-                       frame(h2::kWindowUpdate, 0, ids[0], be32(5)));
+  log.feed(client,
+           frame(h2::kWindowUpdate, 0, 0, be32(5)) + frame(h2::kWindowUpdate, 0, ids[0], be32(5)));
   EXPECT_EQ(log.writable, (std::vector<uint32_t>{ids[1], ids[2], ids[0]}));
 }
 
@@ -549,7 +549,8 @@ TEST(TunnelFlow, ConsumingMoreThanCameGrantsNothing) {
   EXPECT_EQ(server.window(1), 262144u);
   server.grow_window(1, 0xffffffff);
   EXPECT_EQ(server.window(1), 4u * 1024 * 1024);
-  EXPECT_EQ(take_pending(server), frame(h2::kWindowUpdate, 0, 1, be32(4 * 1024 * 1024 - 262144 + 3)));
+  EXPECT_EQ(take_pending(server),
+            frame(h2::kWindowUpdate, 0, 1, be32(4 * 1024 * 1024 - 262144 + 3)));
 }
 
 TEST(TunnelFlow, PaddingIsReturned) {
@@ -559,13 +560,17 @@ TEST(TunnelFlow, PaddingIsReturned) {
   Log log;
   log.feed(server, connect_frame(1));
   for (int i = 0; i < 100; ++i) {
-    log.feed(server, frame(h2::kData, h2::kFlagPadded, 1, "\xc8" "ab" + std::string(200, '\0')));
+    log.feed(server, frame(h2::kData, h2::kFlagPadded, 1,
+                           "\xc8"
+                           "ab" +
+                               std::string(200, '\0')));
     server.consume(1, 2);
     take_pending(server);
   }
   EXPECT_FALSE(server.failed());
   EXPECT_EQ(log.data[1].size(), 200u);
-  log.feed(server, frame(h2::kData, h2::kFlagPadded | h2::kFlagEndStream, 1, std::string("\3\0\0\0", 4)));
+  log.feed(server,
+           frame(h2::kData, h2::kFlagPadded | h2::kFlagEndStream, 1, std::string("\3\0\0\0", 4)));
   EXPECT_TRUE(log.has("1 end"));
 }
 
@@ -700,7 +705,10 @@ INSTANTIATE_TEST_SUITE_P(
         Broken{"WindowOverflow", frame(8, 0, 0, be32(0x7fffffff)), H2Code::kFlowControlError},
         Broken{"WindowOnIdle", frame(8, 0, 1, be32(1)), H2Code::kProtocolError},
         Broken{"PrioritySize", frame(2, 0, 1, "1234"), H2Code::kFrameSizeError},
-        Broken{"PaddingTooLong", connect_frame(1) + frame(0, 8, 1, "\x05" "ab"),
+        Broken{"PaddingTooLong",
+               connect_frame(1) + frame(0, 8, 1,
+                                        "\x05"
+                                        "ab"),
                H2Code::kProtocolError},
         Broken{"PaddedWithoutLength", connect_frame(1) + frame(0, 8, 1, ""),
                H2Code::kFrameSizeError},
@@ -745,20 +753,20 @@ std::string literal(std::string_view name, std::string_view value) {
 
 TEST(TunnelBroken, MalformedRequestsResetTheirStream) {
   const std::string blocks[] = {
-      "",                                                              // nothing at all
-      literal(":method", "CONNECT"),                                   // no authority
-      kConnectBlock + literal(":path", "/"),                           // CONNECT with a path
-      kConnectBlock + literal(":scheme", "https"),                     // or a scheme
-      kConnectBlock + literal(":authority", "b:2"),                    // twice
-      kConnectBlock + literal(":protocol", "websocket"),               // not negotiated
-      kConnectBlock + literal("Upper", "x"),                           // upper case
-      kConnectBlock + literal("x", "a\nb"),                            // a line feed
-      kConnectBlock + literal("connection", "close"),                  // connection-specific
-      kConnectBlock + literal("transfer-encoding", "chunked"),         //
-      kConnectBlock + literal("te", "gzip"),                           //
-      literal("x", "y") + kConnectBlock,                               // pseudo after regular
-      literal(":method", "GET") + literal(":path", "/"),               // no scheme
-      kConnectBlock + literal(":status", "200"),                       // of a response
+      "",                                                       // nothing at all
+      literal(":method", "CONNECT"),                            // no authority
+      kConnectBlock + literal(":path", "/"),                    // CONNECT with a path
+      kConnectBlock + literal(":scheme", "https"),              // or a scheme
+      kConnectBlock + literal(":authority", "b:2"),             // twice
+      kConnectBlock + literal(":protocol", "websocket"),        // not negotiated
+      kConnectBlock + literal("Upper", "x"),                    // upper case
+      kConnectBlock + literal("x", "a\nb"),                     // a line feed
+      kConnectBlock + literal("connection", "close"),           // connection-specific
+      kConnectBlock + literal("transfer-encoding", "chunked"),  //
+      kConnectBlock + literal("te", "gzip"),                    //
+      literal("x", "y") + kConnectBlock,                        // pseudo after regular
+      literal(":method", "GET") + literal(":path", "/"),        // no scheme
+      kConnectBlock + literal(":status", "200"),                // of a response
   };
   uint32_t id = 1;
   TunnelSession server = ready_server();
@@ -858,9 +866,8 @@ TEST(TunnelAbuse, RapidReset) {
 }
 TEST(TunnelAbuse, MalformedRequestsInARow) {
   TunnelSession s = ready_server();
-  expect_limit(s, TunnelLimit::kResetFlood, 400, 2000, [](int i) {
-    return frame(h2::kHeaders, 4, 1 + 2 * static_cast<uint32_t>(i), "");
-  });
+  expect_limit(s, TunnelLimit::kResetFlood, 400, 2000,
+               [](int i) { return frame(h2::kHeaders, 4, 1 + 2 * static_cast<uint32_t>(i), ""); });
 }
 TEST(TunnelAbuse, AFewResetsASecondAreFine) {
   TunnelSession s = ready_server();
@@ -886,7 +893,8 @@ TEST(TunnelAbuse, HugeSettings) {
   TunnelSession s = ready_server();
   expect_limit(s, TunnelLimit::kControlFlood, 0, 1, [](int) {
     std::string entries;
-    for (int i = 0; i < 1000; ++i) entries += std::string("\0\4", 2) + be32(static_cast<uint32_t>(i));
+    for (int i = 0; i < 1000; ++i)
+      entries += std::string("\0\4", 2) + be32(static_cast<uint32_t>(i));
     return frame(h2::kSettings, 0, 0, entries);
   });
 }
@@ -919,7 +927,8 @@ TEST(TunnelAbuse, HpackBomb) {
   // One large value in the dynamic table, then referred to by one byte each.
   TunnelSession s = ready_server();
   expect_limit(s, TunnelLimit::kHeaderBytes, 0, 2, [](int) {
-    std::string block = kConnectBlock + std::string("\x40\1x\x7f\xa1\x1e", 6) + std::string(4000, 'v');
+    std::string block =
+        kConnectBlock + std::string("\x40\1x\x7f\xa1\x1e", 6) + std::string(4000, 'v');
     return frame(h2::kHeaders, 4, 1, block + std::string(60'000, '\xbe'));
   });
 }

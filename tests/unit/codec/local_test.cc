@@ -11,7 +11,8 @@
 namespace meltemi::codec {
 namespace {
 
-// --- ZDS ------------------------------------------------------------------------------------------
+// --- ZDS
+// ------------------------------------------------------------------------------------------
 using namespace zds;
 
 TEST(Zds, BytesThatIstioSends) {
@@ -29,10 +30,14 @@ TEST(Zds, BytesThatIstioSends) {
 TEST(Zds, RoundTrip) {
   const Request requests[] = {
       Add{"u1", {"web", "shop", "web"}},
-      Add{"u1", {"web", "shop", "web"},
+      Add{"u1",
+          {"web", "shop", "web"},
           {FdKind::kNetns, FdKind::kOutbound, FdKind::kInbound, FdKind::kHbone}},
       Add{"u1", {}, {FdKind::kNetns, FdKind::kHbone}},
-      Keep{"u2"}, Del{"u3"}, SnapshotSent{}, GetListeners{"u4"}};
+      Keep{"u2"},
+      Del{"u3"},
+      SnapshotSent{},
+      GetListeners{"u4"}};
   for (const Request& r : requests) {
     const auto* add = std::get_if<Add>(&r);
     const size_t fds = add == nullptr ? 0 : add->fds.size();
@@ -47,9 +52,9 @@ TEST(Zds, RoundTrip) {
 }
 
 TEST(Zds, Refusals) {
-  for (std::string_view bad : {std::string_view("\x00", 1), std::string_view("\xff\xff\xff"),
-                               std::string_view(""), std::string_view("\x0a\x02\x0a\x00", 4),
-                               std::string_view("\x12\x02\x12\x00", 4)}) {
+  for (std::string_view bad :
+       {std::string_view("\x00", 1), std::string_view("\xff\xff\xff"), std::string_view(""),
+        std::string_view("\x0a\x02\x0a\x00", 4), std::string_view("\x12\x02\x12\x00", 4)}) {
     EXPECT_FALSE(decode_request(as_bytes(bad), 0).has_value());
     EXPECT_FALSE(decode_request(as_bytes(bad), 1).has_value());
   }
@@ -107,7 +112,8 @@ TEST(LocalFrame, LongListsTravelInPackets) {
 }
 
 TEST(LocalFrame, Refusals) {
-  for (std::string_view bad : {std::string_view(""), std::string_view("\x02x"), std::string_view("\x01")}) {
+  for (std::string_view bad :
+       {std::string_view(""), std::string_view("\x02x"), std::string_view("\x01")}) {
     local::Assembler a;
     EXPECT_EQ(a.add(as_bytes(bad)).error().reason, Reason::kBadRequest);
   }
@@ -146,8 +152,9 @@ Env add_env() {
           {"CNI_NETNS", "/run/netns/x"},
           {"CNI_IFNAME", "eth0"},
           {"CNI_PATH", "/opt/cni/bin"},
-          {"CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0;"
-                       "K8S_POD_INFRA_CONTAINER_ID=abc123;K8S_POD_UID=u-1"}};
+          {"CNI_ARGS",
+           "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0;"
+           "K8S_POD_INFRA_CONTAINER_ID=abc123;K8S_POD_UID=u-1"}};
 }
 
 TEST(Cni, Environment) {
@@ -166,9 +173,15 @@ TEST(Cni, Environment) {
 
 TEST(Cni, EnvironmentRefusals) {
   for (auto [name, value] : std::initializer_list<std::pair<const char*, const char*>>{
-           {"CNI_COMMAND", ""}, {"CNI_COMMAND", "add"}, {"CNI_CONTAINERID", ""},
-           {"CNI_CONTAINERID", "../x"}, {"CNI_IFNAME", ""}, {"CNI_IFNAME", "a/b"},
-           {"CNI_IFNAME", "sixteen-bytes-xx"}, {"CNI_NETNS", ""}, {"CNI_NETNS", "relative"},
+           {"CNI_COMMAND", ""},
+           {"CNI_COMMAND", "add"},
+           {"CNI_CONTAINERID", ""},
+           {"CNI_CONTAINERID", "../x"},
+           {"CNI_IFNAME", ""},
+           {"CNI_IFNAME", "a/b"},
+           {"CNI_IFNAME", "sixteen-bytes-xx"},
+           {"CNI_NETNS", ""},
+           {"CNI_NETNS", "relative"},
            {"CNI_ARGS", "K8S_POD_NAME=a\nb"}}) {
     Env env = add_env();
     env[name] = value;
@@ -228,8 +241,8 @@ TEST(Cni, ConfigRefusals) {
 }
 
 TEST(Cni, FailuresAreJsonWhateverTheyHold) {
-  const std::string out = cni::print_failure(
-      {cni::Code::kAgentUnavailable, "no \"agent\"\n\xff", "start it"}, "1.0.0");
+  const std::string out =
+      cni::print_failure({cni::Code::kAgentUnavailable, "no \"agent\"\n\xff", "start it"}, "1.0.0");
   const auto json = nlohmann::json::parse(out);
   EXPECT_EQ(json["code"], 100);
   EXPECT_EQ(json["cniVersion"], "1.0.0");

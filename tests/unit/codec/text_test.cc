@@ -96,8 +96,9 @@ TEST(Traceparent, RoundTripAndRefusals) {
   for (const std::string& bad :
        {std::string(), text.substr(1), text + "0", text + "-x", "ff" + text.substr(2),
         std::string("00-0AF7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
-        "00-" + std::string(32, '0') + text.substr(35), text.substr(0, 36) + std::string(16, '0') + "-01",
-        "cc" + text.substr(2) + "x", "00_" + text.substr(3)})
+        "00-" + std::string(32, '0') + text.substr(35),
+        text.substr(0, 36) + std::string(16, '0') + "-01", "cc" + text.substr(2) + "x",
+        "00_" + text.substr(3)})
     EXPECT_FALSE(Traceparent::parse(bad).has_value()) << bad;
 }
 
@@ -127,15 +128,35 @@ TEST(Authority, Refuses) {
   const std::string label64(64, 'a');
   std::string long_name;
   while (long_name.size() < 254) long_name += "abc.";
-  for (const std::string& bad :
-       {std::string(), std::string("a"), std::string("a:"), std::string(":80"), std::string("a:0"),
-        std::string("a:65536"), std::string("a:080000"), std::string("a:+80"), std::string("a: 80"),
-        std::string("user@a:80"), std::string("a/b:80"), std::string("::1:80"),
-        std::string("[::1]"), std::string("[::1:80"), std::string("[1.2.3.4]:80"),
-        std::string("[fe80::1%eth0]:80"), std::string("1.2.3:80"), std::string("1.2.3.4.5:80"),
-        std::string("999.1.1.1:80"), std::string("a..b:80"), std::string(".a:80"),
-        std::string("a b:80"), std::string("a\0b:80", 6), std::string("a,b:80"), std::string(".:80"),
-        label64 + ":80", long_name + "a:80", std::string("\xc3\xa9:80"), std::string("a%2eb:80")})
+  for (const std::string& bad : {std::string(),
+                                 std::string("a"),
+                                 std::string("a:"),
+                                 std::string(":80"),
+                                 std::string("a:0"),
+                                 std::string("a:65536"),
+                                 std::string("a:080000"),
+                                 std::string("a:+80"),
+                                 std::string("a: 80"),
+                                 std::string("user@a:80"),
+                                 std::string("a/b:80"),
+                                 std::string("::1:80"),
+                                 std::string("[::1]"),
+                                 std::string("[::1:80"),
+                                 std::string("[1.2.3.4]:80"),
+                                 std::string("[fe80::1%eth0]:80"),
+                                 std::string("1.2.3:80"),
+                                 std::string("1.2.3.4.5:80"),
+                                 std::string("999.1.1.1:80"),
+                                 std::string("a..b:80"),
+                                 std::string(".a:80"),
+                                 std::string("a b:80"),
+                                 std::string("a\0b:80", 6),
+                                 std::string("a,b:80"),
+                                 std::string(".:80"),
+                                 label64 + ":80",
+                                 long_name + "a:80",
+                                 std::string("\xc3\xa9:80"),
+                                 std::string("a%2eb:80")})
     EXPECT_FALSE(Authority::parse(bad).has_value()) << bad;
 }
 
@@ -168,10 +189,12 @@ TEST(HeaderList, KeepsOrderCaseAndDuplicates) {
 
 TEST(HeaderList, Validity) {
   EXPECT_TRUE(valid_header_name("X-Trace_1~"));
-  for (const char* bad : {"", "a b", "a:", ":a", "a\n", "\x80"}) EXPECT_FALSE(valid_header_name(bad));
+  for (const char* bad : {"", "a b", "a:", ":a", "a\n", "\x80"})
+    EXPECT_FALSE(valid_header_name(bad));
   EXPECT_TRUE(valid_header_value(""));
   EXPECT_TRUE(valid_header_value("a\tb \x80"));
-  for (const char* bad : {" a", "a ", "a\r\nb", "\x7f", "\t"}) EXPECT_FALSE(valid_header_value(bad));
+  for (const char* bad : {" a", "a ", "a\r\nb", "\x7f", "\t"})
+    EXPECT_FALSE(valid_header_value(bad));
   EXPECT_FALSE(valid_header_value(std::string_view("a\0b", 3)));
 }
 

@@ -23,7 +23,9 @@ std::string from_hex(std::string_view hex) {
   return out;
 }
 
-ByteSpan span_of(std::string& s) { return {reinterpret_cast<uint8_t*>(s.data()), s.size()}; }
+ByteSpan span_of(std::string& s) {
+  return {reinterpret_cast<uint8_t*>(s.data()), s.size()};
+}
 
 std::string pattern(size_t size, uint32_t seed = 1) {
   std::string out(size, '\0');
@@ -100,8 +102,8 @@ class Backends : public testing::TestWithParam<AeadBackend> {
     const size_t size = cipher == TlsCipher::kAes256Gcm ? 48 : 32;
     const std::string a = size == 32 ? kClientSecret : pattern(48, 7);
     const std::string b = size == 32 ? kServerSecret : pattern(48, 8);
-    auto layer = RecordLayer::create(role, cipher, as_bytes(a), as_bytes(b),
-                                     {GetParam(), records_per_key});
+    auto layer =
+        RecordLayer::create(role, cipher, as_bytes(a), as_bytes(b), {GetParam(), records_per_key});
     EXPECT_TRUE(layer.has_value());
     return std::move(*layer);
   }
@@ -264,17 +266,16 @@ TEST(Keylog, TakesOnlyTheTwoSecrets) {
 }
 
 TEST(Create, RefusesSecretsOfTheWrongSize) {
-  EXPECT_FALSE(RecordLayer::create(TlsRole::kClient, TlsCipher::kAes256Gcm,
-                                   as_bytes(kClientSecret), as_bytes(kServerSecret)));
+  EXPECT_FALSE(RecordLayer::create(TlsRole::kClient, TlsCipher::kAes256Gcm, as_bytes(kClientSecret),
+                                   as_bytes(kServerSecret)));
 }
 
 // --- records that only a liar (or a very unusual peer) makes -------------------------------------
 // Seals with RFC 8448's server key by OpenSSL, so that inner type, padding and size are free.
 class Crafted : public testing::Test {
  protected:
-  RecordLayer client = std::move(*RecordLayer::create(TlsRole::kClient, TlsCipher::kAes128Gcm,
-                                                      as_bytes(kClientSecret),
-                                                      as_bytes(kServerSecret)));
+  RecordLayer client = std::move(*RecordLayer::create(
+      TlsRole::kClient, TlsCipher::kAes128Gcm, as_bytes(kClientSecret), as_bytes(kServerSecret)));
   uint64_t sequence = 0;
 
   std::string craft(uint8_t type, std::string_view content, size_t padding = 0) {
@@ -322,9 +323,12 @@ constexpr uint8_t kHs = 22, kApp = 23;
 
 TEST_F(Crafted, PaddingIsRemoved) {
   expect_good(craft(kApp, "data", 1) + craft(kApp, "more", 1000), "datamore");
-  expect_good(craft(kApp, std::string("ends in zero\0", 13), 5), std::string_view("ends in zero\0", 13));
+  expect_good(craft(kApp, std::string("ends in zero\0", 13), 5),
+              std::string_view("ends in zero\0", 13));
 }
-TEST_F(Crafted, NothingButPadding) { expect_alert(craft(0, "", 10), kAlertUnexpectedMessage); }
+TEST_F(Crafted, NothingButPadding) {
+  expect_alert(craft(0, "", 10), kAlertUnexpectedMessage);
+}
 TEST_F(Crafted, TooMuchInside) {
   expect_alert(craft(kApp, std::string(16385, 'x')), kAlertRecordOverflow);
 }
@@ -334,7 +338,9 @@ TEST_F(Crafted, TooMuchPadding) {
 TEST_F(Crafted, ExactlyFull) {
   expect_good(craft(kApp, std::string(16384, 'x')), std::string(16384, 'x'));
 }
-TEST_F(Crafted, UnknownInnerType) { expect_alert(craft(20, "\1"), kAlertUnexpectedMessage); }
+TEST_F(Crafted, UnknownInnerType) {
+  expect_alert(craft(20, "\1"), kAlertUnexpectedMessage);
+}
 TEST_F(Crafted, ClearText) {
   expect_alert(from_hex("15030300020228"), kAlertUnexpectedMessage);
 }
@@ -372,15 +378,21 @@ TEST_F(Crafted, KeyUpdateInPieces) {
 TEST_F(Crafted, BytesAfterAKeyUpdate) {
   expect_alert(craft(kHs, from_hex("180000010018000001")), kAlertUnexpectedMessage);
 }
-TEST_F(Crafted, MalformedKeyUpdate) { expect_alert(craft(kHs, from_hex("1800000102")), 47); }
+TEST_F(Crafted, MalformedKeyUpdate) {
+  expect_alert(craft(kHs, from_hex("1800000102")), 47);
+}
 TEST_F(Crafted, LongKeyUpdate) {
   expect_alert(craft(kHs, from_hex("180000020000")), kAlertDecodeError);
 }
 TEST_F(Crafted, OtherHandshakeMessages) {
   expect_alert(craft(kHs, from_hex("0d000000")), kAlertUnexpectedMessage);
 }
-TEST_F(Crafted, EmptyHandshake) { expect_alert(craft(kHs, ""), kAlertUnexpectedMessage); }
-TEST_F(Crafted, MalformedAlert) { expect_alert(craft(21, "\2"), kAlertDecodeError); }
+TEST_F(Crafted, EmptyHandshake) {
+  expect_alert(craft(kHs, ""), kAlertUnexpectedMessage);
+}
+TEST_F(Crafted, MalformedAlert) {
+  expect_alert(craft(21, "\2"), kAlertDecodeError);
+}
 TEST_F(Crafted, AlertAfterDataIsAReset) {
   const Received got = open_all(client, craft(kApp, "x") + craft(21, "\2\x2d"));
   ASSERT_TRUE(got.error.has_value());
@@ -388,8 +400,9 @@ TEST_F(Crafted, AlertAfterDataIsAReset) {
   EXPECT_NE(got.error->detail.find("certificate_expired (45)"), std::string::npos);
 }
 TEST_F(Crafted, UserCanceledWaitsForItsClose) {
-  const Received got = open_all(client, craft(21, std::string("\1\x5a", 2)) + craft(21, std::string("\1\0", 2)) +
-                                            craft(kApp, "ignored"));
+  const Received got =
+      open_all(client, craft(21, std::string("\1\x5a", 2)) + craft(21, std::string("\1\0", 2)) +
+                           craft(kApp, "ignored"));
   EXPECT_FALSE(got.error.has_value());
   EXPECT_TRUE(got.closed);
   EXPECT_EQ(got.data, "");
@@ -470,8 +483,8 @@ struct Libssl {
               static_cast<int>(data.size()));
   }
 
-  // The whole handshake, one record at a time as net does it. Returns what was left for the client's
-  // record layer: bytes that libssl's client never saw.
+  // The whole handshake, one record at a time as net does it. Returns what was left for the
+  // client's record layer: bytes that libssl's client never saw.
   std::string handshake() {
     std::string to_server, to_client;
     auto one_record = [](SSL* ssl, std::string& in) {
