@@ -5,6 +5,7 @@
 #include <filesystem>
 
 #include "userspace/cli/objects.h"
+#include "userspace/codec/local_frame.h"
 #include "userspace/sandbox/controllers.h"
 #include "userspace/sandbox/services.h"
 #include "userspace/sys/cgroup.h"
@@ -25,12 +26,15 @@ Result<local::v1::Response> ask_agent(const std::string& socket_path) {
   const UniqueFd socket = MELTEMI_TRY(sys::connect_packets(socket_path));
   local::v1::Request request;
   request.mutable_list();
-  const std::string bytes = request.SerializeAsString();
-  MELTEMI_TRY(sys::send_packet(socket.get(), as_bytes(bytes), {}, kAgentTimeout));
-  const sys::Packet packet = MELTEMI_TRY(sys::receive_packet(socket.get(), kAgentTimeout));
-  local::v1::Response response;
-  if (!response.ParseFromString(packet.bytes))
-    return fail(Reason::kBadRequest, Fault::kUpstream, "the agent's answer cannot be read");
+  for (const std::string& packet : MELTEMI_TRY(codec::local::encode(request)))
+    MELTEMI_TRY(sys::send_packet(socket.get(), as_bytes(packet), {}, kAgentTimeout));
+  codec::local::Assembler assembler;
+  std::optional<std::string> message;
+  while (!message) {
+    const sys::Packet packet = MELTEMI_TRY(sys::receive_packet(socket.get(), kAgentTimeout));
+    message = MELTEMI_TRY(assembler.add(as_bytes(packet.bytes)));
+  }
+  local::v1::Response response = MELTEMI_TRY(codec::local::decode_response(*message));
   if (!response.error().empty()) return fail(Reason::kInternal, Fault::kUpstream, response.error());
   return response;
 }
