@@ -27,7 +27,10 @@ config::ReadOptions runtime_read_options() {
 }
 
 Directory::Directory(std::string root, View view)
-    : root_(std::move(root)), view_(view), tree_(&store_, runtime_read_options()) {}
+    : root_(std::move(root)),
+      view_(view),
+      store_(std::make_unique<config::ObjectStore>()),
+      tree_(store_.get(), runtime_read_options()) {}
 
 bool Directory::refresh() {
   std::map<std::string, Stamp> seen;

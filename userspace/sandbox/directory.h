@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -30,7 +31,7 @@ class Directory {
   // Reads what changed since the last call. True if any object did.
   bool refresh();
 
-  const config::ObjectStore& store() const { return store_; }
+  const config::ObjectStore& store() const { return *store_; }
   config::Problems problems() const { return tree_.problems(); }
   // Absolute path of the file that provides an object, "" if none.
   std::string file_of(const config::ObjectKey& key) const;
@@ -48,7 +49,7 @@ class Directory {
 
   std::string root_;
   View view_;
-  config::ObjectStore store_;
+  std::unique_ptr<config::ObjectStore> store_;  // stays where it is when this moves: the tree points to it
   config::ManifestTree tree_;
   std::map<std::string, Stamp> files_;
 };
