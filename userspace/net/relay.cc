@@ -1,7 +1,17 @@
 // See relay.h.
 #include "userspace/net/relay.h"
 
+#include <algorithm>
+
 namespace meltemi::net {
+namespace {
+
+// Reads are not cut below this for want of room: the rest of one is held, and tiny frames cost more.
+constexpr size_t kLeastRead = 16 * 1024;
+
+size_t read_size(const ByteStream& out) { return std::max(out.write_room(), kLeastRead); }
+
+}  // namespace
 
 Relay::Relay(StreamPtr client, StreamPtr server, RelayOwner& owner, Duration idle_timeout)
     : owner_(owner), idle_timeout_(idle_timeout) {
@@ -23,8 +33,8 @@ void Relay::start() {
     rt::Loop& loop = client_side_.stream->loop();
     loop.start(*idle_, loop.now() + idle_timeout_);
   }
-  client_side_.stream->limit_read(server_side_.stream->write_room());
-  server_side_.stream->limit_read(client_side_.stream->write_room());
+  client_side_.stream->limit_read(read_size(*server_side_.stream));
+  server_side_.stream->limit_read(read_size(*client_side_.stream));
   server_side_.stream->resume_read();
   client_side_.stream->resume_read();
 }
@@ -32,7 +42,7 @@ void Relay::start() {
 void Relay::Side::on_data(const Slices& data) {
   ByteStream& out = *other->stream;
   if (out.write(data)) [[likely]] {
-    stream->limit_read(out.write_room());
+    stream->limit_read(read_size(out));
   } else {
     stream->pause_read();
   }
@@ -40,7 +50,7 @@ void Relay::Side::on_data(const Slices& data) {
 
 void Relay::Side::on_writable() {
   if (other->closed) return;
-  other->stream->limit_read(stream->write_room());
+  other->stream->limit_read(read_size(*stream));
   other->stream->resume_read();
 }
 

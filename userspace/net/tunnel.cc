@@ -262,6 +262,8 @@ bool Tunnel::send_data(HboneStream& stream, SliceCursor& data, bool end) {
                                      end && n == data.left(), header))
       return false;
     stage ? stage_frame(header, data, n) : seal_frame(header, data, n);
+    // A full slot goes out while it is in the cache.
+    if (slot_used_ > rt::BufferPool::kLarge - codec::kTlsMaxPlaintext) send_slot();
   }
   want_flush();
   return true;

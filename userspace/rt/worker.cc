@@ -31,10 +31,10 @@ Result<std::unique_ptr<WorkerPool>> WorkerPool::start(uint32_t count, const std:
         ready.set_value(fail(std::move(loop).error()));
         return;
       }
-      w->loop_ = loop->get();
+      w->loop_ = std::move(*loop);
       this_worker = w;
       ready.set_value({});
-      (*loop)->run();
+      w->loop_->run();
       this_worker = nullptr;
     });
     auto status = started.get();
@@ -72,8 +72,7 @@ void WorkerPool::run_on_all(const std::function<void(Worker&)>& fn) {
 
 void WorkerPool::stop() {
   for (auto& w : workers_) {
-    // The loop dies with its thread, so the thread itself calls stop().
-    if (w->thread_.joinable()) w->post([w = w.get()] { w->loop_->stop(); });
+    if (w->thread_.joinable()) w->loop_->stop();
   }
   for (auto& w : workers_)
     if (w->thread_.joinable()) w->thread_.join();

@@ -28,7 +28,8 @@ class Worker {
   friend class WorkerPool;
   uint32_t index_ = 0;
   std::atomic<int32_t> load_{0};
-  Loop* loop_ = nullptr;  // owned by the thread
+  // Made by its thread; outlives it, so that others may still post (and be ignored) at shutdown.
+  std::unique_ptr<Loop> loop_;
   std::thread thread_;
 };
 
@@ -49,7 +50,8 @@ class WorkerPool {
   Worker& least_loaded();
   // Runs `fn(worker)` on each worker's thread and waits for all. Not from a worker.
   void run_on_all(const std::function<void(Worker&)>& fn);
-  // Ends all loops (what they own must have been taken down before) and joins. Idempotent.
+  // Ends all loops (what they own must have been taken down before) and joins. Idempotent. What is
+  // posted from now on is destroyed, unrun, with the pool.
   void stop();
 
  private:

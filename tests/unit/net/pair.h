@@ -43,7 +43,7 @@ class Flows : public RelayOwner {
   std::unordered_map<Relay*, std::unique_ptr<Relay>> relays_;
 };
 
-class Far : public HboneHandler {
+class Far final : public HboneHandler {
  public:
   Far(rt::Loop& loop, std::shared_ptr<const TlsContext> tls, SocketAddress upstream,
       const HboneOptions& options = {}, const char* listen = "127.0.0.1:0")
@@ -109,7 +109,7 @@ class Far : public HboneHandler {
   std::unique_ptr<rt::Listener> listener_;
 };
 
-class Near {
+class Near final {
  public:
   Near(rt::Loop& loop, std::shared_ptr<const TlsContext> tls, SocketAddress far,
        std::vector<model::Identity> expected, const HboneOptions& options = {},

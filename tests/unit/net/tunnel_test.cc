@@ -105,9 +105,15 @@ class TunnelTest : public rt::BackendTest {
     thread.join();
   }
   TestCa ca;
-  // Every flow has ended: the threads of the applications can be joined.
+  // Every flow has ended, and the kernel was told of it (closing takes one more turn): the threads
+  // of the applications can be joined.
   void settle() {
     EXPECT_TRUE(run_until([&] { return near->flows.running() == 0 && far->flows.running() == 0; }));
+    for (int i = 0; i < 3; ++i) loop().run_once(MonoTime{});
+  }
+  void expect_ended(size_t flows) {
+    EXPECT_TRUE(run_until([&] { return near->flows.ended == flows && far->flows.ended == flows; }));
+    settle();
   }
   std::unique_ptr<Far> far;
   std::unique_ptr<Near> near;
@@ -128,7 +134,7 @@ TEST_P(TunnelTest, CarriesARequestAndItsAnswer) {
   EXPECT_EQ(far->last_peer.uri(), kClient);
   EXPECT_EQ(near->last_answer.status, 200);
   EXPECT_EQ(near->last_answer.peer.identity.uri(), kServer);
-  EXPECT_TRUE(run_until([&] { return near->flows.ended == 1 && far->flows.ended == 1; }));
+  expect_ended(1);
   for (Flows* f : {&near->flows, &far->flows}) {
     EXPECT_EQ(f->reports[0].reason, Reason::kOk);
     EXPECT_EQ(f->reports[0].closed_by, RelaySide::kClient);
@@ -235,7 +241,7 @@ TEST_P(TunnelTest, HalfCloseInBothOrders) {
         shutdown(c.get(), SHUT_WR);
       }
     });
-    EXPECT_TRUE(run_until([&] { return near->flows.ended == 1 && far->flows.ended == 1; }));
+    expect_ended(1);
     EXPECT_EQ(near->flows.reports[0].reason, Reason::kOk);
     EXPECT_EQ(near->flows.reports[0].closed_by,
               client_first ? RelaySide::kClient : RelaySide::kServer);
@@ -272,7 +278,7 @@ TEST_P(TunnelTest, ResetGoesThroughBothWays) {
         client_error = recv(c.get(), b, 1, 0) < 0 ? errno : -1;
       }
     });
-    EXPECT_TRUE(run_until([&] { return near->flows.ended == 1 && far->flows.ended == 1; }));
+    expect_ended(1);
     if (by_client) {
       EXPECT_TRUE(run_until([&] { return app_error != 0; }));
     }
@@ -323,7 +329,7 @@ TEST_P(TunnelTest, SlowReaderHoldsABoundedAmount) {
   EXPECT_GT(peak, 0u);
   EXPECT_LT(peak, 3u << 20);
   EXPECT_EQ(got, sent);
-  EXPECT_TRUE(run_until([&] { return near->flows.ended == 1 && far->flows.ended == 1; }));
+  expect_ended(1);
   EXPECT_EQ(held.used(), 0u);
 }
 
@@ -375,7 +381,7 @@ TEST_P(TunnelTest, ThousandConnectionsAtOnce) {
       ASSERT_EQ(b, s);
     }
   });
-  EXPECT_TRUE(run_until([&] { return near->flows.ended == 1000 && far->flows.ended == 1000; }));
+  expect_ended(1000);
   EXPECT_GE(near->pool.tunnels(), 10u);  // 100 streams each
   EXPECT_LE(near->pool.tunnels(), 20u);
   EXPECT_EQ(near->failures.size(), 0u);
@@ -399,7 +405,6 @@ TEST_P(TunnelTest, UpstreamThatRefusesIsA503) {
 TEST_P(TunnelTest, RelayAbortedByPolicyCutsBothEnds) {
   App app(echo);
   make(app.address);
-  std::atomic<bool> flowing{false};
   int error = 0;
   during([&] {
     UniqueFd c = dial(near->address);
@@ -410,7 +415,7 @@ TEST_P(TunnelTest, RelayAbortedByPolicyCutsBothEnds) {
     error = recv(c.get(), b, 1, 0) < 0 ? errno : -1;
   });
   EXPECT_EQ(error, ECONNRESET);
-  EXPECT_TRUE(run_until([&] { return near->flows.ended == 1 && far->flows.ended == 1; }));
+  expect_ended(1);
   EXPECT_EQ(far->flows.reports[0].reason, Reason::kPolicyChanged);
   EXPECT_EQ(far->flows.reports[0].closed_by, RelaySide::kNone);
 }
@@ -451,7 +456,7 @@ TEST_P(TunnelTest, LostTunnelResetsItsFlows) {
     error = recv(c.get(), b, 1, 0) < 0 ? errno : -1;
   });
   EXPECT_EQ(error, ECONNRESET);
-  EXPECT_TRUE(run_until([&] { return near->flows.ended == 1 && far->flows.ended == 1; }));
+  expect_ended(1);
   EXPECT_EQ(far->flows.reports[0].reason, Reason::kPeerRevoked);
   EXPECT_EQ(near->flows.reports[0].reason, Reason::kConnectReset);
 }
