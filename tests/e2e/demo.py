@@ -242,7 +242,7 @@ class Demo:
         if not pods:
             return []
         text = self.run("logs", "-n", SHOP, pods[0]["metadata"]["name"], echo=False).stdout
-        return [l for l in text.splitlines() if host in l and "access" in l]
+        return [l for l in text.splitlines() if f"authority=\"{host}" in l]
 
     def versions(self):
         self.step("catalog v2 arrives: callers get a mix of both")
