@@ -8,6 +8,7 @@
 #include <sys/epoll.h>
 #include <sys/file.h>
 #include <sys/signalfd.h>
+#include <unistd.h>
 
 #include <mutex>
 
@@ -192,6 +193,28 @@ Status run_agent(const Options& o) {
   return {};
 }
 
+namespace {
+
+void unenrol_all(Capture& capture, const std::string& state_file) {
+  const Result<std::string> text = sys::read_file(state_file);
+  if (!text) return;
+  Result<std::vector<PodRecord>> records = records_from_json(*text);
+  if (!records) return scope.error("{}: {}", state_file, records.error().to_string());
+  for (const PodRecord& r : *records) {
+    if (r.netns_path.empty()) continue;
+    Result<CapturedPod> pod = capture.open(r.netns_path, {});
+    if (!pod) continue;  // its namespace is gone, and the routing with it
+    pod->saved_sysctls = r.saved_sysctls;
+    pod->probed_addresses = r.probed_addresses;
+    pod->probed_ports = r.probed_ports;
+    const Status status = pod->cookie == r.cookie ? capture.finish(*pod) : Status();
+    if (!status) scope.error("pod {}: {}", r.label(), status.error().to_string());
+  }
+  ::unlink(state_file.c_str());
+}
+
+}  // namespace
+
 Status uninstall_agent(const Options& o) {
   MELTEMI_TRY(check(o));
   MELTEMI_TRY(sys::make_directories(o.run_dir, 0700));
@@ -199,6 +222,9 @@ Status uninstall_agent(const Options& o) {
   const uint64_t cookie = MELTEMI_TRY(MELTEMI_TRY(sys::Netns::current()).cookie());
   const std::unique_ptr<BpfStore> bpf =
       MELTEMI_TRY(BpfStore::load(MELTEMI_TRY(bpf_options(o, cookie))));
+  Capture capture(*bpf, {static_cast<uint32_t>(o.capture_mark), static_cast<uint32_t>(o.tunnel_mark)},
+                  cookie);
+  unenrol_all(capture, o.run_dir + "/enrolments.json");
   MELTEMI_TRY(bpf->uninstall());
   return remove_probe_addresses(probe_addresses(o));
 }

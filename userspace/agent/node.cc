@@ -336,6 +336,8 @@ void Node::start_reconciling() {
 }
 
 void Node::reconcile() {
+  // By its path: the cgroup may have been removed and made again.
+  if (Result<sys::Cgroup> now = sys::Cgroup::open(cgroup_.path())) cgroup_ = std::move(*now);
   if (Result<bool> attached = bpf_.attached(cgroup_); !attached || !*attached) {
     scope.warn("the node's cgroup hooks are not attached; attaching them");
     if (const Status status = bpf_.attach(cgroup_); !status)

@@ -576,6 +576,48 @@ TEST_F(AgentTest, a_second_agent_on_the_same_directory_is_refused) {
   EXPECT_EQ(WEXITSTATUS(*status), 1);
 }
 
+TEST_F(AgentTest, sigterm_leaves_capture_and_uninstall_leaves_nothing) {
+  LabPod& pod = lab.add_pod(1);
+  const std::string uid = "uid-" + pod.name;
+  start_agent();
+  FakeZtunnel ztunnel(zds_path());
+  control->decide(wanted(pod));
+  ASSERT_EQ(run_cni("ADD", pod).exit_code, 0);
+  ASSERT_TRUE(eventually([&] { return ztunnel.outbound(uid) >= 0; }));
+  stop_agent(SIGTERM);
+  EXPECT_TRUE(captured(pod));
+  auto uninstall = must(sys::Process::spawn(
+      {.argv = {binary("meltemi-agent"), "--uninstall", "--run-dir=" + lab.run_directory(),
+                "--cgroup=" + lab.cgroup.path(), "--bpf-dir=" + lab.bpf_directory()},
+       .netns = &lab.node, .cgroup = &system_}));
+  EXPECT_EQ(uninstall.wait(kLong).value_or(-1), 0);
+  EXPECT_FALSE(captured(pod, 300));
+  for (const auto& entry : std::filesystem::directory_iterator(lab.bpf_directory()))
+    EXPECT_FALSE(entry.is_directory()) << entry.path();  // the kernel's own *.debug files stay
+  auto netlink = must(sys::Netlink::open_in(pod.netns));
+  EXPECT_EQ(must(netlink.rules(AF_INET)).size(), 3u) << "local, main, default";
+  auto node = must(sys::Netlink::open_in(lab.node));
+  for (const sys::Address& a : must(node.addresses())) EXPECT_NE(a.ip, ip(MELTEMI_PROBE_ADDRESS_V4));
+}
+
+TEST_F(AgentTest, operators_see_readiness_and_what_bpf_did) {
+  LabPod& pod = lab.add_pod(1);
+  start_agent({"--health-listen=127.0.0.1:15022"});
+  control->decide(wanted(pod));
+  ASSERT_EQ(run_cni("ADD", pod).exit_code, 0);
+  ASSERT_TRUE(captured(pod));
+  const auto curl = [&](const std::string& command) {
+    auto p = must(sys::Process::spawn({.argv = {"sh", "-c", command}, .netns = &lab.node}));
+    return p.wait(kLong).value_or(-1) == 0;
+  };
+  EXPECT_TRUE(eventually([&] { return curl("curl -sf http://127.0.0.1:15022/healthz/ready >/dev/null"); }));
+  EXPECT_TRUE(eventually([&] {
+    return curl("curl -sf http://127.0.0.1:15022/metrics | grep -q '^meltemi_agent_pods_enrolled 1' && "
+                "curl -sf http://127.0.0.1:15022/metrics | "
+                "grep -q 'meltemi_capture_events_total{event=\"captured\"} [1-9]'");
+  }));
+}
+
 // --- decisions that change -------------------------------------------------------------------------
 
 TEST_F(AgentTest, leaving_the_mesh_cuts_no_captured_connection) {

@@ -364,6 +364,30 @@ TEST_F(CaptureTest, curl_probes_an_app_like_the_kubelet) {
   EXPECT_OK(app->stop(std::chrono::seconds(5)));
 }
 
+TEST_F(CaptureTest, only_the_kubelets_cgroup_probes_if_it_is_named) {
+  LabPod& pod = lab.add_pod(1);
+  const UniqueFd app = tcp_server(pod.netns, 8080);
+  const sys::Cgroup kubelet = must(must(lab.cgroup.child("system")).child("kubelet"));
+  bpf.reset();
+  BpfOptions named = options();
+  named.prober_cgroup = kubelet.path();
+  bpf = must(BpfStore::load(named));
+  ASSERT_OK(bpf->attach(lab.cgroup));
+  capture = std::make_unique<Capture>(*bpf, kMarks, must(lab.node.cookie()));
+  const CapturedPod captured = enrol(pod, {.probe_ports = {8080}, .strict = true});
+  // This process is of the node, but not the kubelet.
+  const UniqueFd other = tcp_client(lab.node, {pod.v4, 8080});
+  EXPECT_TRUE(accept_one(captured.listeners.inbound.get()));
+  EXPECT_FALSE(accept_one(app.get(), 0));
+  auto probe = sys::Process::spawn({.argv = {"curl", "-s", "--max-time", "5", "http://10.66.0.1:8080/"},
+                                    .netns = &lab.node, .cgroup = &kubelet});
+  ASSERT_OK(probe);
+  const UniqueFd accepted = accept_one(app.get());
+  ASSERT_TRUE(accepted);
+  EXPECT_EQ(peer_of(accepted.get()).ip, probes_.v4);
+  EXPECT_OK(probe->stop(std::chrono::seconds(1)));
+}
+
 TEST_F(CaptureTest, a_spoofed_probe_source_does_not_pass) {
   LabPod& pod = lab.add_pod(1);
   LabPod& attacker = lab.add_pod(2);
