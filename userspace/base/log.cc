@@ -6,10 +6,12 @@
 #include <spdlog/pattern_formatter.h>
 #include <spdlog/sinks/stdout_sinks.h>
 
+#include <algorithm>
+#include <atomic>
 #include <map>
 #include <memory>
-#include <optional>
 #include <mutex>
+#include <optional>
 #include <vector>
 
 #include "userspace/base/clock.h"
@@ -30,6 +32,10 @@ namespace log {
 namespace {
 
 constexpr size_t kQueueLines = 8192;
+// Between the message and the rendered fields of one payload. write() lets no message have it.
+constexpr char kFieldsFollow = '\x1f';
+
+std::atomic<Format> current_format{Format::kPlain};
 
 class LineFormatter final : public spdlog::formatter {
  public:
@@ -38,14 +44,19 @@ class LineFormatter final : public spdlog::formatter {
   void format(const spdlog::details::log_msg& m, spdlog::memory_buf_t& out) override {
     const std::string time = format_rfc3339(m.time);
     const std::string_view name(m.logger_name.data(), m.logger_name.size());
-    const std::string_view text(m.payload.data(), m.payload.size());
+    const std::string_view payload(m.payload.data(), m.payload.size());
+    const size_t split = payload.find(kFieldsFollow);
+    const std::string_view text = payload.substr(0, split);
+    const std::string_view fields =
+        split == std::string_view::npos ? std::string_view() : payload.substr(split + 1);
     const std::string_view level = level_name(m.level);
     if (format_ == Format::kJson)
       fmt::format_to(std::back_inserter(out),
-                     "{{\"level\":\"{}\",\"time\":\"{}\",\"scope\":\"{}\",\"message\":\"{}\"}}\n",
-                     level, time, name, escape(text));
+                     "{{\"level\":\"{}\",\"time\":\"{}\",\"scope\":\"{}\",\"message\":\"{}\"{}}}\n",
+                     level, time, name, escape(text), fields);
     else
-      fmt::format_to(std::back_inserter(out), "{}\t{}\t{}\t{}\n", time, level, name, text);
+      fmt::format_to(std::back_inserter(out), "{}\t{}\t{}\t{}{}\n", time, level, name, text,
+                     fields);
   }
   std::unique_ptr<spdlog::formatter> clone() const override {
     return std::make_unique<LineFormatter>(format_);
@@ -139,12 +150,15 @@ Status init(std::string_view levels, Format format) {
     Registry& r = registry();
     std::lock_guard lock(r.mutex);
     r.sink->set_formatter(std::make_unique<LineFormatter>(format));
+    current_format.store(format, std::memory_order_relaxed);
     if (!r.pool) r.pool = std::make_shared<spdlog::details::thread_pool>(kQueueLines, 1);
     // Loggers made before init() were synchronous; Scope caches raw pointers, so they stay alive
     // and simply keep writing synchronously. Their level still follows.
   }
   return set_levels(levels);
 }
+
+Format format() { return current_format.load(std::memory_order_relaxed); }
 
 uint64_t dropped_lines() {
   Registry& r = registry();
@@ -174,10 +188,38 @@ void flush() {
   r.sink->flush();
 }
 
+namespace {
+
+// Length of the well-formed UTF-8 sequence at the front (RFC 3629), 0 if it is malformed.
+size_t utf8_length(std::string_view text) {
+  const auto at = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
+  const unsigned char lead = at(0);
+  const size_t n = lead < 0x80 ? 1 : lead >> 5 == 6 ? 2 : lead >> 4 == 14 ? 3 : lead >> 3 == 30 ? 4 : 0;
+  if (n == 0 || n > text.size()) return 0;
+  for (size_t i = 1; i < n; ++i) {
+    if (at(i) >> 6 != 2) return 0;
+  }
+  const bool overlong = (n == 2 && lead < 0xc2) || (n == 3 && lead == 0xe0 && at(1) < 0xa0) ||
+                        (n == 4 && lead == 0xf0 && at(1) < 0x90);
+  const bool no_character = (n == 3 && lead == 0xed && at(1) >= 0xa0) ||  // surrogates
+                            (n == 4 && (lead > 0xf4 || (lead == 0xf4 && at(1) >= 0x90)));
+  return overlong || no_character ? 0 : n;
+}
+
+}  // namespace
+
 std::string escape(std::string_view text) {
   std::string out;
   out.reserve(text.size());
-  for (const char c : text) {
+  for (size_t i = 0; i < text.size();) {
+    const char c = text[i];
+    if (static_cast<unsigned char>(c) >= 0x80) {
+      const size_t n = utf8_length(text.substr(i));
+      out += n == 0 ? std::string_view("\\ufffd") : text.substr(i, n);
+      i += std::max<size_t>(n, 1);
+      continue;
+    }
+    ++i;
     switch (c) {
       case '"':
         out += "\\\"";
@@ -205,11 +247,24 @@ std::string escape(std::string_view text) {
 }
 
 void write(spdlog::logger& scope, spdlog::level::level_enum level, std::string_view message) {
+  if (message.find(kFieldsFollow) != std::string_view::npos) [[unlikely]] {
+    std::string clean(message);
+    std::replace(clean.begin(), clean.end(), kFieldsFollow, '?');
+    return write(scope, level, clean);
+  }
   scope.log(level, spdlog::string_view_t(message.data(), message.size()));
 }
 
+void write_with_fields(spdlog::logger& scope, spdlog::level::level_enum level,
+                       std::string_view message, std::string_view fields) {
+  std::string payload;
+  payload.reserve(message.size() + 1 + fields.size());
+  payload.append(message).append(1, kFieldsFollow).append(fields);
+  scope.log(level, spdlog::string_view_t(payload.data(), payload.size()));
+}
+
 spdlog::logger& Scope::get() const {
-  if (logger_ != nullptr) return *logger_;
+  if (spdlog::logger* known = logger_.load(std::memory_order_acquire)) return *known;
   Registry& r = registry();
   std::lock_guard lock(r.mutex);
   auto& slot = r.loggers[name_];
@@ -222,8 +277,8 @@ spdlog::logger& Scope::get() const {
     const auto it = r.levels.find(name_);
     slot->set_level(it == r.levels.end() ? r.default_level : it->second);
   }
-  logger_ = slot.get();
-  return *logger_;
+  logger_.store(slot.get(), std::memory_order_release);
+  return *slot;
 }
 
 }  // namespace log

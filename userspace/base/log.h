@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
 
+#include <atomic>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -25,10 +26,17 @@ Status set_levels(std::string_view levels);
 uint64_t dropped_lines();
 // Writes out what is queued; at exit.
 void flush();
-// Escapes control characters, quotes and backslashes, so that a peer's bytes cannot forge a line.
+// What init() chose.
+Format format();
+// Escapes control characters, quotes and backslashes, and replaces what is no UTF-8, so that a peer's
+// bytes cannot forge a line and JSON lines always parse.
 std::string escape(std::string_view text);
 // Writes one already formatted line under `scope` (access logs format their own fields).
 void write(spdlog::logger& scope, spdlog::level::level_enum level, std::string_view message);
+// The same with fields that the caller rendered for format(): ` key="value"` each in plain lines,
+// `,"key":"value"` in JSON, where they become members of the line's object. `message` is a constant.
+void write_with_fields(spdlog::logger& scope, spdlog::level::level_enum level,
+                       std::string_view message, std::string_view fields);
 
 // A named logger. Define one static per component: `static log::Scope scope("agent");`
 class Scope {
@@ -60,7 +68,7 @@ class Scope {
     if (logger.should_log(level)) write(logger, level, fmt::format(f, std::forward<A>(a)...));
   }
   const char* name_;
-  mutable spdlog::logger* logger_ = nullptr;
+  mutable std::atomic<spdlog::logger*> logger_{nullptr};
 };
 
 }  // namespace meltemi::log

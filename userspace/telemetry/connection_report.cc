@@ -79,20 +79,20 @@ bool is_failure(Reason reason) {
   }
 }
 
-std::string access_line(const FlowInfo& f, std::string_view what) {
-  std::string line(what);
-  add_raw(line, "src.addr", f.src.to_string());
-  add_peer_fields(line, "src", f.source, f.security);
-  add_raw(line, "dst.addr", f.dst.to_string());
+LogFields fields_of(const FlowInfo& f) {
+  LogFields out;
+  out.word("src.addr", f.src.to_string());
+  out.peer("src", f.source, f.security);
+  out.word("dst.addr", f.dst.to_string());
   if (f.hbone) {
-    add_raw(line, "dst.hbone_addr", f.hbone->to_string());
-  } else if (!f.hbone_host.empty()) {
-    add_field(line, "dst.hbone_addr", f.hbone_host);
+    out.word("dst.hbone_addr", f.hbone->to_string());
+  } else {
+    out.text("dst.hbone_addr", f.hbone_host);
   }
-  if (f.service) add_field(line, "dst.service", f.service->hostname);
-  add_peer_fields(line, "dst", f.destination, f.security);
-  add_field(line, "direction", f.direction == Direction::kOutbound ? "outbound" : "inbound");
-  return line;
+  if (f.service) out.text("dst.service", f.service->hostname);
+  out.peer("dst", f.destination, f.security);
+  out.text("direction", f.direction == Direction::kOutbound ? "outbound" : "inbound");
+  return out;
 }
 
 void count_failure(TcpMetrics::Table& table, size_t shard, const FlowInfo& info, Reason reason,
@@ -169,7 +169,8 @@ ConnectionReport::ConnectionReport(TcpMetrics& metrics, size_t shard, FlowInfo i
       start_(now) {
   series_->cells[TcpMetrics::kOpened].add(1);
   if (access_log.get().should_log(spdlog::level::debug)) {
-    log::write(access_log.get(), spdlog::level::debug, access_line(info_, "connection opened"));
+    log::write_with_fields(access_log.get(), spdlog::level::debug, "connection opened",
+                           fields_of(info_).rendered());
   }
 }
 
@@ -189,14 +190,14 @@ void ConnectionReport::finish(Reason reason, std::string_view detail, MonoTime n
   spdlog::logger& logger = access_log.get();
   if (!logger.should_log(level)) return;
   const bool outbound = info_.direction == Direction::kOutbound;
-  std::string line = access_line(info_, "connection complete");
-  add_raw(line, "bytes_sent", fmt::to_string(outbound ? to_server_ : to_client_));
-  add_raw(line, "bytes_recv", fmt::to_string(outbound ? to_client_ : to_server_));
-  add_field(line, "duration", log_duration(now - start_));
-  add_raw(line, "reason", reason_name(reason));
-  add_field(line, "policy", policy_);
-  if (failed) add_field(line, "error", detail.empty() ? reason_meaning(reason) : detail);
-  log::write(logger, level, line);
+  LogFields line = fields_of(info_);
+  line.number("bytes_sent", outbound ? to_server_ : to_client_);
+  line.number("bytes_recv", outbound ? to_client_ : to_server_);
+  line.text("duration", log_duration(now - start_));
+  line.word("reason", reason_name(reason));
+  line.text("policy", policy_);
+  if (failed) line.text("error", detail.empty() ? reason_meaning(reason) : detail);
+  log::write_with_fields(logger, level, "connection complete", line.rendered());
 }
 
 void report_early_failure(TcpMetrics& metrics, size_t shard, const FlowInfo& info, Reason reason,
@@ -204,10 +205,10 @@ void report_early_failure(TcpMetrics& metrics, size_t shard, const FlowInfo& inf
   count_failure(metrics.table_, shard, info, reason, false);
   spdlog::logger& logger = access_log.get();
   if (!logger.should_log(spdlog::level::warn)) return;
-  std::string line = access_line(info, "connection failed");
-  add_raw(line, "reason", reason_name(reason));
-  add_field(line, "error", detail.empty() ? reason_meaning(reason) : detail);
-  log::write(logger, spdlog::level::warn, line);
+  LogFields line = fields_of(info);
+  line.word("reason", reason_name(reason));
+  line.text("error", detail.empty() ? reason_meaning(reason) : detail);
+  log::write_with_fields(logger, spdlog::level::warn, "connection failed", line.rendered());
 }
 
 }  // namespace meltemi::telemetry

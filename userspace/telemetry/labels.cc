@@ -36,31 +36,46 @@ std::string_view security_name(Security security) {
   return "unknown";
 }
 
-void add_raw(std::string& line, std::string_view key, std::string_view value) {
-  line += ' ';
-  line += key;
-  line += '=';
-  line += value;
+void LogFields::key(std::string_view prefix, std::string_view name) {
+  out_ += json_ ? ",\"" : " ";
+  if (!prefix.empty()) (out_ += prefix) += '.';
+  out_ += name;
+  out_ += json_ ? "\":" : "=";
 }
 
-void add_field(std::string& line, std::string_view key, std::string_view value) {
-  if (value.empty()) return;
-  line += ' ';
-  line += key;
-  line += "=\"";
-  line += log::escape(value);
-  line += '"';
+void LogFields::value(std::string_view text, bool quoted) {
+  if (quoted) out_ += '"';
+  out_ += log::escape(text);
+  if (quoted) out_ += '"';
 }
 
-void add_peer_fields(std::string& line, std::string_view prefix, const Peer& peer,
-                     Security security) {
-  const auto key = [&](std::string_view name) { return fmt::format("{}.{}", prefix, name); };
+void LogFields::text(std::string_view name, std::string_view text) {
+  if (text.empty()) return;
+  key({}, name);
+  value(text, true);
+}
+
+void LogFields::word(std::string_view name, std::string_view text) {
+  key({}, name);
+  value(text, json_);
+}
+
+void LogFields::number(std::string_view name, uint64_t n) {
+  key({}, name);
+  out_ += fmt::to_string(n);
+}
+
+void LogFields::peer(std::string_view prefix, const Peer& peer, Security security) {
+  const auto part = [&](std::string_view name, std::string_view text) {
+    if (text.empty()) return;
+    key(prefix, name);
+    value(text, true);
+  };
   const auto& w = peer.workload;
-  add_field(line, key("workload"),
-            w ? (w->name.empty() ? w->canonical_name : w->name).view() : peer.name.view());
-  add_field(line, key("namespace"), w ? w->ns.view() : peer.ns.view());
-  if (security == Security::kMutualTls) add_field(line, key("identity"), peer.identity.uri());
-  add_field(line, key("cluster"), w ? w->cluster.view() : peer.cluster.view());
+  part("workload", w ? (w->name.empty() ? w->canonical_name : w->name).view() : peer.name.view());
+  part("namespace", w ? w->ns.view() : peer.ns.view());
+  if (security == Security::kMutualTls) part("identity", peer.identity.uri());
+  part("cluster", w ? w->cluster.view() : peer.cluster.view());
 }
 
 std::string log_duration(Duration duration) {

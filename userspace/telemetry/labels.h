@@ -4,6 +4,7 @@
 #include <string>
 #include <string_view>
 
+#include "userspace/base/log.h"
 #include "userspace/telemetry/connection_report.h"
 
 namespace meltemi::telemetry {
@@ -16,13 +17,22 @@ struct PeerLabels {
 PeerLabels peer_labels(const Peer& peer, Security security);
 std::string_view security_name(Security security);  // connection_security_policy
 
-// Appends ` key="value"` with the value escaped; nothing if it is empty.
-void add_field(std::string& line, std::string_view key, std::string_view value);
-// Appends ` key=value` verbatim.
-void add_raw(std::string& line, std::string_view key, std::string_view value);
-// workload, namespace, identity and cluster of one end under `prefix` ("src" or "dst").
-void add_peer_fields(std::string& line, std::string_view prefix, const Peer& peer,
-                     Security security);
+// The fields of one log line, rendered for the log's format as they are added.
+class LogFields {
+ public:
+  void text(std::string_view key, std::string_view value);  // nothing if the value is empty
+  void word(std::string_view key, std::string_view value);  // not quoted in plain lines: addresses
+  void number(std::string_view key, uint64_t value);
+  // workload, namespace, identity and cluster of one end under `prefix` ("src" or "dst").
+  void peer(std::string_view prefix, const Peer& peer, Security security);
+  const std::string& rendered() const { return out_; }
+
+ private:
+  void key(std::string_view prefix, std::string_view name);
+  void value(std::string_view text, bool quoted);
+  const bool json_ = log::format() == log::Format::kJson;
+  std::string out_;
+};
 std::string log_duration(Duration duration);  // "3ms", "1.250s", "840us"
 
 }  // namespace meltemi::telemetry

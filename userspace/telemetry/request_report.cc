@@ -198,35 +198,35 @@ void RequestReport::finish(Reason reason, std::string_view detail, MonoTime now,
   const bool failed = reason != Reason::kOk && reason != Reason::kDirectResponse;
   const auto level = failed ? spdlog::level::warn : spdlog::level::info;
   if (!logger.should_log(level)) return;
-  std::string line = "request complete";
-  add_field(line, "method", info_.method);
-  add_field(line, "path", info_.path);
-  add_field(line, "authority", info_.authority);
-  add_field(line, "protocol", info_.protocol);
-  add_raw(line, "response_code", fmt::to_string(status_));
-  add_raw(line, "response_flags", http_response_flags(reason));
-  add_field(line, "grpc_status", grpc_status_);
-  add_raw(line, "bytes_received", fmt::to_string(received_));
-  add_raw(line, "bytes_sent", fmt::to_string(sent_));
-  add_field(line, "duration", log_duration(took));
+  LogFields line;
+  line.text("method", info_.method);
+  line.text("path", info_.path);
+  line.text("authority", info_.authority);
+  line.text("protocol", info_.protocol);
+  line.number("response_code", status_);
+  line.word("response_flags", http_response_flags(reason));
+  line.text("grpc_status", grpc_status_);
+  line.number("bytes_received", received_);
+  line.number("bytes_sent", sent_);
+  line.text("duration", log_duration(took));
   if (upstream_time_ > Duration::zero()) {
-    add_field(line, "upstream_service_time", log_duration(upstream_time_));
+    line.text("upstream_service_time", log_duration(upstream_time_));
   }
-  if (attempts_ > 1) add_raw(line, "attempts", fmt::to_string(attempts_));
-  add_field(line, "route_name", info_.route);
-  add_field(line, "upstream_cluster", info_.cluster);
-  if (info_.upstream) add_raw(line, "upstream_host", info_.upstream->to_string());
-  add_raw(line, "src.addr", info_.downstream_remote.to_string());
-  add_peer_fields(line, "src", info_.source, info_.security);
-  add_raw(line, "dst.addr", info_.downstream_local.to_string());
-  if (info_.service) add_field(line, "dst.service", info_.service->hostname);
-  add_peer_fields(line, "dst", info_.destination, info_.security);
-  add_field(line, "x_forwarded_for", info_.forwarded_for);
-  add_field(line, "user_agent", info_.user_agent);
-  add_field(line, "request_id", info_.request_id);
-  add_raw(line, "reason", reason_name(reason));
-  if (failed) add_field(line, "error", detail.empty() ? reason_meaning(reason) : detail);
-  log::write(logger, level, line);
+  if (attempts_ > 1) line.number("attempts", attempts_);
+  line.text("route_name", info_.route);
+  line.text("upstream_cluster", info_.cluster);
+  if (info_.upstream) line.word("upstream_host", info_.upstream->to_string());
+  line.word("src.addr", info_.downstream_remote.to_string());
+  line.peer("src", info_.source, info_.security);
+  line.word("dst.addr", info_.downstream_local.to_string());
+  if (info_.service) line.text("dst.service", info_.service->hostname);
+  line.peer("dst", info_.destination, info_.security);
+  line.text("x_forwarded_for", info_.forwarded_for);
+  line.text("user_agent", info_.user_agent);
+  line.text("request_id", info_.request_id);
+  line.word("reason", reason_name(reason));
+  if (failed) line.text("error", detail.empty() ? reason_meaning(reason) : detail);
+  log::write_with_fields(logger, level, "request complete", line.rendered());
 }
 
 }  // namespace meltemi::telemetry

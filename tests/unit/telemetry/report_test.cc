@@ -4,6 +4,8 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <nlohmann/json.hpp>
+#include <sstream>
 
 #include "userspace/base/log.h"
 #include "userspace/telemetry/connection_report.h"
@@ -51,11 +53,15 @@ FlowInfo flow(Direction direction) {
   return f;
 }
 
+bool log_is_on() {
+  static const bool once = log::init("info", log::Format::kPlain).has_value();
+  return once;
+}
+
 // What the log writes to stderr while `f` runs.
 template <typename F>
 std::string logged(F f) {
-  static const bool once = [] { return log::init("info", log::Format::kPlain).has_value(); }();
-  EXPECT_TRUE(once);
+  EXPECT_TRUE(log_is_on());
   log::flush();
   FILE* file = std::tmpfile();
   const int saved = dup(2);
@@ -141,6 +147,37 @@ TEST_F(Reports, AFailedFlowCarriesItsFlagAndReason) {
   const std::string text = registry_.text();
   EXPECT_THAT(text, testing::ContainsRegex("connections_failed_total\\{.*response_flags=\"DENY\".*\\} 1\n"));
   EXPECT_THAT(text, testing::ContainsRegex("connections_closed_total\\{.*response_flags=\"DENY\".*\\} 1\n"));
+}
+
+TEST_F(Reports, JsonHasTheFieldsAsMembersAndAlwaysParses) {
+  logged([] {});
+  ASSERT_TRUE(log::init("info", log::Format::kJson));
+  const std::string lines = logged([&] {
+    ConnectionReport good(metrics_, 0, flow(Direction::kOutbound), MonoTime());
+    good.progress(11, 22);
+    good.finish(Reason::kOk, "", MonoTime(std::chrono::milliseconds(3)));
+    FlowInfo hostile = flow(Direction::kInbound);
+    hostile.hbone.reset();
+    hostile.hbone_host = "a\x1f\",\"reason\":\"ok\xff\xc0\x80\n";
+    ConnectionReport bad(metrics_, 0, hostile, MonoTime());
+    bad.finish(Reason::kBadRequest, std::string("\x00\xed\xa0\x80 \xe2\x82\xac", 8), MonoTime());
+    log::Scope("peer").warn("raw {}", "\x1f,\"level\":\"forged\"\xfe");
+  });
+  ASSERT_TRUE(log::init("info", log::Format::kPlain));
+  std::istringstream in(lines);
+  std::vector<nlohmann::json> parsed;
+  for (std::string line; std::getline(in, line);) parsed.push_back(nlohmann::json::parse(line));
+  ASSERT_EQ(parsed.size(), 3u) << lines;
+  EXPECT_EQ(parsed[0]["message"], "connection complete");
+  EXPECT_EQ(parsed[0]["scope"], "access");
+  EXPECT_EQ(parsed[0]["src.addr"], "10.0.0.5:40112");
+  EXPECT_EQ(parsed[0]["dst.identity"], "spiffe://cluster.local/ns/shop/sa/api");
+  EXPECT_EQ(parsed[0]["bytes_sent"], 11);
+  EXPECT_EQ(parsed[0]["duration"], "3ms");
+  EXPECT_EQ(parsed[0]["reason"], "ok");
+  EXPECT_EQ(parsed[1]["reason"], "bad_request");
+  EXPECT_EQ(parsed[1]["level"], "error");
+  EXPECT_EQ(parsed[2]["level"], "warn");
 }
 
 TEST_F(Reports, ADroppedReportSaysSo) {
