@@ -28,8 +28,9 @@ Status run(control::Settings settings) {
   if (settings.log_format != "json" && settings.log_format != "plain") {
     return fail(Reason::kBadConfig, Fault::kConfig, "--log-format is plain or json");
   }
-  MELTEMI_TRY(log::init(settings.log_level, format));
+  // Before the log starts its thread: a thread that does not block the signals would be killed by them.
   const UniqueFd stop = stop_signals();
+  MELTEMI_TRY(log::init(settings.log_level, format));
   auto plane = MELTEMI_TRY(control::ControlPlane::create(std::move(settings)));
   return plane->run(stop.get());
 }

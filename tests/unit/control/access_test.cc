@@ -1,0 +1,135 @@
+// Who gets what: the whole table of callers and wishes, on the pods that the configuration knows.
+#include "userspace/control/access.h"
+
+#include <gmock/gmock.h>
+
+namespace meltemi::control {
+namespace {
+
+using config::Kind;
+using config::Object;
+using config::ObjectChange;
+
+struct AccessTest : ::testing::Test {
+  AccessTest() {
+    pod("shop", "web-1", "u1", "web", "node1");
+    pod("shop", "db-1", "u2", "db", "node2");
+    pod("shop", "done-1", "u3", "done", "node1", "Succeeded");
+    pod("shop", "wp-1", "u4", "wp", "node1", "Running", "wp");
+    pod("shop", "unplaced", "u5", "later", "");
+  }
+
+  void pod(const std::string& ns, const std::string& name, const std::string& uid,
+           const std::string& account, const std::string& node, const std::string& phase = "Running",
+           const std::string& gateway = "") {
+    Object object = Object::make(Kind::kPod, ns, name);
+    object.mutable_meta().set_uid(uid);
+    if (!gateway.empty()) {
+      (*object.mutable_meta().mutable_labels())["gateway.networking.k8s.io/gateway-name"] = gateway;
+    }
+    object.edit<config::kube::Pod>([&](config::kube::Pod& body) {
+      body.mutable_spec()->set_node_name(node);
+      body.mutable_spec()->set_service_account_name(account);
+      body.mutable_status()->set_phase(phase);
+    });
+    pods.apply({ObjectChange{object.key(), nullptr, std::make_shared<const Object>(object)}});
+  }
+  void remove(const std::string& name) {
+    pods.apply({ObjectChange{{Kind::kPod, "shop", name}, nullptr, nullptr}});
+  }
+  static xds::Caller ztunnel(const std::string& node = "node1") {
+    return {"istio-system", "ztunnel", "zt", "zu", node};
+  }
+  static xds::Caller agent(const std::string& node = "node1") {
+    return {"istio-system", "meltemi-agent", "ag", "au", node};
+  }
+  static xds::Caller waypoint() { return {"shop", "wp", "wp-1", "u4", "node1"}; }
+  std::string grant(const xds::Caller& caller, const std::string& impersonate = "") {
+    const auto identity = access.grant(caller, impersonate);
+    if (!identity) EXPECT_EQ(identity.error().reason, Reason::kPermission);
+    return identity ? std::string(identity->uri()) : "denied";
+  }
+  std::string scope(const xds::Caller& caller, std::string_view type, const std::string& gateway = "") {
+    xds::Node node;
+    if (!gateway.empty()) node.metadata["GATEWAY_NAME"] = gateway;
+    const auto scope = access.scope_of(caller, node, type);
+    return scope ? "[" + *scope + "]" : "denied";
+  }
+
+  PodIndex pods;
+  Access access{{}, &pods};
+};
+
+TEST_F(AccessTest, ANodeProxyGetsIdentitiesOfItsNodeOnly) {
+  const std::string web = "spiffe://cluster.local/ns/shop/sa/web";
+  const std::string db = "spiffe://cluster.local/ns/shop/sa/db";
+  EXPECT_EQ(grant(ztunnel("node1"), web), web);
+  EXPECT_EQ(grant(ztunnel("node2"), web), "denied");
+  EXPECT_EQ(grant(ztunnel("node2"), db), db);
+  EXPECT_EQ(grant(ztunnel("node1"), db), "denied");
+  EXPECT_EQ(grant(ztunnel(""), web), "denied") << "a token without a node proves no node";
+  EXPECT_EQ(grant(ztunnel("node1"), "spiffe://cluster.local/ns/shop/sa/done"), "denied")
+      << "the pod has ended";
+  EXPECT_EQ(grant(ztunnel(""), "spiffe://cluster.local/ns/shop/sa/later"), "denied");
+  EXPECT_EQ(grant(ztunnel("node1"), "spiffe://other.domain/ns/shop/sa/web"), "denied");
+  EXPECT_EQ(grant(ztunnel("node1"), "spiffe://cluster.local/ns/other/sa/web"), "denied");
+  EXPECT_EQ(grant(ztunnel("node1"), "nonsense"), "denied");
+  remove("web-1");
+  EXPECT_EQ(grant(ztunnel("node1"), web), "denied") << "no longer there";
+}
+
+TEST_F(AccessTest, OthersGetTheirOwnIdentityOnly) {
+  EXPECT_EQ(grant(waypoint()), "spiffe://cluster.local/ns/shop/sa/wp");
+  EXPECT_EQ(grant(waypoint(), "spiffe://cluster.local/ns/shop/sa/wp"),
+            "spiffe://cluster.local/ns/shop/sa/wp");
+  EXPECT_EQ(grant(waypoint(), "spiffe://cluster.local/ns/shop/sa/web"), "denied");
+  EXPECT_EQ(grant(agent(), "spiffe://cluster.local/ns/shop/sa/web"), "denied");
+  EXPECT_EQ(grant(ztunnel()), "spiffe://cluster.local/ns/istio-system/sa/ztunnel");
+  EXPECT_EQ(grant({"shop", "ztunnel", "", "", "node1"}, "spiffe://cluster.local/ns/shop/sa/web"),
+            "denied")
+      << "a service account of that name in another namespace";
+}
+
+TEST_F(AccessTest, EachRoleSeesItsTypes) {
+  EXPECT_EQ(scope(ztunnel(), xds::kTypeAddress), "[]");
+  EXPECT_EQ(scope(ztunnel(), xds::kTypeAuthorization), "[]");
+  EXPECT_EQ(scope(ztunnel(), xds::kTypePodEnrolment), "denied");
+  EXPECT_EQ(scope(ztunnel(), xds::kTypeListener), "denied");
+  EXPECT_EQ(scope(agent("node2"), xds::kTypePodEnrolment), "[node/node2]");
+  EXPECT_EQ(scope(agent(""), xds::kTypePodEnrolment), "denied");
+  EXPECT_EQ(scope(agent(), xds::kTypeAddress), "denied");
+  for (const auto type : {xds::kTypeListener, xds::kTypeRoute, xds::kTypeCluster, xds::kTypeEndpoints}) {
+    EXPECT_EQ(scope(waypoint(), type, "wp"), "[waypoint/shop/wp]");
+  }
+  EXPECT_EQ(scope(waypoint(), xds::kTypeAddress, "wp"), "[]");
+  EXPECT_EQ(scope(waypoint(), xds::kTypeAuthorization, "wp"), "denied");
+  EXPECT_EQ(scope(waypoint(), xds::kTypePodEnrolment, "wp"), "denied");
+  EXPECT_EQ(scope(ztunnel(), "type.googleapis.com/istio.debug"), "denied");
+}
+
+TEST_F(AccessTest, AWaypointProvesItsGatewayByItsPod) {
+  EXPECT_EQ(scope(waypoint(), xds::kTypeListener, "another"), "denied");
+  EXPECT_EQ(scope({"shop", "web", "web-1", "u1", "node1"}, xds::kTypeListener, "wp"), "denied")
+      << "an ordinary pod";
+  EXPECT_EQ(scope({"shop", "wp", "wp-1", "old-uid", "node1"}, xds::kTypeListener, "wp"), "denied")
+      << "the token of a pod that was replaced";
+  EXPECT_EQ(scope({"shop", "wp", "", "", ""}, xds::kTypeListener, "wp"), "denied")
+      << "not bound to a pod";
+  EXPECT_EQ(scope({"shop", "web", "wp-1", "u4", "node1"}, xds::kTypeListener, "wp"), "denied")
+      << "another service account";
+  xds::Node node;
+  EXPECT_TRUE(access.still_welcome(waypoint(), node));
+  remove("wp-1");
+  EXPECT_FALSE(access.still_welcome(waypoint(), node));
+  EXPECT_TRUE(access.still_welcome(ztunnel(), node));
+}
+
+TEST_F(AccessTest, AnAgentReportsForItsNode) {
+  EXPECT_TRUE(access.may_report(agent("node1"), "node1"));
+  EXPECT_FALSE(access.may_report(agent("node1"), "node2"));
+  EXPECT_FALSE(access.may_report(agent(""), ""));
+  EXPECT_FALSE(access.may_report(ztunnel("node1"), "node1"));
+}
+
+}  // namespace
+}  // namespace meltemi::control
