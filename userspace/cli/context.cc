@@ -8,7 +8,8 @@ int report(const Error& error) {
 }
 
 void report(const config::Problems& problems) {
-  for (const config::Problem& problem : problems) complain("{}\n", problem.to_string());
+  for (const config::Problem& problem : problems)
+    if (problem.severity != config::Severity::kInfo) complain("{}\n", problem.to_string());
 }
 
 int finish(const Status& status) { return status ? kExitOk : report(status.error()); }

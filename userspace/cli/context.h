@@ -53,7 +53,8 @@ void complain(fmt::format_string<A...> f, A&&... a) {
 
 // "error: ..." on stderr; the exit code that its reason means.
 int report(const Error& error);
-// One line each on stderr.
+// Errors and warnings, one line each on stderr. Fields that are accepted without effect (a container's
+// image, say) are not worth a line at every apply: `meltemi pod-fields` has the table.
 void report(const config::Problems& problems);
 // report() of an error, kExitOk otherwise.
 int finish(const Status& status);
