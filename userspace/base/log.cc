@@ -1,6 +1,7 @@
 // spdlog behind the house format. The JSON form is always parseable: every message is escaped.
 #include "userspace/base/log.h"
 
+#include <signal.h>
 #include <spdlog/async.h>
 #include <spdlog/async_logger.h>
 #include <spdlog/pattern_formatter.h>
@@ -151,7 +152,15 @@ Status init(std::string_view levels, Format format) {
     std::lock_guard lock(r.mutex);
     r.sink->set_formatter(std::make_unique<LineFormatter>(format));
     current_format.store(format, std::memory_order_relaxed);
-    if (!r.pool) r.pool = std::make_shared<spdlog::details::thread_pool>(kQueueLines, 1);
+    if (!r.pool) {
+      // The writer's thread takes no signals: main() may block those it waits for only later, and one
+      // that this thread got would end the process.
+      sigset_t all, before;
+      sigfillset(&all);
+      pthread_sigmask(SIG_SETMASK, &all, &before);
+      r.pool = std::make_shared<spdlog::details::thread_pool>(kQueueLines, 1);
+      pthread_sigmask(SIG_SETMASK, &before, nullptr);
+    }
     // Loggers made before init() were synchronous; Scope caches raw pointers, so they stay alive
     // and simply keep writing synchronously. Their level still follows.
   }
