@@ -241,6 +241,7 @@ void Tunnel::wait_for_room(HboneStream& stream) {
 bool Tunnel::send_data(HboneStream& stream, SliceCursor& data, bool end) {
   if (dead_ || !session_) return false;
   if (!blocked_) take_pending();
+  want_flush();  // also of what goes in before the window or the kernel is full
   while (data.left() > 0) {
     if (blocked_) {
       wait_for_room(stream);
@@ -265,7 +266,6 @@ bool Tunnel::send_data(HboneStream& stream, SliceCursor& data, bool end) {
     // A full slot goes out while it is in the cache.
     if (slot_used_ > rt::BufferPool::kLarge - codec::kTlsMaxPlaintext) send_slot();
   }
-  want_flush();
   return true;
 }
 
