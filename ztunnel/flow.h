@@ -3,6 +3,7 @@
 // once. Must never reach an app before policy has spoken.
 #pragma once
 
+#include <array>
 #include <list>
 #include <memory>
 #include <optional>
@@ -77,10 +78,11 @@ class OutboundFlow final : public Flow {
 
  private:
   // Endpoints tried before the client hears of a failed connect.
-  static constexpr int kMaxAttempts = 3;
+  static constexpr size_t kMaxAttempts = 3;
   struct Call;
 
   void advance();
+  Result<model::OutboundDecision> decide(const model::Workload& source);
   void wait_for(Reason reason, std::string detail);
   void dial();
   void open_tunnel(TlsContextPtr tls);
@@ -99,6 +101,7 @@ class OutboundFlow final : public Flow {
   std::optional<Error> waiting_;  // why it waits, if it does
   MonoTime patience_;
   uint8_t attempts_ = 0;
+  std::array<SocketAddress, kMaxAttempts> tried_;  // the first attempts_ of them
 };
 
 class InboundFlow final : public Flow {

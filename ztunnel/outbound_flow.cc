@@ -77,6 +77,18 @@ void OutboundFlow::wait_for(Reason reason, std::string detail) {
   end_unknown(error, describe());
 }
 
+// After a failed attempt other endpoints are preferred, as far as a few draws find one.
+Result<OutboundDecision> OutboundFlow::decide(const model::Workload& source) {
+  constexpr int kDraws = 8;
+  const auto end = tried_.begin() + attempts_;
+  for (int draw = 1;; ++draw) {
+    auto decision = model::decide_outbound(worker_.mesh(), source, dst_, worker_.random());
+    if (!decision || draw == kDraws || std::find(tried_.begin(), end, decision->target) == end) {
+      return decision;
+    }
+  }
+}
+
 void OutboundFlow::advance() {
   waiting_.reset();
   const model::WorkloadPtr source = worker_.workload(*pod_);
@@ -92,7 +104,7 @@ void OutboundFlow::advance() {
                         "the listener is for captured connections only"},
                        describe());
   }
-  auto decision = model::decide_outbound(worker_.mesh(), *source, dst_, worker_.random());
+  auto decision = decide(*source);
   if (!decision) {
     const telemetry::FlowInfo info = describe();
     return end(decision.error().reason, decision.error().detail, &info);
@@ -109,7 +121,7 @@ void OutboundFlow::advance() {
 }
 
 void OutboundFlow::dial() {
-  ++attempts_;
+  tried_[attempts_++] = decision_.target;
   dial_ = std::make_unique<DialHolder>(worker_.loop());
   const PodPtr pod = pod_->pod;
   dial_->dial.start([pod](const SocketAddress& to) { return pod->dial_socket(to, std::nullopt); },
@@ -122,7 +134,7 @@ void OutboundFlow::dial() {
 }
 
 void OutboundFlow::open_tunnel(TlsContextPtr tls) {
-  ++attempts_;
+  tried_[attempts_++] = decision_.target;
   net::TunnelTarget target{pod_->tunnel_source, decision_.target, decision_.expected()};
   const PodPtr pod = pod_->pod;
   const bool keepalive = worker_.settings().keepalive;

@@ -7,6 +7,7 @@ import time
 import unittest
 
 import pair
+import netlab
 from pair import NAMESPACE, VIP, Pair
 
 APPS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "apps.py")
@@ -310,6 +311,30 @@ class WrongIdentity(PairTest):
         self.serve(self.pair.b, "web", 8080)
         self.assertNotEqual(self.pair.curl(self.pair.a, f"http://{VIP}/").returncode, 0)
         self.pair.a.wait_log('direction="outbound"', "reason=peer_identity_mismatch")
+
+
+class Failover(PairTest):
+    """A service with one endpoint that answers and two that are gone."""
+    env = {"CONNECT_TIMEOUT": "2s"}
+
+    @classmethod
+    def prepare(cls):
+        with open(cls.pair.config_file) as f:
+            config = json.load(f)
+        for i in (1, 2):
+            gone = dict(config["workloads"][1], uid=f"Kubernetes//Pod/{NAMESPACE}/gone-{i}", name=f"gone-{i}",
+                        workloadIps=[f"192.0.2.{i}"])
+            config["workloads"].append(gone)
+        with open(cls.pair.config_file, "w") as f:
+            json.dump(config, f)
+        for i in (1, 2):  # a host that answers nothing: refused at once
+            netlab.run("ip", "-n", cls.pair.a.pod_netns, "route", "add", "unreachable", f"192.0.2.{i}")
+
+    def test_the_client_never_hears_of_them(self):
+        self.serve(self.pair.b, "echo", 8081)
+        for _ in range(12):
+            self.assertEqual(self.app(self.pair.a, "many", VIP, 81, 2), "same")
+        self.assertEqual(self.pair.a.log().count("connect_unreachable"), 0)
 
 
 class Rotation(PairTest):
