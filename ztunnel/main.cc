@@ -38,9 +38,6 @@ int main(int argc, char** argv) {
     return complain({Reason::kBadConfig, Fault::kConfig, Retry::kNo,
                      fmt::format("unknown word \"{}\"; the only one is proxy", words.front())});
   }
-  const auto format = settings.log_format == "json" ? log::Format::kJson : log::Format::kPlain;
-  if (Status s = log::init(settings.log_level, format); !s) return complain(s.error());
-
   // Before any thread: all of them inherit the mask.
   sigset_t signals;
   sigemptyset(&signals);
@@ -48,6 +45,9 @@ int main(int argc, char** argv) {
   sigaddset(&signals, SIGINT);
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   signal(SIGPIPE, SIG_IGN);
+  const auto format = settings.log_format == "json" ? log::Format::kJson : log::Format::kPlain;
+  if (Status s = log::init(settings.log_level, format); !s) return complain(s.error());
+
   rt::keep_memory_mapped();
 
   int status = 0;
