@@ -7,6 +7,9 @@ namespace {
 
 constexpr size_t kCopyBelow = 4096;      // bytes of body that ride along with the head in one send
 constexpr size_t kReadPiece = 64 * 1024;  // bytes of one on_data()
+// A response that a retry throws away is read to its end if it is this short: cheaper than a new
+// connection.
+constexpr uint64_t kDiscardBelow = 16 * 1024;
 
 }  // namespace
 
@@ -32,7 +35,7 @@ Status H1Client::start(AttemptPlan& plan) {
   plan_ = &plan;
   ++requests_;
   chunked_ = plan.head->framing == H1Framing::kChunked;
-  request_done_ = response_begun_ = informational_ = tunnel_ = false;
+  request_done_ = response_begun_ = informational_ = tunnel_ = head_seen_ = false;
   idle_timer_.clear();
   if (plan.head->framing != H1Framing::kNone || plan.head->websocket) {
     host_.worker().loop().at_turn_end(*this);
@@ -94,6 +97,12 @@ void H1Client::pause_response(bool pause) {
 
 void H1Client::cancel() {
   plan_ = nullptr;
+  const bool is_short = head_.no_body || head_.framing == H1Framing::kNone ||
+                        (head_.framing == H1Framing::kLength && head_.content_length < kDiscardBelow);
+  if (head_seen_ && request_done_ && is_short && !tunnel_ && head_.status != 101) {
+    discarding_ = true;
+    return pause_response(false);
+  }
   in_order_ = false;
   close();
 }
@@ -131,7 +140,7 @@ bool H1Client::feed(ByteView in) {
       if (!in.empty() && plan_) plan_->events->on_response_body(in);
       return true;
     }
-    if (!plan_) {
+    if (!plan_ && !discarding_) {
       if (in.empty()) return true;
       close();  // nobody asked for this
       return false;
@@ -147,7 +156,9 @@ bool H1Client::feed(ByteView in) {
 bool H1Client::on_event(const codec::H1Event& event, bool more_input) {
   switch (event.kind) {
     case codec::H1EventKind::kHead: return response_head();
-    case codec::H1EventKind::kBody: plan_->events->on_response_body(event.data); return !dead_;
+    case codec::H1EventKind::kBody:
+      if (plan_) plan_->events->on_response_body(event.data);
+      return !dead_;
     case codec::H1EventKind::kComplete:
       if (informational_) {
         informational_ = false;
@@ -185,12 +196,14 @@ bool H1Client::response_head() {
     fail_attempt(Reason::kUpstreamReset, "response: 101 to a request without Upgrade");
     return false;
   }
+  head_seen_ = true;
   plan_->events->on_response(head_, false);
   return !dead_;
 }
 
 void H1Client::response_end(bool more_input) {
   AttemptPlan* plan = std::exchange(plan_, nullptr);
+  discarding_ = false;
   const uint32_t most = host_.cluster().config().max_requests_per_connection;
   const bool keep = parser_.head().keep_alive && request_done_ && !more_input && !blocked_ &&
                     (most == 0 || requests_ < most) && !host_.worker().draining();
@@ -202,7 +215,7 @@ void H1Client::response_end(bool more_input) {
   } else {
     close();
   }
-  plan->events->on_response_end(&parser_.trailers());
+  if (plan) plan->events->on_response_end(&parser_.trailers());
 }
 
 void H1Client::on_read_end() {

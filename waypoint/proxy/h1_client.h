@@ -58,6 +58,8 @@ class H1Client final : public rt::Retirable,
   bool request_done_ = false;
   bool response_begun_ = false; // a byte of the response came
   bool informational_ = false;  // the head at hand is a 1xx
+  bool head_seen_ = false;      // the final head of the response
+  bool discarding_ = false;     // nobody wants the rest of the response; it is short
   bool tunnel_ = false;
   bool blocked_ = false;
   bool paused_ = false;

@@ -175,6 +175,8 @@ void H2Client::on_head(uint32_t id, Fields& headers, bool end) {
     head.framing = H1Framing::kChunked;
   }
   s->plan_->events->on_response(head, false);
+  static const Fields kNone;
+  if (end) on_end(id, kNone);  // no other call comes
 }
 
 void H2Client::on_informational(uint32_t id, const Fields& headers) {

@@ -184,6 +184,8 @@ void H2Server::on_head(uint32_t id, Fields& headers, bool end) {
     s.head_.scheme = s.fields_.value(":scheme");
   }
   s.exchange_.start(s.head_, s, client_);
+  static const Fields kNone;
+  if (end) s.exchange_.request_end(kNone);
 }
 
 void H2Server::on_data(uint32_t id, ByteView data) {

@@ -389,6 +389,11 @@ bool ClusterState::begin_retry() {
   return allowed;
 }
 
+void ClusterState::close_idle() {
+  for (const auto& host : hosts_) host->close_idle();
+  for (const auto& [address, host] : originals_) host->close_idle();
+}
+
 bool ClusterState::in_use() const {
   return active_requests_ > 0 || !leaving_.empty();
 }
@@ -400,6 +405,10 @@ UpstreamSet::~UpstreamSet() = default;
 ClusterState* UpstreamSet::find(const model::Symbol& name) {
   const auto it = clusters_.find(name);
   return it == clusters_.end() ? nullptr : it->second.get();
+}
+
+void UpstreamSet::close_idle() {
+  for (const auto& [name, cluster] : clusters_) cluster->close_idle();
 }
 
 void UpstreamSet::update(const Snapshot& snapshot) {

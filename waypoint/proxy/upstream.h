@@ -135,6 +135,7 @@ class ClusterState {
   Status begin_request();
   void end_request() { --active_requests_; }
   bool in_use() const;
+  void close_idle();
   const model::ServicePtr& service() const { return service_; }
 
   uint32_t connections = 0;
@@ -163,6 +164,8 @@ class UpstreamSet {
   ~UpstreamSet();
   void update(const Snapshot& snapshot);
   ClusterState* find(const model::Symbol& name);
+  // Ends the connections that carry no request, in order.
+  void close_idle();
 
  private:
   ProxyWorker& worker_;

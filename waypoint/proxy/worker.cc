@@ -32,6 +32,11 @@ void ProxyWorker::set_snapshot(SnapshotPtr snapshot) {
   upstreams_->update(*snapshot_);
 }
 
+void ProxyWorker::drain() {
+  draining_ = true;
+  upstreams_->close_idle();
+}
+
 void ProxyWorker::set_tls(std::shared_ptr<const net::TlsContext> tls) {
   const bool rotated = tls_ != nullptr;
   tls_ = std::move(tls);

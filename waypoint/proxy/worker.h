@@ -164,7 +164,7 @@ class ProxyWorker {
   void farewell(net::StreamPtr stream);
 
   // Draining: connections are told to come no more.
-  void drain() { draining_ = true; }
+  void drain();
   bool draining() const { return draining_; }
 
  private:
