@@ -1,0 +1,457 @@
+#!/usr/bin/python3
+"""One sandbox of two nodes and what a user does with it: kubectl's verbs, Kubernetes' behaviour, the
+mesh's promises, and recovery when one of the mesh's processes is killed."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import unittest
+
+import harness
+from harness import Sandbox, server, sleeper, wait
+
+SANDBOX = None
+
+
+def setUpModule():
+    global SANDBOX
+    harness.require_machine()
+    SANDBOX = Sandbox()
+    unittest.addModuleCleanup(SANDBOX.down)
+    SANDBOX.up()
+    SANDBOX.cli("create", "ns", "mesh")
+    SANDBOX.cli("label", "ns", "mesh", "istio.io/dataplane-mode=ambient")
+    SANDBOX.apply(server("web"), ns="mesh")
+    SANDBOX.apply(sleeper("near", extra="  nodeName: node1") + "---" +
+                  sleeper("far", extra="  nodeName: node2"), ns="mesh")
+    SANDBOX.apply(sleeper("outside"))
+    SANDBOX.wait_ready("web", "near", "far", ns="mesh")
+    SANDBOX.wait_ready("outside")
+    SANDBOX.wait_enrolled("web", "near", "far", ns="mesh")
+
+
+class Names(unittest.TestCase):
+    def test_services_resolve_by_every_spelling(self):
+        vip = SANDBOX.get("svc", "web", "-n", "mesh")["spec"]["clusterIP"]
+        for name in ("web", "web.mesh", "web.mesh.svc", "web.mesh.svc.cluster.local"):
+            out = SANDBOX.exec("near", "getent", "ahostsv4", name, ns="mesh").out
+            self.assertIn(vip, out, name)
+
+    def test_another_namespace_needs_the_longer_name(self):
+        self.assertNotEqual(SANDBOX.exec("outside", "getent", "hosts", "web", check=False).code, 0)
+        self.assertEqual(SANDBOX.exec("outside", "getent", "hosts", "web.mesh").code, 0)
+
+    def test_nothing_is_forwarded_outside(self):
+        self.assertNotEqual(SANDBOX.exec("near", "getent", "hosts", "example.com", ns="mesh",
+                                         check=False).code, 0)
+
+
+class Traffic(unittest.TestCase):
+    def test_both_nodes_reach_the_service_through_the_mesh(self):
+        for pod in ("near", "far"):
+            status, body = SANDBOX.curl(pod, "http://web/x", ns="mesh")
+            ip = SANDBOX.get("pod", pod, "-n", "mesh")["status"]["podIP"]
+            self.assertEqual((status, body), ("200", f"{ip} /x"), "the server sees its caller's own address")
+
+    def test_identity_of_the_caller_is_in_the_log(self):
+        SANDBOX.curl("far", "http://web/identity", ns="mesh")
+        node = SANDBOX.get("pod", "web", "-n", "mesh")["spec"]["nodeName"]
+        wait("the access log line", lambda: "spiffe://cluster.local/ns/mesh/sa/default" in
+             SANDBOX.log("ztunnel", node))
+
+    def test_pods_outside_of_the_mesh_reach_services_as_in_kubernetes(self):
+        SANDBOX.apply(server("plain"))
+        SANDBOX.wait_ready("plain")
+        status, body = SANDBOX.curl("outside", "http://plain/y")
+        self.assertEqual(status, "200", body)
+        self.assertEqual(SANDBOX.curl("outside", "http://web.mesh/z")[0], "200")
+
+    def test_a_service_without_pods_refuses_at_once(self):
+        done = SANDBOX.apply("""
+apiVersion: v1
+kind: Service
+metadata: {name: nobody}
+spec: {selector: {app: nobody}, ports: [{port: 80}]}
+""")
+        self.assertIn("no endpoints", done.err)
+        began = time.monotonic()
+        self.assertEqual(SANDBOX.curl("outside", "http://nobody/")[0], "000")
+        self.assertLess(time.monotonic() - began, 10, "refused, not timed out")
+
+    def test_ipv6_pods_and_services(self):
+        ips = [i["ip"] for i in SANDBOX.get("pod", "web", "-n", "mesh")["status"]["podIPs"]]
+        v6 = next(i for i in ips if ":" in i)
+        # The server listens on IPv4 only, so only the way there is looked at: refused, not lost.
+        done = SANDBOX.exec("far", "curl", "-s", "-g", "--max-time", "15", f"http://[{v6}]:8000/",
+                            ns="mesh", check=False)
+        self.assertNotEqual(done.code, 28, "the connection hung")
+
+
+class Probes(unittest.TestCase):
+    def test_probes_come_from_the_probe_address_and_pass_under_strict(self):
+        self.assertIn("169.254.7.127", SANDBOX.cli("logs", "-n", "mesh", "web").out)
+        SANDBOX.apply("""
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: strict}
+spec: {mtls: {mode: STRICT}}
+""", ns="mesh")
+        try:
+            wait("plaintext from outside is refused",
+                 lambda: SANDBOX.curl("outside", "http://web.mesh/")[0] == "000")
+            time.sleep(4)  # a few probe periods
+            self.assertTrue(SANDBOX.ready("web", "mesh"))
+            self.assertEqual(SANDBOX.curl("far", "http://web/", ns="mesh")[0], "200")
+        finally:
+            SANDBOX.cli("delete", "peerauthentication", "strict", "-n", "mesh")
+        wait("plaintext is welcome again", lambda: SANDBOX.curl("outside", "http://web.mesh/")[0] == "200")
+
+    def test_readiness_takes_a_pod_out_of_its_service(self):
+        SANDBOX.apply("""
+apiVersion: v1
+kind: Pod
+metadata: {name: moody, labels: {app: moody}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: c
+    image: none
+    command: [sleep, infinity]
+    readinessProbe: {exec: {command: [test, -e, /tmp/ready]}, periodSeconds: 1, failureThreshold: 1}
+""")
+        time.sleep(2)
+        self.assertFalse(SANDBOX.ready("moody"))
+        SANDBOX.exec("moody", "touch", "/tmp/ready")
+        SANDBOX.wait_ready("moody")
+        self.assertFalse(os.path.exists("/tmp/ready"), "a pod's file landed on the machine")
+        SANDBOX.exec("moody", "rm", "/tmp/ready")
+        wait("not ready again", lambda: not SANDBOX.ready("moody"))
+        SANDBOX.cli("delete", "pod", "moody")
+
+
+class Workloads(unittest.TestCase):
+    DEPLOYMENT = """
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: fleet}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: fleet}}
+  template:
+    metadata: {labels: {app: fleet}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers: [{name: c, image: none, command: [sleep, infinity]}]
+"""
+
+    def pods(self):
+        return [p for p in self.all_pods() if "deletionTimestamp" not in p["metadata"]]
+
+    @staticmethod
+    def all_pods():
+        return SANDBOX.get("pods", "-l", "app=fleet")
+
+    def test_deployment_heals_scales_rolls_out_and_goes(self):
+        SANDBOX.apply(self.DEPLOYMENT)
+        SANDBOX.cli("rollout", "status", "deploy/fleet")
+        pods = self.pods()
+        self.assertEqual({p["spec"]["nodeName"] for p in pods}, {"node1", "node2"})
+        SANDBOX.cli("delete", "pod", pods[0]["metadata"]["name"])
+        wait("the deleted pod replaced", lambda: len(self.pods()) == 2)
+        SANDBOX.cli("scale", "deploy/fleet", "--replicas", "3")
+        SANDBOX.cli("rollout", "status", "deploy/fleet")
+        self.assertEqual(len(self.pods()), 3)
+        before = {p["metadata"]["name"] for p in self.pods()}
+        SANDBOX.cli("rollout", "restart", "deploy/fleet")
+        wait("all pods new", lambda: len(self.pods()) == 3 and
+             not before & {p["metadata"]["name"] for p in self.all_pods()})
+        SANDBOX.cli("delete", "deploy", "fleet")
+        wait("no pod left", lambda: not self.all_pods())
+
+    def test_job_completes_and_keeps_its_log(self):
+        SANDBOX.apply("""
+apiVersion: batch/v1
+kind: Job
+metadata: {name: sum}
+spec:
+  template:
+    spec:
+      restartPolicy: Never
+      containers: [{name: c, image: none, command: [sh, -c, "echo $((40 + 2))"]}]
+""")
+        wait("the job done", lambda: "1/1" in SANDBOX.cli("get", "job", "sum").out)
+        self.assertEqual(SANDBOX.cli("logs", "job/sum").out, "42\n")
+        SANDBOX.cli("delete", "job", "sum")
+
+    def test_a_crashing_container_is_restarted_with_delays(self):
+        SANDBOX.apply("""
+apiVersion: v1
+kind: Pod
+metadata: {name: crasher}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers: [{name: c, image: none, command: [sh, -c, "echo start; exit 3"]}]
+""")
+        def restarted():
+            status = SANDBOX.get("pod", "crasher")["status"].get("containerStatuses", [{}])[0]
+            return status.get("restartCount", 0) >= 2 and status
+        status = wait("two restarts", restarted)
+        self.assertEqual(status["lastState"]["terminated"]["exitCode"], 3)
+        wait("the table says it", lambda: "CrashLoopBackOff" in SANDBOX.cli("get", "pod", "crasher").out)
+        self.assertEqual(SANDBOX.cli("logs", "crasher", "-p").out, "start\n")
+        SANDBOX.cli("delete", "pod", "crasher")
+
+    def test_termination_is_graceful_and_then_not(self):
+        SANDBOX.apply("""
+apiVersion: v1
+kind: Pod
+metadata: {name: stubborn}
+spec:
+  terminationGracePeriodSeconds: 2
+  containers: [{name: c, image: none, command: [sh, -c, "trap 'echo asked' TERM; while :; do sleep 0.1; done"]}]
+""")
+        SANDBOX.wait_ready("stubborn")
+        pids = SANDBOX.get("pod", "stubborn")["status"]["meltemi"]["pids"]
+        began = time.monotonic()
+        SANDBOX.cli("delete", "pod", "stubborn")
+        self.assertGreaterEqual(time.monotonic() - began, 1.5, "killed before its grace period was over")
+        for pid in pids:
+            self.assertFalse(os.path.exists(f"/proc/{pid}"), pid)
+
+    def test_a_pod_without_a_node_waits_and_says_why(self):
+        SANDBOX.apply(sleeper("homeless", extra="  nodeSelector: {disk: ssd}"))
+        def reason():
+            conditions = SANDBOX.get("pod", "homeless").get("status", {}).get("conditions", [])
+            return [c.get("message", "") for c in conditions if c["type"] == "PodScheduled"]
+        self.assertIn("0/2 nodes are available", wait("a reason", reason)[0])
+        SANDBOX.cli("delete", "pod", "homeless")
+
+    def test_configuration_reaches_the_container(self):
+        SANDBOX.apply("""
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: settings}
+data: {colour: blue, "app.conf": "x=1"}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: configured, labels: {tier: back}}
+spec:
+  terminationGracePeriodSeconds: 1
+  volumes: [{name: conf, configMap: {name: settings}}, {name: scratch, emptyDir: {}}]
+  containers:
+  - name: c
+    image: none
+    command: [sleep, infinity]
+    workingDir: /etc/app
+    env:
+    - {name: COLOUR, valueFrom: {configMapKeyRef: {name: settings, key: colour}}}
+    - {name: NODE, valueFrom: {fieldRef: {fieldPath: spec.nodeName}}}
+    volumeMounts: [{name: conf, mountPath: /etc/app}, {name: scratch, mountPath: /scratch/deep}]
+""")
+        SANDBOX.wait_ready("configured")
+        out = SANDBOX.exec("configured", "sh", "-c", "echo $COLOUR $NODE $(hostname); cat /etc/app/app.conf; echo; "
+                           "touch /scratch/deep/x && ls /scratch/deep; "
+                           "cut -d. -f2 /var/run/secrets/kubernetes.io/serviceaccount/token | wc -c").out.split()
+        self.assertEqual(out[0], "blue")
+        self.assertIn(out[1], ("node1", "node2"))
+        self.assertEqual(out[2:5], ["configured", "x=1", "x"])
+        self.assertGreater(int(out[5]), 50)
+        self.assertFalse(os.path.exists("/etc/app"), "a mount point was made on the machine")
+        SANDBOX.cli("delete", "pod", "configured")
+
+
+class Sessions(unittest.TestCase):
+    def test_exec_passes_input_output_and_exit_code(self):
+        self.assertEqual(SANDBOX.exec("near", "cat", ns="mesh", stdin="hello").out, "hello")
+        self.assertEqual(SANDBOX.exec("near", "sh", "-c", "exit 7", ns="mesh", check=False).code, 7)
+        self.assertEqual(SANDBOX.exec("near", "sh", "-c", "kill -9 $$", ns="mesh", check=False).code, 137)
+        self.assertNotEqual(SANDBOX.exec("near", "no-such-program", ns="mesh", check=False).code, 0)
+
+    def test_exec_runs_in_the_pods_cgroup_and_network(self):
+        out = SANDBOX.exec("near", "sh", "-c", "cat /proc/self/cgroup; readlink /proc/self/ns/net", ns="mesh").out
+        uid = SANDBOX.get("pod", "near", "-n", "mesh")["metadata"]["uid"]
+        self.assertIn(f"/meltemi/{SANDBOX.name}/node1/pods/{uid}", out)
+        pid = SANDBOX.get("pod", "near", "-n", "mesh")["status"]["meltemi"]["pids"][0]
+        self.assertIn(os.readlink(f"/proc/{pid}/ns/net"), out)
+
+    def test_a_pod_cannot_change_its_network(self):
+        done = SANDBOX.exec("near", "ip", "rule", "del", "pref", "1", ns="mesh", check=False)
+        self.assertNotEqual(done.code, 0)
+        self.assertEqual(SANDBOX.curl("near", "http://web/", ns="mesh")[0], "200")
+
+    def test_run_is_a_pod_for_one_command(self):
+        done = SANDBOX.cli("run", "-i", "--rm", "once", "-n", "mesh", "--", "sh", "-c",
+                           "read line; echo got $line; exit 5", stdin="it\n", check=False)
+        self.assertEqual((done.code, done.out), (5, "got it\n"))
+        self.assertEqual([p for p in SANDBOX.get("pods", "-n", "mesh") if p["metadata"]["name"] == "once"], [])
+
+    def test_port_forward_reaches_a_service_from_the_machine(self):
+        forward = SANDBOX.popen("port-forward", "svc/web", "-n", "mesh", ":80", stdout=subprocess.PIPE)
+        try:
+            line = forward.stdout.readline()
+            port = int(line.split("->")[0].rsplit(":", 1)[1])
+            with socket.create_connection(("127.0.0.1", port), timeout=20) as s:
+                s.sendall(b"GET /fw HTTP/1.0\r\n\r\n")
+                answer = b""
+                while chunk := s.recv(4096):
+                    answer += chunk
+            self.assertIn(b"200 OK", answer)
+            self.assertIn(b"/fw", answer)
+            taken = SANDBOX.cli("port-forward", "svc/web", "-n", "mesh", f"{port}:80", check=False)
+            self.assertEqual(taken.code, 1)
+            self.assertIn("in use", taken.err)
+        finally:
+            forward.send_signal(signal.SIGINT)
+            self.assertEqual(forward.wait(20), 0)
+            forward.stdout.close()
+
+    def test_a_process_outside_of_the_pods_cgroup_is_told(self):
+        pod = SANDBOX.get("pod", "near", "-n", "mesh")
+        intruder = subprocess.Popen(["nsenter", f"--net=/run/netns/{pod['status']['meltemi']['netns']}",
+                                     "sleep", "60"])
+        try:
+            wait("a warning", lambda: "not captured" in SANDBOX.cli("get", "pods", "-n", "mesh").err)
+        finally:
+            intruder.kill()
+            intruder.wait()
+
+
+class Objects(unittest.TestCase):
+    def refused(self, yaml, *words, ns="mesh"):
+        before = sorted(os.listdir(SANDBOX.config))
+        done = SANDBOX.apply(yaml, ns=ns, check=False)
+        self.assertEqual(done.code, 65, repr(done))
+        for word in words:
+            self.assertIn(word, done.err)
+        self.assertIn("Nothing was changed", done.err)
+        self.assertEqual(sorted(os.listdir(SANDBOX.config)), before)
+
+    def test_bad_input_names_object_field_and_fix_and_changes_nothing(self):
+        self.refused("apiVersion: v1\nkind: Pod\nmetadata: {name: x}\nspec: {contaners: []}\n",
+                     "Pod mesh/x", "contaners", "Did you mean")
+        self.refused("apiVersion: v1\nkind: Gizmo\nmetadata: {name: x}\n", "unknown kind Gizmo")
+        self.refused("a: [", "-:1: not valid YAML")
+        self.refused("""
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: x}
+spec:
+  hosts: [web]
+  http: [{route: [{destination: {host: web}}], redirect: {uri: /y}}]
+""", "VirtualService mesh/x", "HTTP route cannot contain both route and redirect")
+        self.refused("""
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: x}
+spec: {hosts: [web], http: [{route: [{destination: {host: web, subset: v9}}]}]}
+""", "VirtualService mesh/x", "subset")
+        self.refused(sleeper("x", extra="  hostPID: true"), "hostPID")
+        self.refused(sleeper("x"), "namespaces \"nowhere\" not found", "create ns nowhere", ns="nowhere")
+        # One bad object, and its good neighbour is not applied either.
+        self.refused(sleeper("good") + "---\napiVersion: v1\nkind: Pod\nmetadata: {name: bad}\nspec: {x: 1}\n", "bad")
+
+    def test_a_bad_file_in_the_directory_changes_nothing_but_the_log(self):
+        path = os.path.join(SANDBOX.config, "hand-written.yaml")
+        with open(path, "w") as f:
+            f.write("apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: mesh}\nspec: {prots: []}\n")
+        try:
+            wait("meltemid complains", lambda: "hand-written.yaml" in SANDBOX.log("meltemid") and
+                 "prots" in SANDBOX.log("meltemid"))
+            self.assertEqual(SANDBOX.curl("far", "http://web/", ns="mesh")[0], "200")
+        finally:
+            os.unlink(path)
+
+    def test_a_rule_that_nobody_enforces_is_told_with_its_cure(self):
+        done = SANDBOX.apply("""
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: idle}
+spec: {hosts: [web], http: [{route: [{destination: {host: web}}]}]}
+""", ns="mesh")
+        self.assertIn("waypoint apply -n mesh", done.err)
+        self.assertIn("waypoint apply -n mesh", SANDBOX.cli("get", "vs", "-n", "mesh").err)
+        SANDBOX.cli("delete", "vs", "idle", "-n", "mesh")
+
+    def test_apply_again_keeps_what_a_label_command_has_set(self):
+        manifest = "apiVersion: v1\nkind: Namespace\nmetadata: {name: team, labels: {a: b}}\n"
+        SANDBOX.apply(manifest)
+        SANDBOX.cli("label", "ns", "team", "istio.io/dataplane-mode=ambient")
+        self.assertIn("unchanged", SANDBOX.apply(manifest).out)
+        labels = SANDBOX.get("ns", "team")["metadata"]["labels"]
+        self.assertEqual((labels["istio.io/dataplane-mode"], labels["a"]), ("ambient", "b"))
+        refused = SANDBOX.cli("label", "ns", "team", "a=c", check=False)
+        self.assertNotEqual(refused.code, 0)
+        self.assertIn("--overwrite", refused.err)
+        SANDBOX.cli("label", "ns", "team", "a-")
+        self.assertNotIn("a", SANDBOX.get("ns", "team")["metadata"]["labels"])
+        SANDBOX.cli("delete", "ns", "team")
+
+    def test_usage_errors_are_64(self):
+        for argv in (["frobnicate"], ["get"], ["exec", "-n", "mesh", "near"], ["apply"]):
+            self.assertEqual(SANDBOX.cli(*argv, check=False).code, 64, argv)
+
+
+class Enrolment(unittest.TestCase):
+    def test_label_enrols_and_unenrols_without_a_restart(self):
+        SANDBOX.cli("create", "ns", "late")
+        SANDBOX.apply(sleeper("pod"), ns="late")
+        SANDBOX.wait_ready("pod", ns="late")
+        def state():
+            return SANDBOX.get("pod", "pod", "-n", "late")["status"]
+        self.assertFalse(state()["meltemi"]["enrolled"])
+        pid = state()["meltemi"]["pids"]
+        SANDBOX.cli("label", "ns", "late", "istio.io/dataplane-mode=ambient")
+        SANDBOX.wait_enrolled("pod", ns="late")
+        self.assertEqual(SANDBOX.curl("pod", "http://web.mesh/", ns="late")[0], "200")
+        SANDBOX.cli("label", "ns", "late", "istio.io/dataplane-mode-")
+        wait("un-enrolled", lambda: not state()["meltemi"]["enrolled"])
+        self.assertEqual(state()["meltemi"]["pids"], pid, "the pod was restarted")
+        self.assertEqual(SANDBOX.curl("pod", "http://web.mesh/", ns="late")[0], "200")
+        SANDBOX.cli("delete", "ns", "late")
+
+
+class Recovery(unittest.TestCase):
+    """kill -9 of each of the mesh's processes: traffic works again, by itself."""
+
+    def killed(self, name, node=None):
+        before = SANDBOX.mesh(name, node)
+        os.kill(before["pid"], signal.SIGKILL)
+        wait(f"{name} restarted", lambda: SANDBOX.mesh(name, node)["pid"] not in (0, before["pid"]))
+
+    def works(self):
+        for pod in ("near", "far"):
+            wait(f"{pod} reaches web", lambda: SANDBOX.curl(pod, "http://web/", ns="mesh")[0] == "200")
+
+    def test_control_plane(self):
+        before = SANDBOX.mesh("meltemid")
+        os.kill(before["pid"], signal.SIGKILL)
+        self.assertEqual(SANDBOX.curl("far", "http://web/", ns="mesh")[0], "200", "traffic needs no control plane")
+        wait("meltemid restarted", lambda: SANDBOX.mesh("meltemid")["pid"] not in (0, before["pid"]))
+        SANDBOX.apply(sleeper("newcomer"), ns="mesh")
+        SANDBOX.wait_enrolled("newcomer", ns="mesh")
+        wait("the newcomer is served", lambda: SANDBOX.curl("newcomer", "http://web/", ns="mesh")[0] == "200")
+        SANDBOX.cli("delete", "pod", "newcomer", "-n", "mesh")
+
+    def test_ztunnel(self):
+        for node in ("node1", "node2"):
+            self.killed("ztunnel", node)
+        self.works()
+
+    def test_agent(self):
+        for node in ("node1", "node2"):
+            before = SANDBOX.mesh("meltemi-agent", node)
+            os.kill(before["pid"], signal.SIGKILL)
+        self.assertEqual(SANDBOX.curl("far", "http://web/", ns="mesh")[0], "200", "captured pods need no agent")
+        for node in ("node1", "node2"):
+            wait("the agent is back", lambda: SANDBOX.mesh("meltemi-agent", node)["pid"] != 0)
+        SANDBOX.wait_enrolled("near", "far", "web", ns="mesh")
+        self.works()
+
+
+if __name__ == "__main__":
+    harness.require_machine()
+    unittest.main(verbosity=2, argv=sys.argv)
