@@ -118,7 +118,9 @@ class Gauges {
 
 void refresh_gauges(Loop& loop, const Node& node, const BpfStore& bpf, Gauges& gauges) {
   if (const auto counters = bpf.counters()) gauges.set(node.numbers(), *counters);
-  loop.after(std::chrono::seconds(1), [&] { refresh_gauges(loop, node, bpf, gauges); });
+  loop.after(std::chrono::seconds(1), [l = &loop, n = &node, b = &bpf, g = &gauges] {
+    refresh_gauges(*l, *n, *b, *g);
+  });
 }
 
 }  // namespace

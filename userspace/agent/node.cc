@@ -64,7 +64,8 @@ Node::Node(Loop& loop, Capture& capture, BpfStore& bpf, sys::Cgroup cgroup,
             .describe = [this](const std::string& uid) { return zds_describe(uid); },
             .returned = [this](const std::string& uid,
                                Listeners l) { listeners_returned(uid, std::move(l)); },
-            .added = [](const std::string&, const Status&) {},
+            .added = [this](const std::string& uid,
+                            const Status& status) { ztunnel_answered(uid, status); },
             .connection_changed = [this](bool) { changed(); }}) {
   const Result<std::string> mount = sys::cgroup2_mount();
   cgroup_path_ = mount && cgroup_.path().size() > mount->size() ? cgroup_.path().substr(mount->size())
@@ -212,6 +213,9 @@ void Node::read_back(Pod& pod) {
     return;
   }
   pod.missing = *missing;
+  // Without the node's hooks nothing marks this pod's connections, whatever its own state is.
+  if (!hooks_attached_ && std::find(pod.missing.begin(), pod.missing.end(), "link") == pod.missing.end())
+    pod.missing.emplace_back("link");
   if (pod.missing.empty()) pod.message.clear();
 }
 
@@ -338,10 +342,13 @@ void Node::start_reconciling() {
 void Node::reconcile() {
   // By its path: the cgroup may have been removed and made again.
   if (Result<sys::Cgroup> now = sys::Cgroup::open(cgroup_.path())) cgroup_ = std::move(*now);
-  if (Result<bool> attached = bpf_.attached(cgroup_); !attached || !*attached) {
+  const Result<bool> attached = bpf_.attached(cgroup_);
+  hooks_attached_ = attached && *attached;
+  if (!hooks_attached_) {
     scope.warn("the node's cgroup hooks are not attached; attaching them");
-    if (const Status status = bpf_.attach(cgroup_); !status)
-      scope.error("{}", status.error().to_string());
+    const Status status = bpf_.attach(cgroup_);
+    hooks_attached_ = status.has_value();
+    if (!status) scope.error("{}", status.error().to_string());
   }
   processes_ = processes_now();
   std::vector<std::string> gone;
@@ -423,7 +430,7 @@ void Node::report() {
     s.set_uid(pod.record.uid);
     s.set_enrolled(pod.phase == Phase::kEnrolled && pod.missing.empty());
     for (const std::string& m : pod.missing) s.add_missing(m);
-    s.set_message(pod.message);
+    s.set_message(pod.message.empty() ? pod.ztunnel_error : pod.message);
     if (!pod.captured) continue;
     s.set_netns_cookie(pod.captured->cookie);
     s.set_netns_inode(pod.captured->id.inode);
@@ -584,7 +591,7 @@ local::Pod Node::describe(const Pod& pod) const {
   out.set_enrolled(pod.phase == Phase::kEnrolled && pod.missing.empty());
   if (pod.record.decision) out.set_reason(pod.record.decision->reason());
   for (const std::string& m : pod.missing) out.add_missing(m);
-  out.set_message(pod.message);
+  out.set_message(pod.message.empty() ? pod.ztunnel_error : pod.message);
   for (const std::string& p : pod.uncaptured) out.add_uncaptured_processes(p);
   return out;
 }
@@ -613,6 +620,15 @@ std::optional<ZdsPod> Node::zds_describe(const std::string& uid) {
   out.inbound = l.inbound.get();
   out.hbone = l.hbone.get();
   return out;
+}
+
+void Node::ztunnel_answered(const std::string& uid, const Status& status) {
+  const auto found = pods_.find(uid);
+  if (found == pods_.end()) return;
+  std::string error = status ? "" : "ztunnel does not serve it: " + status.error().detail;
+  if (error == found->second.ztunnel_error) return;
+  found->second.ztunnel_error = std::move(error);
+  changed();
 }
 
 // Believed only as far as the kernel confirms it: listening sockets of this pod's namespace.

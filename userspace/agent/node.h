@@ -75,6 +75,7 @@ class Node {
     std::vector<std::string> missing;
     std::vector<std::string> uncaptured;
     std::string message;      // why enrolment failed, with the fix
+    std::string ztunnel_error;  // why ztunnel does not serve it; it tries again
     bool hopeless = false;    // trying again will not help until something changes
     MonoTime drain_deadline;
     std::vector<Waiter> waiters;
@@ -113,6 +114,7 @@ class Node {
   std::vector<std::string> zds_pods() const;
   std::optional<ZdsPod> zds_describe(const std::string& uid);
   void listeners_returned(const std::string& uid, Listeners listeners);
+  void ztunnel_answered(const std::string& uid, const Status& status);
 
   Loop& loop_;
   Capture& capture_;
@@ -126,6 +128,7 @@ class Node {
   PodMap pods_;
   std::vector<sys::ProcessInfo> processes_;  // of the current pass
   std::string last_report_, last_saved_;
+  bool hooks_attached_ = true;  // start-up fails otherwise; looked at again on every pass
   bool save_pending_ = false;
   bool drain_check_pending_ = false;
 };
