@@ -2,6 +2,10 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+
+#include <algorithm>
 
 #include "userspace/base/log.h"
 
@@ -35,6 +39,11 @@ Status check_listener(int fd) {
   const int flags = ::fcntl(fd, F_GETFL);
   if (flags < 0 || ::fcntl(fd, F_SETFL, flags | O_NONBLOCK) != 0) return fail_errno(errno, "fcntl");
   return {};
+}
+
+bool same_socket(int a, int b) {
+  struct stat x {}, y {};
+  return ::fstat(a, &x) == 0 && ::fstat(b, &y) == 0 && x.st_dev == y.st_dev && x.st_ino == y.st_ino;
 }
 
 }  // namespace
@@ -71,20 +80,51 @@ Status PodManager::add(const codec::zds::Add& add, std::vector<UniqueFd> fds) {
   pod->tunnel_mark = static_cast<uint32_t>(s.packet_mark);
   pod->source_mark =
       static_cast<uint32_t>(pod->redirected ? s.packet_mark : s.capture_mark);
-  {
-    std::lock_guard lock(mutex_);
-    const auto it = pods_.find(add.uid);
-    if (it != pods_.end() && it->second.pod->netns_id == pod->netns_id &&
-        it->second.pod->redirected == pod->redirected) {
-      return {};  // a repeated Add; our listeners go on
-    }
-  }
   Entry entry{pod, {}};
   for (size_t i = 1; i < fds.size(); ++i) {
     MELTEMI_TRY(check_listener(fds[i].get()));
     entry.listeners.emplace_back(kind_of(add.fds[i]), std::move(fds[i]));
   }
-  return start(std::move(entry));
+  bool known = false;
+  {
+    std::lock_guard lock(mutex_);
+    const auto it = pods_.find(add.uid);
+    known = it != pods_.end() && it->second.pod->netns_id == pod->netns_id &&
+            it->second.pod->redirected == pod->redirected;
+  }
+  return known ? replace_listeners(add.uid, std::move(entry.listeners)) : start(std::move(entry));
+}
+
+Status PodManager::replace_listeners(const std::string& uid,
+                                     std::vector<std::pair<ListenerKind, UniqueFd>> fresh) {
+  std::lock_guard lock(mutex_);
+  Entry& entry = pods_.at(uid);
+  bool changed = false;
+  for (auto& [kind, fd] : fresh) {
+    const auto mine = std::find_if(entry.listeners.begin(), entry.listeners.end(),
+                                   [kind = kind](const auto& l) { return l.first == kind; });
+    if (mine != entry.listeners.end() && same_socket(mine->second.get(), fd.get())) continue;
+    if (mine != entry.listeners.end()) entry.listeners.erase(mine);
+    entry.listeners.emplace_back(kind, std::move(fd));
+    changed = true;
+  }
+  if (!changed) return {};
+  scope.info("pod {}/{} has new listeners", entry.pod->ns, entry.pod->name);
+  return accept_on_home(entry);
+}
+
+Status PodManager::accept_on_home(const Entry& entry) {
+  std::vector<std::pair<ListenerKind, UniqueFd>> copies;
+  for (const auto& [kind, fd] : entry.listeners) {
+    copies.emplace_back(kind, MELTEMI_TRY(duplicate(fd.get())));
+  }
+  rt::Worker& worker = home(entry.pod->uid);
+  ProxyWorker* proxy = shared_.workers[worker.index()].get();
+  worker.post([proxy, pod = entry.pod, copies = std::move(copies)]() mutable {
+    proxy->stop_listening(pod->uid);
+    proxy->listen(pod, std::move(copies));
+  });
+  return {};
 }
 
 Status PodManager::add_own(const std::string& ns, const std::string& name,
@@ -113,16 +153,8 @@ Status PodManager::start(Entry entry) {
     if (!fd) return fail(fd.error());
     entry.listeners.emplace_back(kind, *std::move(fd));
   }
-  std::vector<std::pair<ListenerKind, UniqueFd>> copies;
-  for (const auto& [kind, fd] : entry.listeners) {
-    copies.emplace_back(kind, MELTEMI_TRY(duplicate(fd.get())));
-  }
   remove(pod->uid);  // the same uid in another namespace
-  rt::Worker& worker = home(pod->uid);
-  ProxyWorker* proxy = shared_.workers[worker.index()].get();
-  worker.post([proxy, pod, copies = std::move(copies)]() mutable {
-    proxy->listen(pod, std::move(copies));
-  });
+  MELTEMI_TRY(accept_on_home(entry));
   std::lock_guard lock(mutex_);
   pods_.insert_or_assign(pod->uid, std::move(entry));
   active_.set(static_cast<double>(pods_.size()));

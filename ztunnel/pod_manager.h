@@ -21,8 +21,9 @@ class PodManager {
   // `registry` gets the workload_manager_* families.
   PodManager(Shared& shared, telemetry::Registry& registry);
 
-  // ZDS Add: `fds` are what `add.fds` says, in that order. The same pod again is no change, the same
-  // uid in another namespace replaces the pod. Errors: kBadRequest, kSystem.
+  // ZDS Add: `fds` are what `add.fds` says, in that order. The same pod again is no change, or a change
+  // of listeners if it comes with others; the same uid in another namespace replaces the pod. Errors:
+  // kBadRequest, kSystem.
   Status add(const codec::zds::Add& add, std::vector<UniqueFd> fds);
   // Dedicated mode: one workload in the own namespace, Istio's ports.
   Status add_own(const std::string& ns, const std::string& name, const std::string& account);
@@ -47,6 +48,10 @@ class PodManager {
     std::vector<std::pair<ListenerKind, UniqueFd>> listeners;
   };
   Status start(Entry entry);
+  // The agent made new listeners for a pod that is served: flows stay, accepting moves over.
+  Status replace_listeners(const std::string& uid,
+                           std::vector<std::pair<ListenerKind, UniqueFd>> fresh);
+  Status accept_on_home(const Entry& entry);
   void end(const Entry& entry);
   rt::Worker& home(const std::string& uid) const;
 
