@@ -27,23 +27,40 @@ class Analysis {
   void object(const Object& object) {
     subject_ = &object;
     switch (object.kind()) {
-      case Kind::kVirtualService: virtual_service(object); return;
-      case Kind::kDestinationRule: destination_rule(object); return;
-      case Kind::kAuthorizationPolicy: authorization_policy(object); return;
-      case Kind::kPeerAuthentication: selects_something(object, "spec.selector"); return;
-      case Kind::kService: service(object); return;
-      case Kind::kNamespace: named_waypoint(object, object.name()); return;
-      case Kind::kPod: pod(object); return;
-      case Kind::kGateway: gateway(object); return;
-      default: return;
+      case Kind::kVirtualService:
+        virtual_service(object);
+        return;
+      case Kind::kDestinationRule:
+        destination_rule(object);
+        return;
+      case Kind::kAuthorizationPolicy:
+        authorization_policy(object);
+        return;
+      case Kind::kPeerAuthentication:
+        selects_something(object, "spec.selector");
+        return;
+      case Kind::kService:
+        service(object);
+        return;
+      case Kind::kNamespace:
+        named_waypoint(object, object.name());
+        return;
+      case Kind::kPod:
+        pod(object);
+        return;
+      case Kind::kGateway:
+        gateway(object);
+        return;
+      default:
+        return;
     }
   }
 
  private:
   void add(Severity severity, std::string_view code, std::string field, std::string message,
            std::string fix) {
-    problems_.push_back(subject_->problem(severity, code, std::move(field), std::move(message),
-                                          std::move(fix)));
+    problems_.push_back(
+        subject_->problem(severity, code, std::move(field), std::move(message), std::move(fix)));
   }
 
   // --- hosts ------------------------------------------------------------------------------------
@@ -75,24 +92,29 @@ class Analysis {
     }
     std::string_view near = did_you_mean(host, {hosts.begin(), hosts.end()});
     if (!near.empty()) return fmt::format("Did you mean `{}`?", near);
-    return fmt::format("Create the Service, or name one that exists (`meltemi sandbox get svc -n {}`)", ns);
+    return fmt::format(
+        "Create the Service, or name one that exists (`meltemi sandbox get svc -n {}`)", ns);
   }
 
-  // --- VirtualService -----------------------------------------------------------------------------
+  // --- VirtualService
+  // -----------------------------------------------------------------------------
 
   void virtual_service(const Object& vs) {
     const auto& spec = vs.as<kube::VirtualService>().spec();
-    bool mesh = spec.gateways().empty() ||
-                std::find(spec.gateways().begin(), spec.gateways().end(), "mesh") != spec.gateways().end();
-    for (int i = 0; mesh && i < spec.hosts_size(); ++i) virtual_host(vs, spec.hosts(i), fmt::format("spec.hosts[{}]", i));
+    bool mesh = spec.gateways().empty() || std::find(spec.gateways().begin(), spec.gateways().end(),
+                                                     "mesh") != spec.gateways().end();
+    for (int i = 0; mesh && i < spec.hosts_size(); ++i)
+      virtual_host(vs, spec.hosts(i), fmt::format("spec.hosts[{}]", i));
     for (int i = 0; i < spec.http_size(); ++i) {
       for (int k = 0; k < spec.http(i).route_size(); ++k) {
-        destination(vs, spec.http(i).route(k).destination(), fmt::format("spec.http[{}].route[{}].destination", i, k));
+        destination(vs, spec.http(i).route(k).destination(),
+                    fmt::format("spec.http[{}].route[{}].destination", i, k));
       }
     }
     for (int i = 0; i < spec.tcp_size(); ++i) {
       for (int k = 0; k < spec.tcp(i).route_size(); ++k) {
-        destination(vs, spec.tcp(i).route(k).destination(), fmt::format("spec.tcp[{}].route[{}].destination", i, k));
+        destination(vs, spec.tcp(i).route(k).destination(),
+                    fmt::format("spec.tcp[{}].route[{}].destination", i, k));
       }
     }
   }
@@ -101,21 +123,23 @@ class Analysis {
     if (host.starts_with('*')) return;
     ObjectPtr service = service_of(expand_host(host, vs.ns(), names_.cluster_domain));
     if (!service) {
-      add(Severity::kError, kCodeReference, field, fmt::format("Referenced host not found: \"{}\"", host),
-          fix_for_host(host, vs.ns()));
+      add(Severity::kError, kCodeReference, field,
+          fmt::format("Referenced host not found: \"{}\"", host), fix_for_host(host, vs.ns()));
       return;
     }
     needs_waypoint(*service, field, "its rules have");
     WaypointBinding binding = resolve_waypoint(view_, *service, Traffic::kService);
     if (binding.bound && vs.ns() != service->ns() && vs.ns() != binding.ns) {
       add(Severity::kWarning, kCodeIneffectivePolicy, "metadata.namespace",
-          fmt::format("its rules have no effect: the waypoint of {} reads VirtualServices of the namespaces {} and {} only",
+          fmt::format("its rules have no effect: the waypoint of {} reads VirtualServices of the "
+                      "namespaces {} and {} only",
                       service->key().to_string(), service->ns(), binding.ns),
           fmt::format("Move it to namespace {}", service->ns()));
     }
   }
 
-  void destination(const Object& vs, const net::Destination& destination, const std::string& field) {
+  void destination(const Object& vs, const net::Destination& destination,
+                   const std::string& field) {
     std::string host = expand_host(destination.host(), vs.ns(), names_.cluster_domain);
     ObjectPtr service = service_of(host);
     if (!service) {
@@ -128,7 +152,8 @@ class Analysis {
     if (!destination.subset().empty()) subset(*service, destination.subset(), field + ".subset");
   }
 
-  void destination_port(const Object& service, const net::Destination& destination, const std::string& field) {
+  void destination_port(const Object& service, const net::Destination& destination,
+                        const std::string& field) {
     const auto& ports = service.as<kube::Service>().spec().ports();
     if (!destination.has_port()) return;
     std::vector<int> known;
@@ -155,13 +180,16 @@ class Analysis {
     std::string_view near = did_you_mean(name, {known.begin(), known.end()});
     std::string fix = !near.empty() ? fmt::format("Did you mean `{}`?", near)
                       : known.empty()
-                          ? fmt::format("Add a DestinationRule for host {} with a subset named {}", service.name(), name)
+                          ? fmt::format("Add a DestinationRule for host {} with a subset named {}",
+                                        service.name(), name)
                           : fmt::format("Known subsets: {}", fmt::join(known, ", "));
     add(Severity::kError, kCodeReference, field,
-        fmt::format("Referenced host+subset in destinationrule not found: \"{}+{}\"", host, name), fix);
+        fmt::format("Referenced host+subset in destinationrule not found: \"{}+{}\"", host, name),
+        fix);
   }
 
-  // --- waypoints ------------------------------------------------------------------------------------
+  // --- waypoints
+  // ------------------------------------------------------------------------------------
 
   // L7 rules on a Service that no waypoint serves do nothing; `what` opens the sentence.
   void needs_waypoint(const Object& service, const std::string& field, std::string_view what) {
@@ -170,20 +198,26 @@ class Analysis {
     if (binding.bound && binding.reason != "WaypointMissing") return;
     if (binding.reason == "WaypointMissing") {
       add(Severity::kWarning, kCodeNoWaypoint, field,
-          fmt::format("{} no effect: waypoint {}/{} of {} does not exist, and traffic to it is refused", what,
-                      binding.ns, binding.gateway, host),
+          fmt::format(
+              "{} no effect: waypoint {}/{} of {} does not exist, and traffic to it is refused",
+              what, binding.ns, binding.gateway, host),
           fmt::format("Run `meltemi waypoint apply -n {} --name {}`", binding.ns, binding.gateway));
     } else if (!binding.reason.empty()) {
       add(Severity::kWarning, kCodeNoWaypoint, field,
           fmt::format("{} no effect: {}", what, binding.message),
           binding.reason == "UnsupportedTrafficType"
-              ? fmt::format("Run `meltemi waypoint apply -n {} --name {} --for all --overwrite`", binding.ns, binding.gateway)
-              : fmt::format("Let Gateway {}/{} admit namespace {}", binding.ns, binding.gateway, service.ns()));
+              ? fmt::format("Run `meltemi waypoint apply -n {} --name {} --for all --overwrite`",
+                            binding.ns, binding.gateway)
+              : fmt::format("Let Gateway {}/{} admit namespace {}", binding.ns, binding.gateway,
+                            service.ns()));
     } else if (service.label("istio.io/use-waypoint") == "none") {
       add(Severity::kWarning, kCodeNoWaypoint, field,
-          fmt::format("{} no effect: no waypoint serves {}, as its label istio.io/use-waypoint=none says", what, host),
-          fmt::format("Run `meltemi waypoint apply -n {} --enroll-namespace` and remove the label from {}",
-                      service.ns(), service.key().to_string()));
+          fmt::format(
+              "{} no effect: no waypoint serves {}, as its label istio.io/use-waypoint=none says",
+              what, host),
+          fmt::format(
+              "Run `meltemi waypoint apply -n {} --enroll-namespace` and remove the label from {}",
+              service.ns(), service.key().to_string()));
     } else {
       add(Severity::kWarning, kCodeNoWaypoint, field,
           fmt::format("{} no effect: no waypoint serves {}", what, host),
@@ -199,18 +233,22 @@ class Analysis {
     std::string where = other.empty() ? ns : std::string(other);
     if (store_.find(Kind::kGateway, where, name)) return;
     add(Severity::kWarning, kCodeReference, "metadata.labels[istio.io/use-waypoint]",
-        fmt::format("waypoint {}/{} does not exist, and traffic that needs it is refused", where, name),
-        fmt::format("Run `meltemi waypoint apply -n {} --name {}`, or remove the label", where, name));
+        fmt::format("waypoint {}/{} does not exist, and traffic that needs it is refused", where,
+                    name),
+        fmt::format("Run `meltemi waypoint apply -n {} --name {}`, or remove the label", where,
+                    name));
   }
 
   void gateway(const Object& gateway) {
     std::string_view account = gateway.annotation("istio.io/for-service-account");
     if (account.empty() || store_.find(Kind::kServiceAccount, gateway.ns(), account)) return;
     add(Severity::kWarning, kCodeReference, "metadata.annotations[istio.io/for-service-account]",
-        fmt::format("ServiceAccount {}/{} does not exist", gateway.ns(), account), "Create it, or correct the name");
+        fmt::format("ServiceAccount {}/{} does not exist", gateway.ns(), account),
+        "Create it, or correct the name");
   }
 
-  // --- DestinationRule ------------------------------------------------------------------------------
+  // --- DestinationRule
+  // ------------------------------------------------------------------------------
 
   void destination_rule(const Object& rule) {
     const auto& spec = rule.as<kube::DestinationRule>().spec();
@@ -228,12 +266,14 @@ class Analysis {
       for (const auto& [key, value] : spec.subsets(i).labels()) wanted[key] = value;
       if (wanted.empty() || runs_somewhere(service->ns(), wanted)) continue;
       add(Severity::kWarning, kCodeEmptySubset, fmt::format("spec.subsets[{}]", i),
-          fmt::format("subset {} selects no pod of {}", spec.subsets(i).name(), service->key().to_string()),
+          fmt::format("subset {} selects no pod of {}", spec.subsets(i).name(),
+                      service->key().to_string()),
           "Correct the labels, or start such pods");
     }
   }
 
-  // --- policies ---------------------------------------------------------------------------------------
+  // --- policies
+  // ---------------------------------------------------------------------------------------
 
   void authorization_policy(const Object& policy) {
     const auto& spec = policy.as<kube::AuthorizationPolicy>().spec();
@@ -244,7 +284,8 @@ class Analysis {
     std::vector<const ::istio::type::v1beta1::PolicyTargetReference*> targets = targets_of(spec);
     for (size_t i = 0; i < targets.size(); ++i) {
       int index = static_cast<int>(i) - (spec.has_target_ref() ? 1 : 0);
-      target(policy, *targets[i], index < 0 ? "spec.targetRef" : fmt::format("spec.targetRefs[{}]", index));
+      target(policy, *targets[i],
+             index < 0 ? "spec.targetRef" : fmt::format("spec.targetRefs[{}]", index));
     }
   }
 
@@ -263,32 +304,42 @@ class Analysis {
       }
     } else if (target.kind() == "GatewayClass" && policy.ns() != names_.root_namespace) {
       add(Severity::kWarning, kCodeIneffectivePolicy, field,
-          fmt::format("the policy has no effect: a GatewayClass is targeted from namespace {} only", names_.root_namespace),
+          fmt::format("the policy has no effect: a GatewayClass is targeted from namespace {} only",
+                      names_.root_namespace),
           fmt::format("Move it to namespace {}", names_.root_namespace));
     }
   }
 
-  void missing_target(const Object& policy, const ::istio::type::v1beta1::PolicyTargetReference& target,
+  void missing_target(const Object& policy,
+                      const ::istio::type::v1beta1::PolicyTargetReference& target,
                       const std::string& field, Kind kind) {
     std::vector<std::string> names;
     for (const ObjectPtr& object : store_.list(kind, policy.ns())) names.push_back(object->name());
     std::string_view near = did_you_mean(target.name(), {names.begin(), names.end()});
     add(Severity::kError, kCodeReference, field + ".name",
-        fmt::format("Referenced {} not found: \"{}/{}\"", target.kind(), policy.ns(), target.name()),
-        near.empty() ? fmt::format("Create it in namespace {}; a target is always in the policy's own namespace", policy.ns())
-                     : fmt::format("Did you mean `{}`?", near));
+        fmt::format("Referenced {} not found: \"{}/{}\"", target.kind(), policy.ns(),
+                    target.name()),
+        near.empty()
+            ? fmt::format(
+                  "Create it in namespace {}; a target is always in the policy's own namespace",
+                  policy.ns())
+            : fmt::format("Did you mean `{}`?", near));
   }
 
   void selects_something(const Object& policy, const std::string& field) {
     const Labels& selector = selector_of(policy);
     if (selector.empty()) return;
-    if (policy.ns() == names_.root_namespace) return;  // all namespaces: too broad to call it a mistake
+    if (policy.ns() == names_.root_namespace)
+      return;  // all namespaces: too broad to call it a mistake
     if (runs_somewhere(policy.ns(), selector)) return;
-    add(Severity::kWarning, kCodeNoPods, field, "no matching workloads for this resource with the selector",
-        fmt::format("Correct the labels (`meltemi sandbox get pods -n {} --show-labels`)", policy.ns()));
+    add(Severity::kWarning, kCodeNoPods, field,
+        "no matching workloads for this resource with the selector",
+        fmt::format("Correct the labels (`meltemi sandbox get pods -n {} --show-labels`)",
+                    policy.ns()));
   }
 
-  // --- services and pods ----------------------------------------------------------------------------
+  // --- services and pods
+  // ----------------------------------------------------------------------------
 
   // A pod has the labels, or something here would make such pods.
   bool runs_somewhere(const std::string& ns, const Labels& selector) {
@@ -299,12 +350,14 @@ class Analysis {
       }
       return false;
     };
-    return templated(Kind::kDeployment, [](const Object& o) -> const Labels& {
-             return o.as<kube::Deployment>().spec().template_().metadata().labels();
-           }) ||
-           templated(Kind::kReplicaSet, [](const Object& o) -> const Labels& {
-             return o.as<kube::ReplicaSet>().spec().template_().metadata().labels();
-           }) ||
+    return templated(Kind::kDeployment,
+                     [](const Object& o) -> const Labels& {
+                       return o.as<kube::Deployment>().spec().template_().metadata().labels();
+                     }) ||
+           templated(Kind::kReplicaSet,
+                     [](const Object& o) -> const Labels& {
+                       return o.as<kube::ReplicaSet>().spec().template_().metadata().labels();
+                     }) ||
            templated(Kind::kJob, [](const Object& o) -> const Labels& {
              return o.as<kube::Job>().spec().template_().metadata().labels();
            });
@@ -316,7 +369,8 @@ class Analysis {
     if (selector.empty()) return;
     if (!runs_somewhere(service.ns(), selector)) {
       add(Severity::kWarning, kCodeNoPods, "spec.selector",
-          fmt::format("no pod of namespace {} has these labels, so the Service has no endpoints", service.ns()),
+          fmt::format("no pod of namespace {} has these labels, so the Service has no endpoints",
+                      service.ns()),
           "Correct the selector, or start such pods");
       return;
     }
@@ -330,11 +384,13 @@ class Analysis {
     const auto& ports = service.as<kube::Service>().spec().ports();
     for (int i = 0; i < ports.size(); ++i) {
       if (!is_tcp(ports[i])) continue;
-      bool found = std::any_of(pods.begin(), pods.end(),
-                               [&](const ObjectPtr& pod) { return target_port(ports[i], *pod) != 0; });
+      bool found = std::any_of(pods.begin(), pods.end(), [&](const ObjectPtr& pod) {
+        return target_port(ports[i], *pod) != 0;
+      });
       if (found) continue;
       add(Severity::kWarning, kCodeReference, fmt::format("spec.ports[{}].targetPort", i),
-          fmt::format("no selected pod has a container port named \"{}\"", ports[i].target_port().text()),
+          fmt::format("no selected pod has a container port named \"{}\"",
+                      ports[i].target_port().text()),
           "Name the pods' port, or give a number");
     }
   }
@@ -356,8 +412,8 @@ class Analysis {
       for (const ObjectPtr& other : pods_by_ip().at(ip)) {
         if (other->key() == pod.key()) continue;
         add(Severity::kError, kCodeDuplicateIp, "status.podIP",
-            fmt::format("{} has the address {} too; traffic to it reaches one of the two", other->key().to_string(),
-                        ip.to_string()),
+            fmt::format("{} has the address {} too; traffic to it reaches one of the two",
+                        other->key().to_string(), ip.to_string()),
             "Delete one of the two pods");
       }
     }

@@ -50,8 +50,8 @@ class Check {
  private:
   void add(Severity severity, std::string_view code, std::string field, std::string message,
            std::string fix) {
-    problems_->push_back(object_.problem(severity, code, std::move(field), std::move(message),
-                                         std::move(fix)));
+    problems_->push_back(
+        object_.problem(severity, code, std::move(field), std::move(message), std::move(fix)));
   }
   const Object& object_;
   Problems* problems_;

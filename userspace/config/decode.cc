@@ -28,9 +28,15 @@ bool is_type(const Message& message, const Descriptor* type) {
 // Any shape, kept as it was written.
 void copy_any(const Value& value, google::protobuf::Value* out) {
   switch (value.kind) {
-    case Value::Kind::kNull: out->set_null_value(google::protobuf::NULL_VALUE); return;
-    case Value::Kind::kBool: out->set_bool_value(value.boolean); return;
-    case Value::Kind::kString: out->set_string_value(value.text); return;
+    case Value::Kind::kNull:
+      out->set_null_value(google::protobuf::NULL_VALUE);
+      return;
+    case Value::Kind::kBool:
+      out->set_bool_value(value.boolean);
+      return;
+    case Value::Kind::kString:
+      out->set_string_value(value.text);
+      return;
     case Value::Kind::kNumber: {
       double number = 0;
       std::from_chars(value.text.data(), value.text.data() + value.text.size(), number);
@@ -261,8 +267,9 @@ bool Decoder::integer(const Value& value, const std::string& path, T* out) {
   if (digits.size() > 2 && digits.ends_with(".0")) digits.remove_suffix(2);
   auto [end, problem] = std::from_chars(digits.data(), digits.data() + digits.size(), *out);
   if (problem == std::errc() && end == digits.data() + digits.size()) return true;
-  error(value.line, path, fmt::format("{} is not a whole number between {} and {}", value.text,
-                                      std::numeric_limits<T>::min(), std::numeric_limits<T>::max()),
+  error(value.line, path,
+        fmt::format("{} is not a whole number between {} and {}", value.text,
+                    std::numeric_limits<T>::min(), std::numeric_limits<T>::max()),
         "Give a number in that range");
   return false;
 }
@@ -374,7 +381,8 @@ void Decoder::scalar(const Value& value, const std::string& path, const Field* f
       return;
     }
     case Field::CPPTYPE_FLOAT:
-    case Field::CPPTYPE_MESSAGE: break;  // no float fields; messages come through submessage()
+    case Field::CPPTYPE_MESSAGE:
+      break;  // no float fields; messages come through submessage()
   }
   error(value.line, path, "field type without a JSON mapping here", "");
 }

@@ -1,5 +1,6 @@
-// Strict proto3 JSON mapping from Value trees to messages, driven by descriptors: unknown fields, wrong
-// types and refused fields become Problems with file, line, path and fix. Never throws, never logs.
+// Strict proto3 JSON mapping from Value trees to messages, driven by descriptors: unknown fields,
+// wrong types and refused fields become Problems with file, line, path and fix. Never throws, never
+// logs.
 #pragma once
 
 #include <string>

@@ -1,5 +1,5 @@
-// Messages back to Value trees, as they would be written in YAML: fields and map keys in alphabetical
-// order like kubectl's, 64-bit numbers as numbers, durations in Go's form.
+// Messages back to Value trees, as they would be written in YAML: fields and map keys in
+// alphabetical order like kubectl's, 64-bit numbers as numbers, durations in Go's form.
 #include <fmt/format.h>
 #include <google/protobuf/duration.pb.h>
 #include <google/protobuf/struct.pb.h>
@@ -56,9 +56,12 @@ void sort_keys(Value* map) {
 Value encode_any(const google::protobuf::Value& value) {
   using Any = google::protobuf::Value;
   switch (value.kind_case()) {
-    case Any::kBoolValue: return Value::of_bool(value.bool_value());
-    case Any::kNumberValue: return Value::of_number(number_text(value.number_value()));
-    case Any::kStringValue: return Value::of_string(value.string_value());
+    case Any::kBoolValue:
+      return Value::of_bool(value.bool_value());
+    case Any::kNumberValue:
+      return Value::of_number(number_text(value.number_value()));
+    case Any::kStringValue:
+      return Value::of_string(value.string_value());
     case Any::kListValue: {
       Value list = Value::list();
       for (const auto& item : value.list_value().values()) list.items.push_back(encode_any(item));
@@ -71,7 +74,8 @@ Value encode_any(const google::protobuf::Value& value) {
       return map;
     }
     case Any::kNullValue:
-    case Any::KIND_NOT_SET: break;
+    case Any::KIND_NOT_SET:
+      break;
   }
   return Value::null();
 }
@@ -129,7 +133,8 @@ Value encode_single(const Message& m, const FieldDescriptor* field, int index) {
           (many ? r->GetRepeatedEnum(m, field, index) : r->GetEnum(m, field))->name());
     case FieldDescriptor::CPPTYPE_MESSAGE:
       return encode_known(many ? r->GetRepeatedMessage(m, field, index) : r->GetMessage(m, field));
-    case FieldDescriptor::CPPTYPE_FLOAT: break;
+    case FieldDescriptor::CPPTYPE_FLOAT:
+      break;
   }
   return Value::null();
 }

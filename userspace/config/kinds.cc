@@ -46,7 +46,14 @@ const std::array<KindInfo, kKindCount>& table() {
        &kube::Service::default_instance()},
       {Kind::kConfigMap, "ConfigMap", "", kV1, "configmap", "configmaps", kCm, true,
        &kube::ConfigMap::default_instance()},
-      {Kind::kSecret, "Secret", "", kV1, "secret", "secrets", {}, true,
+      {Kind::kSecret,
+       "Secret",
+       "",
+       kV1,
+       "secret",
+       "secrets",
+       {},
+       true,
        &kube::Secret::default_instance()},
       {Kind::kVirtualService, "VirtualService", "networking.istio.io", kIstioNetworking,
        "virtualservice", "virtualservices", kVs, true, &kube::VirtualService::default_instance()},
@@ -148,9 +155,13 @@ std::string KindInfo::api_version() const {
   return std::string(group) + '/' + std::string(versions[0]);
 }
 
-const KindInfo& kind_info(Kind kind) { return table()[static_cast<size_t>(kind)]; }
+const KindInfo& kind_info(Kind kind) {
+  return table()[static_cast<size_t>(kind)];
+}
 
-std::span<const KindInfo> all_kinds() { return table(); }
+std::span<const KindInfo> all_kinds() {
+  return table();
+}
 
 const KindInfo* find_kind(std::string_view api_version, std::string_view kind) {
   GroupVersion wanted = split(api_version);

@@ -31,9 +31,10 @@ inline constexpr size_t kKindCount = 15;
 
 struct KindInfo {
   Kind kind;
-  std::string_view name;      // "VirtualService"
-  std::string_view group;     // "networking.istio.io"; "" is core
-  std::span<const std::string_view> versions;  // accepted, the first is the one we print for new ones
+  std::string_view name;   // "VirtualService"
+  std::string_view group;  // "networking.istio.io"; "" is core
+  std::span<const std::string_view>
+      versions;               // accepted, the first is the one we print for new ones
   std::string_view singular;  // "virtualservice"
   std::string_view plural;    // "virtualservices"
   std::span<const std::string_view> short_names;  // "vs"
@@ -47,7 +48,8 @@ const KindInfo& kind_info(Kind kind);
 std::span<const KindInfo> all_kinds();
 // By apiVersion and kind of a document; nullptr if unknown.
 const KindInfo* find_kind(std::string_view api_version, std::string_view kind);
-// By any word of the command line, any case: "po", "pods", "Pod", "vs", "gateways.gateway.networking.k8s.io".
+// By any word of the command line, any case: "po", "pods", "Pod", "vs",
+// "gateways.gateway.networking.k8s.io".
 const KindInfo* find_kind_word(std::string_view word);
 // True if the kind is one of Istio's, Gateway API's or Kubernetes' that we know but do not act on.
 bool is_known_unsupported(std::string_view api_version, std::string_view kind);

@@ -20,7 +20,8 @@ bool is_waypoint_part(const Object& object) {
          object.label("gateway.istio.io/managed") == "istio.io-mesh-controller";
 }
 
-// --- pods -------------------------------------------------------------------------------------------
+// --- pods
+// -------------------------------------------------------------------------------------------
 
 std::vector<IpAddress> pod_ips(const Object& pod) {
   const kube::PodStatus& status = pod.as<kube::Pod>().status();
@@ -79,7 +80,8 @@ bool pod_speaks_hbone(View& view, const Object& pod) {
   return !pod.meta().uid().empty() && view.enrolled(pod.meta().uid());
 }
 
-// --- services ---------------------------------------------------------------------------------------
+// --- services
+// ---------------------------------------------------------------------------------------
 
 bool is_tcp(const kube::ServicePort& port) {
   return port.protocol().empty() || port.protocol() == "TCP";
@@ -92,14 +94,19 @@ Protocol protocol_named(std::string_view name) {
     std::string_view name;
     Protocol protocol;
   };
-  static constexpr Row kRows[] = {
-      {"http", Protocol::kHttp},         {"http2", Protocol::kHttp2},
-      {"kubernetes.io/h2c", Protocol::kHttp2}, {"kubernetes.io/ws", Protocol::kHttp},
-      {"grpc", Protocol::kGrpc},         {"grpc-web", Protocol::kHttp},
-      {"https", Protocol::kTls},         {"kubernetes.io/wss", Protocol::kTls},
-      {"tls", Protocol::kTls},           {"tcp", Protocol::kTcp},
-      {"mongo", Protocol::kTcp},         {"redis", Protocol::kTcp},
-      {"mysql", Protocol::kTcp}};
+  static constexpr Row kRows[] = {{"http", Protocol::kHttp},
+                                  {"http2", Protocol::kHttp2},
+                                  {"kubernetes.io/h2c", Protocol::kHttp2},
+                                  {"kubernetes.io/ws", Protocol::kHttp},
+                                  {"grpc", Protocol::kGrpc},
+                                  {"grpc-web", Protocol::kHttp},
+                                  {"https", Protocol::kTls},
+                                  {"kubernetes.io/wss", Protocol::kTls},
+                                  {"tls", Protocol::kTls},
+                                  {"tcp", Protocol::kTcp},
+                                  {"mongo", Protocol::kTcp},
+                                  {"redis", Protocol::kTcp},
+                                  {"mysql", Protocol::kTcp}};
   for (const Row& row : kRows) {
     if (row.name == name) return row.protocol;
   }
@@ -118,12 +125,18 @@ Protocol protocol_of(const kube::ServicePort& port) {
 
 wl::AppProtocol wire_protocol(Protocol protocol) {
   switch (protocol) {
-    case Protocol::kHttp: return wl::HTTP11;
-    case Protocol::kHttp2: return wl::HTTP2;
-    case Protocol::kGrpc: return wl::GRPC;
-    case Protocol::kTcp: return wl::TCP;
-    case Protocol::kTls: return wl::TLS;
-    case Protocol::kUnknown: break;
+    case Protocol::kHttp:
+      return wl::HTTP11;
+    case Protocol::kHttp2:
+      return wl::HTTP2;
+    case Protocol::kGrpc:
+      return wl::GRPC;
+    case Protocol::kTcp:
+      return wl::TCP;
+    case Protocol::kTls:
+      return wl::TLS;
+    case Protocol::kUnknown:
+      break;
   }
   return wl::UNKNOWN;
 }
@@ -143,9 +156,12 @@ std::vector<IpAddress> service_vips(const Object& service) {
 uint32_t target_port(const kube::ServicePort& port, const Object& pod) {
   const kube::IntOrString& target = port.target_port();
   switch (target.value_case()) {
-    case kube::IntOrString::VALUE_NOT_SET: return static_cast<uint32_t>(port.port());
-    case kube::IntOrString::kNumber: return static_cast<uint32_t>(target.number());
-    case kube::IntOrString::kText: break;
+    case kube::IntOrString::VALUE_NOT_SET:
+      return static_cast<uint32_t>(port.port());
+    case kube::IntOrString::kNumber:
+      return static_cast<uint32_t>(target.number());
+    case kube::IntOrString::kText:
+      break;
   }
   for (const auto& container : pod.as<kube::Pod>().spec().containers()) {
     for (const auto& declared : container.ports()) {
@@ -158,7 +174,8 @@ uint32_t target_port(const kube::ServicePort& port, const Object& pod) {
   return 0;
 }
 
-// --- waypoints --------------------------------------------------------------------------------------
+// --- waypoints
+// --------------------------------------------------------------------------------------
 
 namespace {
 
@@ -170,8 +187,8 @@ bool serves(std::string_view waypoint_for, Traffic traffic) {
 // The Gateway's own label, then its class's, then service.
 std::string waypoint_for(View& view, const Object& gateway) {
   if (auto own = gateway.label("istio.io/waypoint-for"); !own.empty()) return std::string(own);
-  ObjectPtr of_class = view.object(Kind::kGatewayClass, "",
-                                   gateway.as<kube::Gateway>().spec().gateway_class_name());
+  ObjectPtr of_class =
+      view.object(Kind::kGatewayClass, "", gateway.as<kube::Gateway>().spec().gateway_class_name());
   if (of_class) {
     auto label = of_class->label("istio.io/waypoint-for");
     if (!label.empty()) return std::string(label);
@@ -183,7 +200,8 @@ bool admits(View& view, const Object& gateway, std::string_view ns) {
   const auto& spec = gateway.as<kube::Gateway>().spec();
   const kube::RouteNamespaces* rule = nullptr;
   for (const auto& listener : spec.listeners()) {
-    if (listener.port() == static_cast<int>(kHbonePort)) rule = &listener.allowed_routes().namespaces();
+    if (listener.port() == static_cast<int>(kHbonePort))
+      rule = &listener.allowed_routes().namespaces();
   }
   if (rule == nullptr || rule->from().empty() || rule->from() == "Same") return gateway.ns() == ns;
   if (rule->from() == "All") return true;
@@ -197,8 +215,8 @@ bool admits(View& view, const Object& gateway, std::string_view ns) {
     bool has = found != object->meta().labels().end();
     bool in = has && std::find(part.values().begin(), part.values().end(), found->second) !=
                          part.values().end();
-    bool ok = part.operator_() == "In"      ? in
-              : part.operator_() == "NotIn" ? !in
+    bool ok = part.operator_() == "In"       ? in
+              : part.operator_() == "NotIn"  ? !in
               : part.operator_() == "Exists" ? has
                                              : part.operator_() == "DoesNotExist" && !has;
     if (!ok) return false;
@@ -225,7 +243,7 @@ void set_host(View& view, const Object* gateway, WaypointBinding* out) {
 
 // What a label (or a service account's Gateway) asks for, and what comes of it.
 WaypointBinding bind_to(View& view, const Object& object, Traffic traffic, std::string_view ns,
-                     std::string_view name, bool asked_directly) {
+                        std::string_view name, bool asked_directly) {
   WaypointBinding out;
   out.ns = ns;
   out.gateway = name;
@@ -236,22 +254,24 @@ WaypointBinding bind_to(View& view, const Object& object, Traffic traffic, std::
     out.bound = true;
     out.reason = "WaypointMissing";
     out.message = fmt::format(
-        "waypoint {} does not exist; traffic is refused until it does (`meltemi waypoint apply -n {} "
-        "--name {}`), or remove the label istio.io/use-waypoint", full, ns, name);
+        "waypoint {} does not exist; traffic is refused until it does (`meltemi waypoint apply -n "
+        "{} "
+        "--name {}`), or remove the label istio.io/use-waypoint",
+        full, ns, name);
     return out;
   }
   if (!serves(waypoint_for(view, *gateway), traffic)) {
     if (!asked_directly) return {};
     out.reason = "UnsupportedTrafficType";
-    out.message = fmt::format("waypoint {} does not serve {} traffic (istio.io/waypoint-for={})", full,
-                              traffic == Traffic::kService ? "service" : "workload",
+    out.message = fmt::format("waypoint {} does not serve {} traffic (istio.io/waypoint-for={})",
+                              full, traffic == Traffic::kService ? "service" : "workload",
                               waypoint_for(view, *gateway));
     return out;
   }
   if (!admits(view, *gateway, object.ns())) {
     out.reason = "AttachmentDenied";
-    out.message = fmt::format("waypoint {} does not admit namespace {} (allowedRoutes.namespaces)", full,
-                              object.ns());
+    out.message = fmt::format("waypoint {} does not admit namespace {} (allowedRoutes.namespaces)",
+                              full, object.ns());
     return out;
   }
   out.bound = true;
@@ -294,7 +314,8 @@ WaypointBinding resolve_waypoint(View& view, const Object& object, Traffic traff
   auto from_labels = [&](const Object& labelled, bool direct) {
     std::string_view name = labelled.label("istio.io/use-waypoint");
     std::string_view ns = labelled.label("istio.io/use-waypoint-namespace");
-    return bind_to(view, object, traffic, ns.empty() ? std::string_view(object.ns()) : ns, name, direct);
+    return bind_to(view, object, traffic, ns.empty() ? std::string_view(object.ns()) : ns, name,
+                   direct);
   };
   std::string_view own = object.label("istio.io/use-waypoint");
   if (own == "none") return {};
@@ -314,7 +335,8 @@ void fill_gateway_address(const WaypointBinding& binding, wl::GatewayAddress* ou
   out->set_hbone_mtls_port(kHbonePort);
 }
 
-// --- mTLS -------------------------------------------------------------------------------------------
+// --- mTLS
+// -------------------------------------------------------------------------------------------
 
 namespace {
 

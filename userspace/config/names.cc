@@ -5,10 +5,18 @@
 namespace meltemi::config {
 namespace {
 
-bool is_lower(char c) { return c >= 'a' && c <= 'z'; }
-bool is_upper(char c) { return c >= 'A' && c <= 'Z'; }
-bool is_digit(char c) { return c >= '0' && c <= '9'; }
-bool is_alnum(char c) { return is_lower(c) || is_upper(c) || is_digit(c); }
+bool is_lower(char c) {
+  return c >= 'a' && c <= 'z';
+}
+bool is_upper(char c) {
+  return c >= 'A' && c <= 'Z';
+}
+bool is_digit(char c) {
+  return c >= '0' && c <= '9';
+}
+bool is_alnum(char c) {
+  return is_lower(c) || is_upper(c) || is_digit(c);
+}
 
 bool is_label_chars(std::string_view text, bool upper) {
   if (text.empty() || text.size() > 63 || text.front() == '-' || text.back() == '-') return false;
@@ -42,7 +50,9 @@ bool is_qualified_part(std::string_view text) {
 
 }  // namespace
 
-bool is_dns_label(std::string_view text) { return is_label_chars(text, false); }
+bool is_dns_label(std::string_view text) {
+  return is_label_chars(text, false);
+}
 
 bool is_dns_subdomain(std::string_view text) {
   if (text.empty() || text.size() > 253) return false;
@@ -73,7 +83,9 @@ bool is_label_key(std::string_view text) {
   return is_qualified_part(text);
 }
 
-bool is_label_value(std::string_view text) { return text.empty() || is_qualified_part(text); }
+bool is_label_value(std::string_view text) {
+  return text.empty() || is_qualified_part(text);
+}
 
 bool is_port_name(std::string_view text) {
   if (text.size() > 15 || !is_label_chars(text, false)) return false;

@@ -21,7 +21,8 @@ bool is_port_name(std::string_view text);
 // HTTP token (RFC 9110 section 5.6.2).
 bool is_http_token(std::string_view text);
 
-// "catalog" in namespace shop -> "catalog.shop.svc.cluster.local"; anything with a dot, and "*", stays.
+// "catalog" in namespace shop -> "catalog.shop.svc.cluster.local"; anything with a dot, and "*",
+// stays.
 std::string expand_host(std::string_view host, std::string_view ns, std::string_view domain);
 std::string service_host(std::string_view name, std::string_view ns, std::string_view domain);
 // Whether host pattern `pattern` ("a.b", "*.b", "*") covers `host`.

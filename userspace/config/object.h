@@ -1,6 +1,7 @@
-// One object: envelope, metadata and typed body, as read from YAML, made by a controller, or printed.
-// Value type with a shared immutable body: copying is cheap, changing means set_body(). Decoding is
-// strict: an unknown field is an error with file, line, path and the nearest known name.
+// One object: envelope, metadata and typed body, as read from YAML, made by a controller, or
+// printed. Value type with a shared immutable body: copying is cheap, changing means set_body().
+// Decoding is strict: an unknown field is an error with file, line, path and the nearest known
+// name.
 #pragma once
 
 #include <compare>
@@ -30,7 +31,8 @@ struct ObjectKey {
 
 class Object {
  public:
-  // An empty object of `kind` with the kind's own apiVersion. `ns` is ignored for cluster-scoped kinds.
+  // An empty object of `kind` with the kind's own apiVersion. `ns` is ignored for cluster-scoped
+  // kinds.
   static Object make(Kind kind, std::string_view ns, std::string_view name);
 
   Kind kind() const { return kind_; }
@@ -94,8 +96,8 @@ class Object {
 
 struct ReadOptions {
   std::string default_namespace = "default";  // for namespaced objects without one
-  bool refuse_pod_fields = true;  // fields that pod_fields.h calls refused are errors
-  bool warn_ignored = true;       // fields accepted without effect give a warning (one per object)
+  bool refuse_pod_fields = true;              // fields that pod_fields.h calls refused are errors
+  bool warn_ignored = true;  // fields accepted without effect give a warning (one per object)
   ParseLimits limits;
 };
 
@@ -105,7 +107,8 @@ struct ReadResult {
 };
 // YAML or JSON bytes to objects; schema only, see validate.h for meaning. `file` is for messages
 // ("-" for standard input).
-ReadResult read_objects(std::string_view bytes, std::string_view file, const ReadOptions& options = {});
+ReadResult read_objects(std::string_view bytes, std::string_view file,
+                        const ReadOptions& options = {});
 
 // Strict proto3 JSON mapping for one message, with our messages. Paths start with `path`.
 void decode_message(const Value& value, std::string_view path, const Object& about,

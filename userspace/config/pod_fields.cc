@@ -16,9 +16,12 @@ using google::protobuf::FieldDescriptor;
 
 FieldEffect effect_of(const FieldDescriptor* field) {
   switch (field->options().GetExtension(kube::effect)) {
-    case kube::ACCEPTED: return FieldEffect::kAccepted;
-    case kube::REFUSED: return FieldEffect::kRefused;
-    default: return FieldEffect::kHonoured;
+    case kube::ACCEPTED:
+      return FieldEffect::kAccepted;
+    case kube::REFUSED:
+      return FieldEffect::kRefused;
+    default:
+      return FieldEffect::kHonoured;
   }
 }
 
@@ -26,8 +29,8 @@ FieldEffect effect_of(const FieldDescriptor* field) {
 bool is_leaf(const FieldDescriptor* field) {
   if (field->is_map() || field->cpp_type() != FieldDescriptor::CPPTYPE_MESSAGE) return true;
   const Descriptor* type = field->message_type();
-  return type->file()->package() == "google.protobuf" ||
-         type == kube::IntOrString::descriptor() || type->field_count() == 0;
+  return type->file()->package() == "google.protobuf" || type == kube::IntOrString::descriptor() ||
+         type->field_count() == 0;
 }
 
 void collect(const Descriptor* type, const std::string& path, std::vector<PodField>* out) {
@@ -52,9 +55,12 @@ void collect(const Descriptor* type, const std::string& path, std::vector<PodFie
 
 std::string_view effect_name(FieldEffect effect) {
   switch (effect) {
-    case FieldEffect::kHonoured: return "honoured";
-    case FieldEffect::kAccepted: return "accepted without effect";
-    case FieldEffect::kRefused: return "refused";
+    case FieldEffect::kHonoured:
+      return "honoured";
+    case FieldEffect::kAccepted:
+      return "accepted without effect";
+    case FieldEffect::kRefused:
+      return "refused";
   }
   return "";
 }

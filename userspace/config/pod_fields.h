@@ -1,5 +1,5 @@
-// Which fields of a Pod (and of the kinds that run pods) the sandbox acts on. The table is made from
-// options in meltemi/kube/v1/kube.proto, so that it cannot drift from what the decoder does.
+// Which fields of a Pod (and of the kinds that run pods) the sandbox acts on. The table is made
+// from options in meltemi/kube/v1/kube.proto, so that it cannot drift from what the decoder does.
 #pragma once
 
 #include <string>

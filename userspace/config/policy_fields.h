@@ -10,7 +10,8 @@
 
 namespace meltemi::config {
 
-// Paths relative to the rule, e.g. "to[0].operation.methods", "when[1].key": attributes of requests.
+// Paths relative to the rule, e.g. "to[0].operation.methods", "when[1].key": attributes of
+// requests.
 std::vector<std::string> l7_fields(const ::istio::security::v1beta1::Rule& rule);
 bool has_l7(const ::istio::security::v1beta1::Source& source);
 bool has_l7(const ::istio::security::v1beta1::Operation& operation);

@@ -1,5 +1,5 @@
-// What is wrong with an object: which one, where in which file, which field, and how to mend it. One
-// type for syntax, schema, validation and cross-object findings, so that CLI, control plane and
+// What is wrong with an object: which one, where in which file, which field, and how to mend it.
+// One type for syntax, schema, validation and cross-object findings, so that CLI, control plane and
 // statuses say the same words. Messages follow istiod's where istiod has one. Must never hold the
 // values of Secrets.
 #pragma once
@@ -41,17 +41,17 @@ bool has_errors(const Problems& problems);
 Error to_error(const Problems& problems);
 
 // Codes without an istioctl twin.
-inline constexpr std::string_view kCodeSyntax = "MLT0001";         // not YAML
-inline constexpr std::string_view kCodeUnknownKind = "MLT0002";    // no such kind
-inline constexpr std::string_view kCodeUnsupported = "MLT0003";    // known, not implemented yet
-inline constexpr std::string_view kCodeSchema = "IST0106";         // unknown field, wrong type
-inline constexpr std::string_view kCodeInvalid = "IST0106";        // fails validation
-inline constexpr std::string_view kCodeRefusedField = "MLT0004";   // pod_fields.h says refused
-inline constexpr std::string_view kCodeIgnoredField = "MLT0005";   // accepted without effect
-inline constexpr std::string_view kCodeReference = "IST0101";      // referenced thing is not there
-inline constexpr std::string_view kCodeNoPods = "IST0127";         // selector matches nothing
-inline constexpr std::string_view kCodeDuplicateIp = "MLT0101";    // two pods, one address
-inline constexpr std::string_view kCodeNoWaypoint = "MLT0102";     // L7 rule that nobody enforces
+inline constexpr std::string_view kCodeSyntax = "MLT0001";        // not YAML
+inline constexpr std::string_view kCodeUnknownKind = "MLT0002";   // no such kind
+inline constexpr std::string_view kCodeUnsupported = "MLT0003";   // known, not implemented yet
+inline constexpr std::string_view kCodeSchema = "IST0106";        // unknown field, wrong type
+inline constexpr std::string_view kCodeInvalid = "IST0106";       // fails validation
+inline constexpr std::string_view kCodeRefusedField = "MLT0004";  // pod_fields.h says refused
+inline constexpr std::string_view kCodeIgnoredField = "MLT0005";  // accepted without effect
+inline constexpr std::string_view kCodeReference = "IST0101";     // referenced thing is not there
+inline constexpr std::string_view kCodeNoPods = "IST0127";        // selector matches nothing
+inline constexpr std::string_view kCodeDuplicateIp = "MLT0101";   // two pods, one address
+inline constexpr std::string_view kCodeNoWaypoint = "MLT0102";    // L7 rule that nobody enforces
 inline constexpr std::string_view kCodeDuplicateObject = "MLT0103";
 inline constexpr std::string_view kCodeUnreachableRule = "IST0130";
 inline constexpr std::string_view kCodeIneffectivePolicy = "IST0167";
@@ -60,6 +60,7 @@ inline constexpr std::string_view kCodeEmptySubset = "IST0173";
 inline constexpr std::string_view kCodeDeprecated = "IST0002";
 
 // The candidate nearest to `word` (edit distance ≤ 2, or ≤ a third of its length), else "".
-std::string_view did_you_mean(std::string_view word, const std::vector<std::string_view>& candidates);
+std::string_view did_you_mean(std::string_view word,
+                              const std::vector<std::string_view>& candidates);
 
 }  // namespace meltemi::config

@@ -57,7 +57,9 @@ class Conjunction {
 
  private:
   static pb::Principal* add_alternative(pb::Principal* n) { return n->mutable_or_ids()->add_ids(); }
-  static pb::Permission* add_alternative(pb::Permission* n) { return n->mutable_or_rules()->add_rules(); }
+  static pb::Permission* add_alternative(pb::Permission* n) {
+    return n->mutable_or_rules()->add_rules();
+  }
   static pb::Principal* add_part(pb::Principal* n) { return n->mutable_and_ids()->add_ids(); }
   static pb::Permission* add_part(pb::Permission* n) { return n->mutable_and_rules()->add_rules(); }
   static pb::Principal* negation(pb::Principal* n) { return n->mutable_not_id(); }
@@ -126,9 +128,12 @@ std::optional<Principals> namespaces_of(const Strings& values) {
       if (star != std::string::npos) return std::nullopt;
     }
     std::string pattern;
-    if (star == 0) pattern = ".*" + quote_name(std::string_view(value).substr(1));
-    else if (star != std::string::npos) pattern = quote_name(std::string_view(value).substr(0, star)) + ".*";
-    else pattern = quote_name(value);
+    if (star == 0)
+      pattern = ".*" + quote_name(std::string_view(value).substr(1));
+    else if (star != std::string::npos)
+      pattern = quote_name(std::string_view(value).substr(0, star)) + ".*";
+    else
+      pattern = quote_name(value);
     out.push_back(regex_principal(fmt::format("spiffe://[^/]+/ns/{}/.*", pattern)));
   }
   return out;
@@ -138,8 +143,10 @@ Principals accounts_of(const Strings& values, std::string_view ns) {
   Principals out;
   for (const std::string& value : values) {
     size_t slash = value.find('/');
-    std::string_view own_ns = slash == std::string::npos ? ns : std::string_view(value).substr(0, slash);
-    std::string_view name = slash == std::string::npos ? value : std::string_view(value).substr(slash + 1);
+    std::string_view own_ns =
+        slash == std::string::npos ? ns : std::string_view(value).substr(0, slash);
+    std::string_view name =
+        slash == std::string::npos ? value : std::string_view(value).substr(slash + 1);
     out.push_back(regex_principal(
         fmt::format("spiffe://[^/]+/ns/{}/sa/{}", quote_name(own_ns), quote_name(name))));
   }
@@ -252,7 +259,8 @@ class RuleBuilder {
       if (key == "source.principal") need(all, "principals", negated, {principals_of(values)});
       if (key == "source.trustDomain") need(all, "principals", negated, trust_domains_of(values));
       if (key == "source.namespace") need(all, "namespaces", negated, namespaces_of(values));
-      if (key == "source.serviceAccount") need(all, "accounts", negated, {accounts_of(values, ns_)});
+      if (key == "source.serviceAccount")
+        need(all, "accounts", negated, {accounts_of(values, ns_)});
       if (key == "source.ip") need(all, "ips", negated, {sources_of(values)});
     }
   }
@@ -301,7 +309,8 @@ std::vector<RbacFilter> rbac_filters(View& view, std::string_view service_ns,
   }
   std::vector<RbacFilter> out;
   using Policy = api::AuthorizationPolicy;
-  for (auto [action, wire] : {std::pair{Policy::DENY, pb::RBAC::DENY}, {Policy::ALLOW, pb::RBAC::ALLOW}}) {
+  for (auto [action, wire] :
+       {std::pair{Policy::DENY, pb::RBAC::DENY}, {Policy::ALLOW, pb::RBAC::ALLOW}}) {
     RbacFilter filter;
     filter.rules.set_action(wire);
     filter.shadow.set_action(wire);
@@ -314,7 +323,8 @@ std::vector<RbacFilter> rbac_filters(View& view, std::string_view service_ns,
       for (int i = 0; i < spec.rules_size(); ++i) {
         auto rule = RuleBuilder(policy->ns(), action == Policy::DENY).build(spec.rules(i));
         if (!rule) continue;
-        std::string name = fmt::format("ns[{}]-policy[{}]-rule[{}]", policy->ns(), policy->name(), i);
+        std::string name =
+            fmt::format("ns[{}]-policy[{}]-rule[{}]", policy->ns(), policy->name(), i);
         (*rbac.mutable_policies())[name] = std::move(*rule);
       }
     }

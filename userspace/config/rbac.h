@@ -1,6 +1,6 @@
-// AuthorizationPolicies with targetRefs as the RBAC filters of a waypoint's listener. What the waypoint
-// cannot evaluate makes an ALLOW rule vanish (it allows nothing) and a DENY rule wider. Internal to
-// translation.
+// AuthorizationPolicies with targetRefs as the RBAC filters of a waypoint's listener. What the
+// waypoint cannot evaluate makes an ALLOW rule vanish (it allows nothing) and a DENY rule wider.
+// Internal to translation.
 #pragma once
 
 #include <string>
@@ -19,7 +19,8 @@ struct RbacFilter {
   ::envoy::config::rbac::v3::RBAC shadow;  // dry-run policies
 };
 
-// In the order they run (DENY, ALLOW); empty if no policy is bound. `service` "" for traffic to pods.
+// In the order they run (DENY, ALLOW); empty if no policy is bound. `service` "" for traffic to
+// pods.
 std::vector<RbacFilter> rbac_filters(View& view, std::string_view service_ns,
                                      std::string_view service, std::string_view gateway_ns,
                                      std::string_view gateway);

@@ -199,8 +199,7 @@ class ObjectReader {
   ReadResult& out_;
 };
 
-ReadResult read_objects(std::string_view bytes, std::string_view file,
-                        const ReadOptions& options) {
+ReadResult read_objects(std::string_view bytes, std::string_view file, const ReadOptions& options) {
   ReadResult out;
   ParsedDocuments parsed = parse_documents(bytes, file, options.limits);
   out.problems = std::move(parsed.problems);

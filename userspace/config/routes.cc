@@ -34,10 +34,11 @@ int host_rank(const Object& vs, std::string_view host, const MeshNames& names) {
   return rank;
 }
 
-// --- clusters ---------------------------------------------------------------------------------------
+// --- clusters
+// ---------------------------------------------------------------------------------------
 
-// The cluster of a destination. Asked for even when nothing is known of it: the waypoint answers 503
-// for a cluster that does not exist, and analysis says why.
+// The cluster of a destination. Asked for even when nothing is known of it: the waypoint answers
+// 503 for a cluster that does not exist, and analysis says why.
 std::string cluster_for(View& view, const RouteTarget& target, const Object& vs,
                         const net::Destination& destination, bool http, Outputs* out) {
   const MeshNames& names = view.names();
@@ -61,7 +62,8 @@ std::string cluster_for(View& view, const RouteTarget& target, const Object& vs,
   }
   request.port = destination.port().number();
   if (!service) {
-    return fmt::format("outbound|{}|{}|{}", request.port ? request.port : target.port, request.subset, host);
+    return fmt::format("outbound|{}|{}|{}", request.port ? request.port : target.port,
+                       request.subset, host);
   }
   if (request.port == 0) {
     const auto& ports = service->as<kube::Service>().spec().ports();
@@ -89,15 +91,23 @@ std::string own_cluster(View& view, const RouteTarget& target, bool http, Output
   return name;
 }
 
-// --- matches ----------------------------------------------------------------------------------------
+// --- matches
+// ----------------------------------------------------------------------------------------
 
 void fill_string(const net::StringMatch& match, bool ignore_case,
                  ::envoy::type::matcher::v3::StringMatcher* out) {
   switch (match.match_type_case()) {
-    case net::StringMatch::kExact: out->set_exact(match.exact()); break;
-    case net::StringMatch::kPrefix: out->set_prefix(match.prefix()); break;
-    case net::StringMatch::kRegex: out->mutable_safe_regex()->set_regex(match.regex()); return;
-    case net::StringMatch::MATCH_TYPE_NOT_SET: break;
+    case net::StringMatch::kExact:
+      out->set_exact(match.exact());
+      break;
+    case net::StringMatch::kPrefix:
+      out->set_prefix(match.prefix());
+      break;
+    case net::StringMatch::kRegex:
+      out->mutable_safe_regex()->set_regex(match.regex());
+      return;
+    case net::StringMatch::MATCH_TYPE_NOT_SET:
+      break;
   }
   out->set_ignore_case(ignore_case);
 }
@@ -125,10 +135,18 @@ std::vector<const typename Map::value_type*> sorted(const Map& map) {
 void fill_path(const net::HTTPMatchRequest& match, rt::RouteMatch* out) {
   const net::StringMatch& uri = match.uri();
   switch (uri.match_type_case()) {
-    case net::StringMatch::kExact: out->set_path(uri.exact()); break;
-    case net::StringMatch::kPrefix: out->set_prefix(uri.prefix()); break;
-    case net::StringMatch::kRegex: out->mutable_safe_regex()->set_regex(uri.regex()); break;
-    case net::StringMatch::MATCH_TYPE_NOT_SET: out->set_prefix("/"); break;
+    case net::StringMatch::kExact:
+      out->set_path(uri.exact());
+      break;
+    case net::StringMatch::kPrefix:
+      out->set_prefix(uri.prefix());
+      break;
+    case net::StringMatch::kRegex:
+      out->mutable_safe_regex()->set_regex(uri.regex());
+      break;
+    case net::StringMatch::MATCH_TYPE_NOT_SET:
+      out->set_prefix("/");
+      break;
   }
   if (match.ignore_uri_case()) out->mutable_case_sensitive()->set_value(false);
 }
@@ -163,10 +181,12 @@ bool applies(const net::HTTPMatchRequest& match, const RouteTarget& target) {
   return match.source_namespace().empty() || match.source_namespace() == target.waypoint.ns;
 }
 
-// --- actions ----------------------------------------------------------------------------------------
+// --- actions
+// ----------------------------------------------------------------------------------------
 
 template <typename List>
-void add_headers(const StringMap& headers, core::HeaderValueOption::HeaderAppendAction action, List* out) {
+void add_headers(const StringMap& headers, core::HeaderValueOption::HeaderAppendAction action,
+                 List* out) {
   for (const auto* pair : sorted(headers)) {
     core::HeaderValueOption* option = out->Add();
     option->mutable_header()->set_key(pair->first);
@@ -180,21 +200,30 @@ void add_headers(const StringMap& headers, core::HeaderValueOption::HeaderAppend
 template <typename T>
 void fill_headers(const net::Headers& headers, T* out) {
   using Option = core::HeaderValueOption;
-  add_headers(headers.request().set(), Option::OVERWRITE_IF_EXISTS_OR_ADD, out->mutable_request_headers_to_add());
-  add_headers(headers.request().add(), Option::APPEND_IF_EXISTS_OR_ADD, out->mutable_request_headers_to_add());
-  for (const std::string& name : headers.request().remove()) out->add_request_headers_to_remove(name);
-  add_headers(headers.response().set(), Option::OVERWRITE_IF_EXISTS_OR_ADD, out->mutable_response_headers_to_add());
-  add_headers(headers.response().add(), Option::APPEND_IF_EXISTS_OR_ADD, out->mutable_response_headers_to_add());
-  for (const std::string& name : headers.response().remove()) out->add_response_headers_to_remove(name);
+  add_headers(headers.request().set(), Option::OVERWRITE_IF_EXISTS_OR_ADD,
+              out->mutable_request_headers_to_add());
+  add_headers(headers.request().add(), Option::APPEND_IF_EXISTS_OR_ADD,
+              out->mutable_request_headers_to_add());
+  for (const std::string& name : headers.request().remove())
+    out->add_request_headers_to_remove(name);
+  add_headers(headers.response().set(), Option::OVERWRITE_IF_EXISTS_OR_ADD,
+              out->mutable_response_headers_to_add());
+  add_headers(headers.response().add(), Option::APPEND_IF_EXISTS_OR_ADD,
+              out->mutable_response_headers_to_add());
+  for (const std::string& name : headers.response().remove())
+    out->add_response_headers_to_remove(name);
 }
 
-void fill_redirect(const net::HTTPRedirect& redirect, const RouteTarget& target, rt::RedirectAction* out) {
+void fill_redirect(const net::HTTPRedirect& redirect, const RouteTarget& target,
+                   rt::RedirectAction* out) {
   out->set_host_redirect(redirect.authority());
   if (!redirect.uri().empty()) out->set_path_redirect(redirect.uri());
   if (!redirect.prefix_rewrite().empty()) out->set_prefix_rewrite(redirect.prefix_rewrite());
   if (!redirect.scheme().empty()) out->set_scheme_redirect(redirect.scheme());
   switch (redirect.redirect_port_case()) {
-    case net::HTTPRedirect::kPort: out->set_port_redirect(redirect.port()); break;
+    case net::HTTPRedirect::kPort:
+      out->set_port_redirect(redirect.port());
+      break;
     case net::HTTPRedirect::kDerivePort:
       if (redirect.derive_port() == net::HTTPRedirect::FROM_REQUEST_PORT) {
         out->set_port_redirect(target.port);
@@ -202,14 +231,25 @@ void fill_redirect(const net::HTTPRedirect& redirect, const RouteTarget& target,
         out->set_port_redirect(redirect.scheme() == "https" ? 443 : 80);
       }
       break;
-    case net::HTTPRedirect::REDIRECT_PORT_NOT_SET: break;
+    case net::HTTPRedirect::REDIRECT_PORT_NOT_SET:
+      break;
   }
   switch (redirect.redirect_code()) {
-    case 302: out->set_response_code(rt::RedirectAction::FOUND); break;
-    case 303: out->set_response_code(rt::RedirectAction::SEE_OTHER); break;
-    case 307: out->set_response_code(rt::RedirectAction::TEMPORARY_REDIRECT); break;
-    case 308: out->set_response_code(rt::RedirectAction::PERMANENT_REDIRECT); break;
-    default: out->set_response_code(rt::RedirectAction::MOVED_PERMANENTLY); break;
+    case 302:
+      out->set_response_code(rt::RedirectAction::FOUND);
+      break;
+    case 303:
+      out->set_response_code(rt::RedirectAction::SEE_OTHER);
+      break;
+    case 307:
+      out->set_response_code(rt::RedirectAction::TEMPORARY_REDIRECT);
+      break;
+    case 308:
+      out->set_response_code(rt::RedirectAction::PERMANENT_REDIRECT);
+      break;
+    default:
+      out->set_response_code(rt::RedirectAction::MOVED_PERMANENTLY);
+      break;
   }
 }
 
@@ -217,15 +257,18 @@ void fill_retries(const net::HTTPRetry& retries, rt::RetryPolicy* out) {
   out->mutable_num_retries()->set_value(static_cast<uint32_t>(std::max(0, retries.attempts())));
   out->set_retry_on(retries.retry_on().empty() ? std::string(kDefaultRetryOn) : retries.retry_on());
   if (retries.has_per_try_timeout()) *out->mutable_per_try_timeout() = retries.per_try_timeout();
-  if (retries.has_backoff()) *out->mutable_retry_back_off()->mutable_base_interval() = retries.backoff();
-  bool avoid = !retries.has_retry_ignore_previous_hosts() || retries.retry_ignore_previous_hosts().value();
+  if (retries.has_backoff())
+    *out->mutable_retry_back_off()->mutable_base_interval() = retries.backoff();
+  bool avoid =
+      !retries.has_retry_ignore_previous_hosts() || retries.retry_ignore_previous_hosts().value();
   if (avoid) {
     out->add_retry_host_predicate()->set_name("envoy.retry_host_predicates.previous_hosts");
     out->set_host_selection_retry_max_attempts(5);
   }
 }
 
-void fill_rewrite(const net::HTTPRewrite& rewrite, const rt::RouteMatch& match, rt::RouteAction* out) {
+void fill_rewrite(const net::HTTPRewrite& rewrite, const rt::RouteMatch& match,
+                  rt::RouteAction* out) {
   if (!rewrite.authority().empty()) out->set_host_rewrite_literal(rewrite.authority());
   if (rewrite.has_uri_regex_rewrite()) {
     auto* regex = out->mutable_regex_rewrite();
@@ -245,8 +288,8 @@ void fill_rewrite(const net::HTTPRewrite& rewrite, const rt::RouteMatch& match, 
   }
 }
 
-void fill_clusters(View& view, const RouteTarget& target, const Object& vs, const net::HTTPRoute& route,
-                   rt::RouteAction* action, Outputs* out) {
+void fill_clusters(View& view, const RouteTarget& target, const Object& vs,
+                   const net::HTTPRoute& route, rt::RouteAction* action, Outputs* out) {
   if (route.route_size() == 1 && !route.route(0).has_headers()) {
     action->set_cluster(cluster_for(view, target, vs, route.route(0).destination(), true, out));
     return;
@@ -262,8 +305,8 @@ void fill_clusters(View& view, const RouteTarget& target, const Object& vs, cons
   }
 }
 
-void fill_action(View& view, const RouteTarget& target, const Object& vs, const net::HTTPRoute& route,
-                 rt::Route* out, Outputs* outputs) {
+void fill_action(View& view, const RouteTarget& target, const Object& vs,
+                 const net::HTTPRoute& route, rt::Route* out, Outputs* outputs) {
   fill_headers(route.headers(), out);
   if (route.has_redirect()) {
     fill_redirect(route.redirect(), target, out->mutable_redirect());
@@ -289,10 +332,11 @@ void fill_action(View& view, const RouteTarget& target, const Object& vs, const 
 }
 
 // Adds the routes of one rule; true if one of them takes every request.
-bool add_rule(View& view, const RouteTarget& target, const Object& vs, int index, rt::VirtualHost* host,
-              Outputs* out) {
+bool add_rule(View& view, const RouteTarget& target, const Object& vs, int index,
+              rt::VirtualHost* host, Outputs* out) {
   const net::HTTPRoute& rule = vs.as<kube::VirtualService>().spec().http(index);
-  std::string name = rule.name().empty() ? fmt::format("{}/{}/http[{}]", vs.ns(), vs.name(), index) : rule.name();
+  std::string name =
+      rule.name().empty() ? fmt::format("{}/{}/http[{}]", vs.ns(), vs.name(), index) : rule.name();
   if (rule.match().empty()) {
     rt::Route* route = host->add_routes();
     route->set_name(name);
@@ -319,7 +363,8 @@ std::vector<ObjectPtr> virtual_services_for(View& view, const RouteTarget& targe
     ObjectPtr vs;
   };
   std::vector<Candidate> found;
-  std::string host = service_host(target.service.name(), target.service.ns(), view.names().cluster_domain);
+  std::string host =
+      service_host(target.service.name(), target.service.ns(), view.names().cluster_domain);
   std::set<std::string> namespaces = {target.waypoint.ns, target.service.ns()};
   for (const std::string& ns : namespaces) {
     for (const ObjectPtr& vs : view.list(Kind::kVirtualService, ns)) {
@@ -362,7 +407,8 @@ void build_http_routes(View& view, const RouteTarget& target, Protocol protocol,
   route->mutable_route()->mutable_timeout();
 }
 
-std::vector<WeightedTcpCluster> build_tcp_route(View& view, const RouteTarget& target, Outputs* out) {
+std::vector<WeightedTcpCluster> build_tcp_route(View& view, const RouteTarget& target,
+                                                Outputs* out) {
   for (const ObjectPtr& vs : virtual_services_for(view, target)) {
     for (const net::TCPRoute& route : vs->as<kube::VirtualService>().spec().tcp()) {
       bool matches = route.match().empty();

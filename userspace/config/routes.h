@@ -16,7 +16,8 @@ struct RouteTarget {
   const WaypointBinding& waypoint;
 };
 
-// The VirtualServices that a waypoint applies to a service, in the order in which their routes count.
+// The VirtualServices that a waypoint applies to a service, in the order in which their routes
+// count.
 std::vector<ObjectPtr> virtual_services_for(View& view, const RouteTarget& target);
 
 // Fills the one virtual host of the route configuration; asks `out` for the clusters it names.
@@ -28,6 +29,7 @@ struct WeightedTcpCluster {
   uint32_t weight;
 };
 // Where the service port's TCP connections go; never empty.
-std::vector<WeightedTcpCluster> build_tcp_route(View& view, const RouteTarget& target, Outputs* out);
+std::vector<WeightedTcpCluster> build_tcp_route(View& view, const RouteTarget& target,
+                                                Outputs* out);
 
 }  // namespace meltemi::config

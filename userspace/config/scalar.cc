@@ -13,7 +13,9 @@ bool is_one_of(std::string_view text, std::initializer_list<std::string_view> wo
   return false;
 }
 
-bool is_digit(char c) { return c >= '0' && c <= '9'; }
+bool is_digit(char c) {
+  return c >= '0' && c <= '9';
+}
 
 // A whole number in `base`, as decimal text. nullopt if it is none or does not fit 64 bits.
 std::optional<std::string> whole(std::string_view digits, int base) {

@@ -1,5 +1,6 @@
-// What a plain (unquoted) YAML scalar means: the resolution that kubectl's YAML library does. Shared by
-// the parser and by the writer, which must quote whatever would read back as something else.
+// What a plain (unquoted) YAML scalar means: the resolution that kubectl's YAML library does.
+// Shared by the parser and by the writer, which must quote whatever would read back as something
+// else.
 #pragma once
 
 #include <string_view>

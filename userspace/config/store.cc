@@ -40,12 +40,14 @@ bool labels_contain(const Labels& labels, const Labels& selector) {
 const Labels& selector_of(const Object& object) {
   static const Labels none;
   switch (object.kind()) {
-    case Kind::kService: return object.as<kube::Service>().spec().selector();
+    case Kind::kService:
+      return object.as<kube::Service>().spec().selector();
     case Kind::kAuthorizationPolicy:
       return object.as<kube::AuthorizationPolicy>().spec().selector().match_labels();
     case Kind::kPeerAuthentication:
       return object.as<kube::PeerAuthentication>().spec().selector().match_labels();
-    default: return none;
+    default:
+      return none;
   }
 }
 
@@ -114,7 +116,9 @@ void ObjectStore::index(const ObjectPtr& object, bool add) {
   }
 }
 
-ObjectPtr ObjectStore::find(const ObjectKey& key) const { return find(key.kind, key.ns, key.name); }
+ObjectPtr ObjectStore::find(const ObjectKey& key) const {
+  return find(key.kind, key.ns, key.name);
+}
 
 ObjectPtr ObjectStore::find(Kind kind, std::string_view ns, std::string_view name) const {
   const auto& namespaces = by_kind_[static_cast<size_t>(kind)];

@@ -1,5 +1,5 @@
-// All objects, by kind, namespace and name, with the indexes that translation and analysis need. One
-// writer; not thread-safe. Never validates and never reads files: whoever upserts has done so.
+// All objects, by kind, namespace and name, with the indexes that translation and analysis need.
+// One writer; not thread-safe. Never validates and never reads files: whoever upserts has done so.
 #pragma once
 
 #include <functional>
@@ -27,9 +27,9 @@ struct ObjectChange {
 
 class ObjectStore {
  public:
-  // Stores the object and assigns resourceVersion (a counter), uid and creationTimestamp if absent is
-  // left to the caller, generation (kept if given, else +1 whenever anything but status, labels and
-  // annotations changed). nullopt: equal to what is there.
+  // Stores the object and assigns resourceVersion (a counter), uid and creationTimestamp if absent
+  // is left to the caller, generation (kept if given, else +1 whenever anything but status, labels
+  // and annotations changed). nullopt: equal to what is there.
   std::optional<ObjectChange> upsert(Object object);
   std::optional<ObjectChange> erase(const ObjectKey& key);
 
@@ -40,8 +40,8 @@ class ObjectStore {
   size_t size(Kind kind) const;
   // Pods of a namespace whose labels contain all of `selector`; empty selector: none.
   std::vector<ObjectPtr> pods_selected(std::string_view ns, const Labels& selector) const;
-  // Objects of kind Service, AuthorizationPolicy or PeerAuthentication whose selector is not empty and is contained
-  // in `labels`.
+  // Objects of kind Service, AuthorizationPolicy or PeerAuthentication whose selector is not empty
+  // and is contained in `labels`.
   std::vector<ObjectPtr> selecting(Kind kind, std::string_view ns, const Labels& labels) const;
 
  private:

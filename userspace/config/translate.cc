@@ -34,7 +34,9 @@ std::string content_version(std::string_view bytes) {
 
 }  // namespace
 
-std::string_view type_url(ResourceType type) { return kTypeUrls[static_cast<size_t>(type)]; }
+std::string_view type_url(ResourceType type) {
+  return kTypeUrls[static_cast<size_t>(type)];
+}
 
 std::optional<ResourceType> resource_type(std::string_view url) {
   for (size_t i = 0; i < kResourceTypeCount; ++i) {
@@ -43,7 +45,9 @@ std::optional<ResourceType> resource_type(std::string_view url) {
   return std::nullopt;
 }
 
-Scope node_scope(std::string_view node) { return fmt::format("node/{}", node); }
+Scope node_scope(std::string_view node) {
+  return fmt::format("node/{}", node);
+}
 Scope waypoint_scope(std::string_view ns, std::string_view gateway) {
   return fmt::format("waypoint/{}/{}", ns, gateway);
 }
@@ -147,7 +151,8 @@ class Translator::Engine {
   std::vector<ResourcePtr> list(ResourceType type, const Scope& scope) const {
     std::vector<ResourcePtr> out;
     auto from = published_.lower_bound(ResourceKey{type, scope, ""});
-    for (; from != published_.end() && from->first.type == type && from->first.scope == scope; ++from) {
+    for (; from != published_.end() && from->first.type == type && from->first.scope == scope;
+         ++from) {
       out.push_back(from->second);
     }
     return out;
@@ -179,8 +184,10 @@ class Translator::Engine {
         return {{UnitId::What::kObject, key, {}}, {UnitId::What::kProxy, key, {}}};
       case Kind::kAuthorizationPolicy:
       case Kind::kPeerAuthentication:
-      case Kind::kGateway: return {{UnitId::What::kObject, key, {}}};
-      default: return {};
+      case Kind::kGateway:
+        return {{UnitId::What::kObject, key, {}}};
+      default:
+        return {};
     }
   }
 
@@ -229,23 +236,37 @@ class Translator::Engine {
 
   void run(const UnitId& id, View& view, Outputs* out) const {
     switch (id.what) {
-      case UnitId::What::kStrict: translate_strict_policy(view, out); return;
-      case UnitId::What::kCluster: translate_cluster(view, id.cluster, out); return;
+      case UnitId::What::kStrict:
+        translate_strict_policy(view, out);
+        return;
+      case UnitId::What::kCluster:
+        translate_cluster(view, id.cluster, out);
+        return;
       case UnitId::What::kObject:
-      case UnitId::What::kProxy: break;
+      case UnitId::What::kProxy:
+        break;
     }
     ObjectPtr object = view.object(id.object.kind, id.object.ns, id.object.name);
     if (!object) return;
     bool proxy = id.what == UnitId::What::kProxy;
     switch (id.object.kind) {
-      case Kind::kPod: (proxy ? translate_pod_proxy : translate_pod)(view, *object, out); return;
+      case Kind::kPod:
+        (proxy ? translate_pod_proxy : translate_pod)(view, *object, out);
+        return;
       case Kind::kService:
         (proxy ? translate_service_proxy : translate_service)(view, *object, out);
         return;
-      case Kind::kAuthorizationPolicy: translate_authorization(view, *object, out); return;
-      case Kind::kPeerAuthentication: translate_peer_authentication(view, *object, out); return;
-      case Kind::kGateway: translate_waypoint(view, *object, out); return;
-      default: return;
+      case Kind::kAuthorizationPolicy:
+        translate_authorization(view, *object, out);
+        return;
+      case Kind::kPeerAuthentication:
+        translate_peer_authentication(view, *object, out);
+        return;
+      case Kind::kGateway:
+        translate_waypoint(view, *object, out);
+        return;
+      default:
+        return;
     }
   }
 
@@ -314,7 +335,8 @@ class Translator::Engine {
     if (!same) {
       known = now;
       ObjectPtr stored = store_.find(object);
-      result->statuses.push_back({object, stored ? stored->meta().generation() : 0, std::move(now)});
+      result->statuses.push_back(
+          {object, stored ? stored->meta().generation() : 0, std::move(now)});
     }
     if (known.empty()) published_conditions_.erase(object);
   }
@@ -363,6 +385,8 @@ ResourcePtr Translator::find(ResourceType type, const Scope& scope, std::string_
 std::vector<Condition> Translator::conditions(const ObjectKey& object) const {
   return engine_->conditions(object);
 }
-size_t Translator::unit_count() const { return engine_->unit_count(); }
+size_t Translator::unit_count() const {
+  return engine_->unit_count();
+}
 
 }  // namespace meltemi::config

@@ -1,8 +1,8 @@
 // Objects to xDS resources, incrementally: a changed object recomputes only the units that read it.
 // Each unit is a pure function of the store and the kernel's truth (which pods are enrolled); its
 // reads are recorded as dependency keys while it runs. A resource is encoded once and its bytes are
-// shared. One owner; not thread-safe, but Resources are immutable and may go anywhere. Never serves,
-// never validates: what is in the store is taken as validated.
+// shared. One owner; not thread-safe, but Resources are immutable and may go anywhere. Never
+// serves, never validates: what is in the store is taken as validated.
 #pragma once
 
 #include <map>
@@ -31,7 +31,8 @@ inline constexpr size_t kResourceTypeCount = 7;
 std::string_view type_url(ResourceType type);  // "type.googleapis.com/istio.workload.Address"
 std::optional<ResourceType> resource_type(std::string_view type_url);
 
-// Who gets a resource: everyone (""), one node ("node/<name>"), one waypoint ("waypoint/<ns>/<name>").
+// Who gets a resource: everyone (""), one node ("node/<name>"), one waypoint
+// ("waypoint/<ns>/<name>").
 using Scope = std::string;
 inline const Scope kEveryone;
 Scope node_scope(std::string_view node);
@@ -51,7 +52,8 @@ struct ResourceChange {
   ResourcePtr resource;  // null: removed
 };
 
-// Kubernetes-style condition of an object (facts: ZtunnelAccepted, WaypointAccepted, WaypointBound, ...).
+// Kubernetes-style condition of an object (facts: ZtunnelAccepted, WaypointAccepted, WaypointBound,
+// ...).
 struct Condition {
   std::string type;
   bool status = false;

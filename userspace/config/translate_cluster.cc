@@ -1,5 +1,5 @@
-// A cluster of a waypoint and its endpoints: a Service's port, perhaps narrowed to a DestinationRule's
-// subset, with the rule's traffic policy.
+// A cluster of a waypoint and its endpoints: a Service's port, perhaps narrowed to a
+// DestinationRule's subset, with the rule's traffic policy.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -24,9 +24,12 @@ constexpr int64_t kConnectTimeoutSeconds = 10;  // Istio's default
 
 cl::Cluster::LbPolicy balancing(const net::TrafficPolicy& policy) {
   switch (policy.load_balancer().simple()) {
-    case net::LoadBalancerSettings::ROUND_ROBIN: return cl::Cluster::ROUND_ROBIN;
-    case net::LoadBalancerSettings::RANDOM: return cl::Cluster::RANDOM;
-    default: return cl::Cluster::LEAST_REQUEST;
+    case net::LoadBalancerSettings::ROUND_ROBIN:
+      return cl::Cluster::ROUND_ROBIN;
+    case net::LoadBalancerSettings::RANDOM:
+      return cl::Cluster::RANDOM;
+    default:
+      return cl::Cluster::LEAST_REQUEST;
   }
 }
 
@@ -36,11 +39,13 @@ void fill_limits(const net::TrafficPolicy& policy, cl::Cluster* out) {
   auto set = [](int32_t value, google::protobuf::UInt32Value* field) {
     field->set_value(static_cast<uint32_t>(value));
   };
-  if (pool.tcp().max_connections() > 0) set(pool.tcp().max_connections(), limits.mutable_max_connections());
+  if (pool.tcp().max_connections() > 0)
+    set(pool.tcp().max_connections(), limits.mutable_max_connections());
   if (pool.http().http1_max_pending_requests() > 0) {
     set(pool.http().http1_max_pending_requests(), limits.mutable_max_pending_requests());
   }
-  if (pool.http().http2_max_requests() > 0) set(pool.http().http2_max_requests(), limits.mutable_max_requests());
+  if (pool.http().http2_max_requests() > 0)
+    set(pool.http().http2_max_requests(), limits.mutable_max_requests());
   if (pool.http().max_retries() > 0) set(pool.http().max_retries(), limits.mutable_max_retries());
   if (policy.has_retry_budget()) {
     auto* budget = limits.mutable_retry_budget();
@@ -49,7 +54,8 @@ void fill_limits(const net::TrafficPolicy& policy, cl::Cluster* out) {
     budget->mutable_min_retry_concurrency()->set_value(
         asked.min_retry_concurrency() > 0 ? asked.min_retry_concurrency() : 3);
   }
-  if (limits.ByteSizeLong() > 0) *out->mutable_circuit_breakers()->add_thresholds() = std::move(limits);
+  if (limits.ByteSizeLong() > 0)
+    *out->mutable_circuit_breakers()->add_thresholds() = std::move(limits);
 }
 
 // HTTP/2 to the pods where the port or the rule says so; else the client's own protocol is used.
@@ -72,8 +78,9 @@ void fill_http(const net::TrafficPolicy& policy, Protocol protocol, cl::Cluster*
     *options.mutable_common_http_protocol_options()->mutable_idle_timeout() = http.idle_timeout();
   }
   if (http.max_requests_per_connection() > 0) {
-    options.mutable_common_http_protocol_options()->mutable_max_requests_per_connection()->set_value(
-        static_cast<uint32_t>(http.max_requests_per_connection()));
+    options.mutable_common_http_protocol_options()
+        ->mutable_max_requests_per_connection()
+        ->set_value(static_cast<uint32_t>(http.max_requests_per_connection()));
   }
   if (options.ByteSizeLong() == 0) return;
   if (options.upstream_protocol_options_case() == 0) {
@@ -84,7 +91,11 @@ void fill_http(const net::TrafficPolicy& policy, Protocol protocol, cl::Cluster*
 
 void fill_metadata(const Object& service, const std::string& host, cl::Cluster* out) {
   auto& fields = *(*out->mutable_metadata()->mutable_filter_metadata())["istio"].mutable_fields();
-  auto& entry = *fields["services"].mutable_list_value()->add_values()->mutable_struct_value()->mutable_fields();
+  auto& entry = *fields["services"]
+                     .mutable_list_value()
+                     ->add_values()
+                     ->mutable_struct_value()
+                     ->mutable_fields();
   entry["name"].set_string_value(service.name());
   entry["namespace"].set_string_value(service.ns());
   entry["host"].set_string_value(host);
@@ -105,16 +116,17 @@ IpAddress endpoint_ip(const std::vector<IpAddress>& ips, const std::vector<IpAdd
   return ips[0];
 }
 
-void add_endpoint(View& view, const Object& pod, const SocketAddress& address, bool publish_not_ready,
-                  ep::LocalityLbEndpoints* out) {
+void add_endpoint(View& view, const Object& pod, const SocketAddress& address,
+                  bool publish_not_ready, ep::LocalityLbEndpoints* out) {
   ep::LbEndpoint* endpoint = out->add_lb_endpoints();
   core::Address* wire = endpoint->mutable_endpoint()->mutable_address();
   std::string text = address.to_string();
   if (pod_speaks_hbone(view, pod)) {
     wire->mutable_envoy_internal_address()->set_server_listener_name("connect_originate");
     wire->mutable_envoy_internal_address()->set_endpoint_id(text);
-    auto& fields = *(*endpoint->mutable_metadata()->mutable_filter_metadata())
-                        ["envoy.filters.listener.original_dst"].mutable_fields();
+    auto& fields = *(*endpoint->mutable_metadata()
+                          ->mutable_filter_metadata())["envoy.filters.listener.original_dst"]
+                        .mutable_fields();
     fields["local"].set_string_value(text);
   } else {
     wire->mutable_socket_address()->set_address(address.ip.to_string());
@@ -160,8 +172,10 @@ void translate_cluster(View& view, const ClusterRequest& request, Outputs* out) 
     if (is_tcp(candidate) && candidate.port() == static_cast<int>(request.port)) port = &candidate;
   }
   if (port == nullptr) return;
-  DestinationPolicy rule = destination_policy(view, *service, request.port, request.subset, request.waypoint_ns);
-  if (!request.subset.empty() && !rule.subset_found) return;  // 503 there, a finding of analysis here
+  DestinationPolicy rule =
+      destination_policy(view, *service, request.port, request.subset, request.waypoint_ns);
+  if (!request.subset.empty() && !rule.subset_found)
+    return;  // 503 there, a finding of analysis here
 
   cl::Cluster cluster;
   cluster.set_name(request.name(view.names()));
@@ -176,7 +190,8 @@ void translate_cluster(View& view, const ClusterRequest& request, Outputs* out) 
   }
   fill_limits(rule.policy, &cluster);
   if (request.http) fill_http(rule.policy, protocol_of(*port), &cluster);
-  fill_metadata(*service, service_host(service->name(), service->ns(), view.names().cluster_domain), &cluster);
+  fill_metadata(*service, service_host(service->name(), service->ns(), view.names().cluster_domain),
+                &cluster);
   std::string name = cluster.name();
   out->add(ResourceType::kCluster, request.scope, std::move(name), cluster);
   translate_endpoints(view, request, *service, *port, rule.subset_labels, out);

@@ -42,8 +42,8 @@ void fill_services(View& view, const Object& pod, wl::Workload* out) {
   }
 }
 
-// Selector policies by name: those of the pod's namespace and of the root namespace, and what mTLS mode
-// is not the default.
+// Selector policies by name: those of the pod's namespace and of the root namespace, and what mTLS
+// mode is not the default.
 void fill_policies(View& view, const Object& pod, wl::Workload* out) {
   std::set<std::string> namespaces = {pod.ns(), view.names().root_namespace};
   for (const std::string& ns : namespaces) {
@@ -150,7 +150,8 @@ void each_of_list(std::string_view list, F&& each) {
 void fill_exclusions(const Object& pod, node::PodEnrolment* out) {
   each_of_list(pod.annotation("traffic.sidecar.istio.io/excludeOutboundIPRanges"),
                [&](std::string_view item) {
-                 if (auto cidr = Cidr::parse(item)) out->add_exclude_outbound_cidrs(cidr->to_string());
+                 if (auto cidr = Cidr::parse(item))
+                   out->add_exclude_outbound_cidrs(cidr->to_string());
                });
   each_of_list(pod.annotation("traffic.sidecar.istio.io/excludeOutboundPorts"),
                [&](std::string_view item) {
@@ -174,7 +175,8 @@ void translate_enrolment(View& view, const Object& pod, Outputs* out) {
   input.namespace_labels = ns ? &ns_labels : nullptr;
   input.labels = &labels;
   input.annotations = &annotations;
-  for (const auto& container : body.spec().containers()) input.containers.push_back(container.name());
+  for (const auto& container : body.spec().containers())
+    input.containers.push_back(container.name());
   for (const auto& container : body.spec().init_containers()) {
     input.containers.push_back(container.name());
   }

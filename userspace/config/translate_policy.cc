@@ -1,6 +1,6 @@
-// AuthorizationPolicy and PeerAuthentication to istio.security.Authorization, which ztunnel enforces, and
-// the conditions that say what of a policy is enforced where. What ztunnel cannot see (HTTP) never makes
-// an ALLOW wider nor a DENY of several alternatives narrower.
+// AuthorizationPolicy and PeerAuthentication to istio.security.Authorization, which ztunnel
+// enforces, and the conditions that say what of a policy is enforced where. What ztunnel cannot see
+// (HTTP) never makes an ALLOW wider nor a DENY of several alternatives narrower.
 #include <fmt/format.h>
 
 #include <charconv>
@@ -90,7 +90,9 @@ void add_accounts(const Strings& values, std::string_view ns,
   }
 }
 
-bool is_empty(const wire::Match& match) { return match.ByteSizeLong() == 0; }
+bool is_empty(const wire::Match& match) {
+  return match.ByteSizeLong() == 0;
+}
 
 class RuleTranslator {
  public:
@@ -98,10 +100,12 @@ class RuleTranslator {
 
   // Appends what the rule means at a ztunnel; nothing if it must not apply at all.
   void add(const api::Rule& rule, wire::Authorization* out) {
-    if (!deny_ && !l7_fields(rule).empty()) return;  // an ALLOW that cannot be checked allows nothing
+    if (!deny_ && !l7_fields(rule).empty())
+      return;  // an ALLOW that cannot be checked allows nothing
     bool domains = false;
     for (const auto& from : rule.from()) {
-      domains |= !from.source().trust_domains().empty() || !from.source().not_trust_domains().empty();
+      domains |=
+          !from.source().trust_domains().empty() || !from.source().not_trust_domains().empty();
     }
     if (!domains) {
       add_one(rule, rule.from().begin(), rule.from().end(), out);
@@ -233,15 +237,19 @@ std::string l7_list(const api::AuthorizationPolicy& spec) {
 Condition ztunnel_condition(const api::AuthorizationPolicy& spec) {
   using Policy = api::AuthorizationPolicy;
   if (spec.action() != Policy::ALLOW && spec.action() != Policy::DENY) {
-    return {"ZtunnelAccepted", false, "UnsupportedValue",
-            fmt::format("ztunnel does not support the {} action", Policy::Action_Name(spec.action()))};
+    return {
+        "ZtunnelAccepted", false, "UnsupportedValue",
+        fmt::format("ztunnel does not support the {} action", Policy::Action_Name(spec.action()))};
   }
   std::string list = l7_list(spec);
   if (list.empty()) return {"ZtunnelAccepted", true, "Accepted", "attached to ztunnel"};
   if (spec.action() == Policy::ALLOW) {
-    return {"ZtunnelAccepted", false, "UnsupportedValue",
-            fmt::format("ztunnel does not support HTTP attributes ({}). Rules with them are omitted, so the "
-                        "policy is more restrictive than requested", list)};
+    return {
+        "ZtunnelAccepted", false, "UnsupportedValue",
+        fmt::format(
+            "ztunnel does not support HTTP attributes ({}). Rules with them are omitted, so the "
+            "policy is more restrictive than requested",
+            list)};
   }
   bool enforceable = false;
   for (const auto& rule : spec.rules()) {
@@ -252,16 +260,22 @@ Condition ztunnel_condition(const api::AuthorizationPolicy& spec) {
                      !is_empty(one.clauses(0).matches(0));
     }
   }
-  return {"ZtunnelAccepted", false, "UnsupportedValue",
-          enforceable
-              ? fmt::format("ztunnel does not support HTTP attributes ({}). They are ignored, so the policy is "
-                            "more restrictive than requested", list)
-              : fmt::format("ztunnel does not support HTTP attributes ({}). The policy has no enforceable rules "
-                            "at ztunnel; use targetRefs and a waypoint", list)};
+  return {
+      "ZtunnelAccepted", false, "UnsupportedValue",
+      enforceable
+          ? fmt::format(
+                "ztunnel does not support HTTP attributes ({}). They are ignored, so the policy is "
+                "more restrictive than requested",
+                list)
+          : fmt::format("ztunnel does not support HTTP attributes ({}). The policy has no "
+                        "enforceable rules "
+                        "at ztunnel; use targetRefs and a waypoint",
+                        list)};
 }
 
 // How a policy with targetRefs stands at its waypoints: the worst of its targets.
-Condition waypoint_condition(View& view, const Object& policy, const api::AuthorizationPolicy& spec) {
+Condition waypoint_condition(View& view, const Object& policy,
+                             const api::AuthorizationPolicy& spec) {
   auto result = [](bool ok, std::string_view reason, std::string message) {
     return Condition{"WaypointAccepted", ok, std::string(reason), std::move(message)};
   };
@@ -271,10 +285,15 @@ Condition waypoint_condition(View& view, const Object& policy, const api::Author
       ObjectPtr service = view.object(Kind::kService, policy.ns(), target->name());
       if (!service) return result(false, "TargetNotFound", full + " does not exist");
       WaypointBinding binding = resolve_waypoint(view, *service, Traffic::kService);
+      if (binding.reason == "WaypointMissing") {
+        return result(false, "AncestorNotBound", fmt::format("{}: {}", full, binding.message));
+      }
       if (!binding.bound) {
-        return result(false, "AncestorNotBound",
-                      fmt::format("{} is not bound to a waypoint, so the policy has no effect: run `meltemi "
-                                  "waypoint apply -n {} --enroll-namespace`", full, policy.ns()));
+        return result(
+            false, "AncestorNotBound",
+            fmt::format("{} is not bound to a waypoint, so the policy has no effect: run `meltemi "
+                        "waypoint apply -n {} --enroll-namespace`",
+                        full, policy.ns()));
       }
     } else if (target->kind() == "Gateway") {
       if (!view.object(Kind::kGateway, policy.ns(), target->name())) {
@@ -282,8 +301,9 @@ Condition waypoint_condition(View& view, const Object& policy, const api::Author
       }
     } else if (target->kind() == "GatewayClass") {
       if (policy.ns() != view.names().root_namespace) {
-        return result(false, "Invalid", fmt::format("a GatewayClass can only be targeted from namespace {}",
-                                                    view.names().root_namespace));
+        return result(false, "Invalid",
+                      fmt::format("a GatewayClass can only be targeted from namespace {}",
+                                  view.names().root_namespace));
       }
     }
   }
@@ -318,7 +338,7 @@ void translate_authorization(View& view, const Object& policy, Outputs* out) {
   authorization.set_name(policy.name());
   authorization.set_namespace_(policy.ns());
   bool selects = !spec.selector().match_labels().empty();
-  authorization.set_scope(selects ? wire::WORKLOAD_SELECTOR
+  authorization.set_scope(selects                                      ? wire::WORKLOAD_SELECTOR
                           : policy.ns() == view.names().root_namespace ? wire::GLOBAL
                                                                        : wire::NAMESPACE);
   bool deny = spec.action() == Policy::DENY;

@@ -1,5 +1,5 @@
-// What a waypoint listens on: a virtual listener per port of each Service that it serves and per pod
-// behind it, with its RBAC filters and routes.
+// What a waypoint listens on: a virtual listener per port of each Service that it serves and per
+// pod behind it, with its RBAC filters and routes.
 #include <fmt/format.h>
 
 #include "envoy/config/cluster/v3/cluster.pb.h"
@@ -61,7 +61,8 @@ hcm::HttpConnectionManager manager(const std::string& name, const std::vector<Rb
   }
   auto* router = out.add_http_filters();
   router->set_name("envoy.filters.http.router");
-  pack_any(::envoy::extensions::filters::http::router::v3::Router(), router->mutable_typed_config());
+  pack_any(::envoy::extensions::filters::http::router::v3::Router(),
+           router->mutable_typed_config());
   return out;
 }
 
@@ -198,8 +199,8 @@ void translate_waypoint(View& view, const Object& gateway, Outputs* out) {
   encap.set_name(std::string(kEncap));
   encap.set_type(::envoy::config::cluster::v3::Cluster::ORIGINAL_DST);
   encap.set_lb_policy(::envoy::config::cluster::v3::Cluster::CLUSTER_PROVIDED);
-  out->add(ResourceType::kCluster, waypoint_scope(gateway.ns(), gateway.name()), std::string(kEncap),
-           encap);
+  out->add(ResourceType::kCluster, waypoint_scope(gateway.ns(), gateway.name()),
+           std::string(kEncap), encap);
 }
 
 }  // namespace meltemi::config

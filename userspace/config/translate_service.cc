@@ -27,7 +27,8 @@ void fill_load_balancing(View& view, const Object& service, wl::Service* out) {
   } else if (distribution == "PreferClose" || distribution == "PreferSameZone" ||
              distribution == "PreferSameNode") {
     balancing.set_mode(wl::LoadBalancing::FAILOVER);
-    for (auto scope : {wl::LoadBalancing::NETWORK, wl::LoadBalancing::REGION, wl::LoadBalancing::ZONE}) {
+    for (auto scope :
+         {wl::LoadBalancing::NETWORK, wl::LoadBalancing::REGION, wl::LoadBalancing::ZONE}) {
       balancing.add_routing_preference(scope);
     }
     if (distribution == "PreferSameNode") {

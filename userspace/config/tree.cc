@@ -16,11 +16,11 @@ ManifestTree::Outcome ManifestTree::put(std::string_view path, std::string_view 
   for (Object& object : read.objects) {
     ObjectKey key = object.key();
     if (auto [at, added] = fresh.emplace(key, object); !added) {
-      read.problems.push_back(object.problem(
-          Severity::kError, kCodeDuplicateObject, "metadata.name",
-          fmt::format("{} stands twice in one file (first on line {})", key.to_string(),
-                      at->second.line()),
-          "Remove or rename one of the two"));
+      read.problems.push_back(
+          object.problem(Severity::kError, kCodeDuplicateObject, "metadata.name",
+                         fmt::format("{} stands twice in one file (first on line {})",
+                                     key.to_string(), at->second.line()),
+                         "Remove or rename one of the two"));
     }
   }
   auto known = files_.find(path);

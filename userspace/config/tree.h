@@ -1,7 +1,7 @@
 // A tree of manifests: file contents in, object changes out. Keeps the last good objects of a file
-// that went bad, so that a bad file changes nothing but a status and a log line. Where several files
-// hold one object the layer decides (runtime state over the user's manifest), then the path, and the
-// loser gets a warning. Never does I/O: the caller reads, watches and hands over the bytes.
+// that went bad, so that a bad file changes nothing but a status and a log line. Where several
+// files hold one object the layer decides (runtime state over the user's manifest), then the path,
+// and the loser gets a warning. Never does I/O: the caller reads, watches and hands over the bytes.
 #pragma once
 
 #include <map>

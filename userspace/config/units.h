@@ -1,5 +1,5 @@
-// The units of translation: each a pure function of a View that writes what it makes into Outputs. The
-// engine (translate.cc) decides when which one runs. Internal to translation.
+// The units of translation: each a pure function of a View that writes what it makes into Outputs.
+// The engine (translate.cc) decides when which one runs. Internal to translation.
 #pragma once
 
 #include <google/protobuf/any.pb.h>
@@ -60,14 +60,17 @@ std::string encode(const google::protobuf::Message& message);
 void pack_any(const google::protobuf::Message& message, google::protobuf::Any* any);
 
 // REQUIRES for all: the object exists in the view's store.
-void translate_pod(View& view, const Object& pod, Outputs* out);                // translate_pod.cc
-void translate_service(View& view, const Object& service, Outputs* out);        // translate_service.cc
-void translate_authorization(View& view, const Object& policy, Outputs* out);   // translate_policy.cc
+void translate_pod(View& view, const Object& pod, Outputs* out);          // translate_pod.cc
+void translate_service(View& view, const Object& service, Outputs* out);  // translate_service.cc
+void translate_authorization(View& view, const Object& policy,
+                             Outputs* out);  // translate_policy.cc
 void translate_peer_authentication(View& view, const Object& policy, Outputs* out);
-void translate_strict_policy(View& view, Outputs* out);                         // one in the mesh
-void translate_service_proxy(View& view, const Object& service, Outputs* out);  // translate_proxy.cc
+void translate_strict_policy(View& view, Outputs* out);  // one in the mesh
+void translate_service_proxy(View& view, const Object& service,
+                             Outputs* out);  // translate_proxy.cc
 void translate_waypoint(View& view, const Object& gateway, Outputs* out);
-void translate_cluster(View& view, const ClusterRequest& request, Outputs* out);  // translate_cluster.cc
+void translate_cluster(View& view, const ClusterRequest& request,
+                       Outputs* out);  // translate_cluster.cc
 // The virtual listener of a pod behind a workload waypoint, in that waypoint's scope.
 void translate_pod_proxy(View& view, const Object& pod, Outputs* out);
 

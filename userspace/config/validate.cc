@@ -65,7 +65,8 @@ void Check::export_to(const google::protobuf::RepeatedPtrField<std::string>& ent
     const std::string& entry = entries[i];
     std::string field = fmt::format("spec.exportTo[{}]", i);
     if (entry != "*" && entry != "." && !is_dns_label(entry)) {
-      error(field, fmt::format("\"{}\" is no namespace", entry), "Write a namespace, \".\" or \"*\"");
+      error(field, fmt::format("\"{}\" is no namespace", entry),
+            "Write a namespace, \".\" or \"*\"");
     }
     if (!seen.insert(entry).second) {
       error(field, fmt::format("duplicate entries in exportTo for entry {}", entry),
@@ -91,8 +92,9 @@ void check_name(Check& check) {
   // RBAC-free kinds only: every kind here takes a DNS subdomain, Services and Namespaces a label.
   bool label = object.kind() == Kind::kNamespace || object.kind() == Kind::kService;
   if (label ? !is_dns_label(object.name()) : !is_dns_subdomain(object.name())) {
-    check.error("metadata.name", fmt::format("\"{}\" is not a legal name", object.name()),
-                "Use lower-case letters, digits and '-', starting and ending with a letter or digit");
+    check.error(
+        "metadata.name", fmt::format("\"{}\" is not a legal name", object.name()),
+        "Use lower-case letters, digits and '-', starting and ending with a letter or digit");
   }
   if (object.info().namespaced && !is_dns_label(object.ns())) {
     check.error("metadata.namespace", fmt::format("\"{}\" is not a legal namespace", object.ns()),
@@ -117,21 +119,42 @@ void check_annotations(Check& check) {
 
 void check_spec(Check& check, const MeshNames& names) {
   switch (check.object().kind()) {
-    case Kind::kPod: validate_pod(check); return;
-    case Kind::kDeployment: validate_deployment(check); return;
-    case Kind::kReplicaSet: validate_replica_set(check); return;
-    case Kind::kJob: validate_job(check); return;
-    case Kind::kService: validate_service(check); return;
-    case Kind::kGateway: validate_gateway(check); return;
-    case Kind::kVirtualService: validate_virtual_service(check); return;
-    case Kind::kDestinationRule: validate_destination_rule(check); return;
-    case Kind::kAuthorizationPolicy: validate_authorization_policy(check); return;
-    case Kind::kPeerAuthentication: validate_peer_authentication(check, names); return;
+    case Kind::kPod:
+      validate_pod(check);
+      return;
+    case Kind::kDeployment:
+      validate_deployment(check);
+      return;
+    case Kind::kReplicaSet:
+      validate_replica_set(check);
+      return;
+    case Kind::kJob:
+      validate_job(check);
+      return;
+    case Kind::kService:
+      validate_service(check);
+      return;
+    case Kind::kGateway:
+      validate_gateway(check);
+      return;
+    case Kind::kVirtualService:
+      validate_virtual_service(check);
+      return;
+    case Kind::kDestinationRule:
+      validate_destination_rule(check);
+      return;
+    case Kind::kAuthorizationPolicy:
+      validate_authorization_policy(check);
+      return;
+    case Kind::kPeerAuthentication:
+      validate_peer_authentication(check, names);
+      return;
     case Kind::kNamespace:
     case Kind::kServiceAccount:
     case Kind::kConfigMap:
     case Kind::kSecret:
-    case Kind::kGatewayClass: return;  // names and labels are all there is
+    case Kind::kGatewayClass:
+      return;  // names and labels are all there is
   }
 }
 

@@ -24,7 +24,8 @@ bool is_prime(uint64_t n) {
 }
 
 void check_not_negative(Check& check, const std::string& field, int64_t value) {
-  if (value < 0) check.error(field, fmt::format("{} must not be negative", value), "Give 0 or more");
+  if (value < 0)
+    check.error(field, fmt::format("{} must not be negative", value), "Give 0 or more");
 }
 
 void check_percent(Check& check, const std::string& field, int64_t value) {
@@ -50,7 +51,8 @@ void check_http_pool(Check& check, const std::string& field,
                      const net::ConnectionPoolSettings::HTTPSettings& http) {
   check_not_negative(check, field + ".http1MaxPendingRequests", http.http1_max_pending_requests());
   check_not_negative(check, field + ".http2MaxRequests", http.http2_max_requests());
-  check_not_negative(check, field + ".maxRequestsPerConnection", http.max_requests_per_connection());
+  check_not_negative(check, field + ".maxRequestsPerConnection",
+                     http.max_requests_per_connection());
   check_not_negative(check, field + ".maxRetries", http.max_retries());
   check_not_negative(check, field + ".maxConcurrentStreams", http.max_concurrent_streams());
   if (http.has_idle_timeout() && (http.idle_timeout().seconds() || http.idle_timeout().nanos())) {
@@ -63,10 +65,12 @@ void check_http_pool(Check& check, const std::string& field,
   }
   if (http.has_http2_keep_alive()) {
     if (!http.http2_keep_alive().has_interval()) {
-      check.error(field + ".http2KeepAlive.interval", "http2 keepalive interval is required", "Add it");
+      check.error(field + ".http2KeepAlive.interval", "http2 keepalive interval is required",
+                  "Add it");
     }
     if (!http.http2_keep_alive().has_timeout()) {
-      check.error(field + ".http2KeepAlive.timeout", "http2 keepalive timeout is required", "Add it");
+      check.error(field + ".http2KeepAlive.timeout", "http2 keepalive timeout is required",
+                  "Add it");
     }
     check.untuned(field + ".http2KeepAlive", "http2KeepAlive");
   }
@@ -74,7 +78,8 @@ void check_http_pool(Check& check, const std::string& field,
 
 void check_pool(Check& check, const std::string& field, const net::ConnectionPoolSettings& pool) {
   if (!pool.has_tcp() && !pool.has_http()) {
-    check.error(field, "connection pool must have at least one field", "Add tcp or http, or remove it");
+    check.error(field, "connection pool must have at least one field",
+                "Add tcp or http, or remove it");
   }
   if (pool.has_tcp()) check_tcp_pool(check, field + ".tcp", pool.tcp());
   if (pool.has_http()) check_http_pool(check, field + ".http", pool.http());
@@ -147,7 +152,8 @@ void check_locality(Check& check, const std::string& field,
                   "Give 1 to 100");
     }
     if (total != 100) {
-      check.error(inner, fmt::format("total locality weight {} != 100", total), "Let them add up to 100");
+      check.error(inner, fmt::format("total locality weight {} != 100", total),
+                  "Let them add up to 100");
     }
   }
   for (int i = 0; i < locality.failover_size(); ++i) {
@@ -159,9 +165,11 @@ void check_locality(Check& check, const std::string& field,
     }
     for (const std::string& region : {failover.from(), failover.to()}) {
       if (region.find('*') != std::string::npos) {
-        check.error(inner, "locality lb failover region should not contain '*' wildcard", "Name a region");
+        check.error(inner, "locality lb failover region should not contain '*' wildcard",
+                    "Name a region");
       } else if (region.find('/') != std::string::npos) {
-        check.error(inner, "locality lb failover only specify region", "Leave out zone and subzone");
+        check.error(inner, "locality lb failover only specify region",
+                    "Leave out zone and subzone");
       }
     }
   }
@@ -171,14 +179,16 @@ void check_locality(Check& check, const std::string& field,
 void check_load_balancer(Check& check, const std::string& field,
                          const net::LoadBalancerSettings& balancer) {
   using Settings = net::LoadBalancerSettings;
-  if (balancer.lb_policy_case() == Settings::kSimple && balancer.simple() == Settings::PASSTHROUGH) {
+  if (balancer.lb_policy_case() == Settings::kSimple &&
+      balancer.simple() == Settings::PASSTHROUGH) {
     check.unsupported(field + ".simple", "PASSTHROUGH load balancing");
   }
   if (balancer.has_consistent_hash()) {
     check_consistent_hash(check, field + ".consistentHash", balancer.consistent_hash());
   }
   if (balancer.has_locality_lb_setting() && balancer.has_zone_aware_lb_setting()) {
-    check.error(field, "only one of localityLbSetting and zoneAwareLbSetting can be set", "Keep one");
+    check.error(field, "only one of localityLbSetting and zoneAwareLbSetting can be set",
+                "Keep one");
   }
   if (balancer.has_locality_lb_setting()) {
     check_locality(check, field + ".localityLbSetting", balancer.locality_lb_setting());
@@ -188,13 +198,15 @@ void check_load_balancer(Check& check, const std::string& field,
   }
   if (balancer.has_warmup()) {
     const auto& warmup = balancer.warmup();
-    if (!warmup.has_duration()) check.error(field + ".warmup.duration", "duration is required", "Add it");
+    if (!warmup.has_duration())
+      check.error(field + ".warmup.duration", "duration is required", "Add it");
     if (warmup.minimum_percent().value() > 100) {
       check.error(field + ".warmup.minimumPercent",
                   "minimumPercent value should be less than or equal to 100", "Give at most 100");
     }
     if (warmup.has_aggression() && warmup.aggression().value() <= 0) {
-      check.error(field + ".warmup.aggression", "aggression should be greater than 0", "Give more than 0");
+      check.error(field + ".warmup.aggression", "aggression should be greater than 0",
+                  "Give more than 0");
     }
   }
   if (balancer.has_warmup() || balancer.has_warmup_duration_secs()) {
@@ -207,7 +219,8 @@ void check_client_tls(Check& check, const std::string& field, const net::ClientT
   bool credential = !tls.credential_name().empty();
   if (tls.mode() == Tls::MUTUAL && !credential) {
     if (tls.client_certificate().empty()) {
-      check.error(field + ".clientCertificate", "client certificate required for mutual tls", "Add it");
+      check.error(field + ".clientCertificate", "client certificate required for mutual tls",
+                  "Add it");
     }
     if (tls.private_key().empty()) {
       check.error(field + ".privateKey", "private key required for mutual tls", "Add it");
@@ -215,9 +228,10 @@ void check_client_tls(Check& check, const std::string& field, const net::ClientT
   }
   if (credential && (!tls.client_certificate().empty() || !tls.private_key().empty() ||
                      !tls.ca_certificates().empty() || !tls.ca_crl().empty())) {
-    check.error(field,
-                "cannot specify client certificates or CA certificate or CA CRL If credentialName is set",
-                "Keep credentialName or the files");
+    check.error(
+        field,
+        "cannot specify client certificates or CA certificate or CA CRL If credentialName is set",
+        "Keep credentialName or the files");
   }
   if (tls.insecure_skip_verify().value() &&
       (!tls.ca_certificates().empty() || !tls.subject_alt_names().empty())) {
@@ -251,7 +265,8 @@ bool has_policy_part(const auto& policy) {
          policy.has_outlier_detection() || policy.has_tls();
 }
 
-void check_traffic_policy(Check& check, const std::string& field, const net::TrafficPolicy& policy) {
+void check_traffic_policy(Check& check, const std::string& field,
+                          const net::TrafficPolicy& policy) {
   if (!has_policy_part(policy) && policy.port_level_settings().empty() && !policy.has_tunnel() &&
       !policy.has_proxy_protocol() && !policy.has_retry_budget()) {
     check.error(field, "traffic policy must have at least one field", "Remove it, or fill it");
@@ -265,7 +280,8 @@ void check_traffic_policy(Check& check, const std::string& field, const net::Tra
     }
     check.unsupported(field + ".tunnel", "tunnelling to an external proxy");
   }
-  if (policy.has_proxy_protocol()) check.unsupported(field + ".proxyProtocol", "the PROXY protocol");
+  if (policy.has_proxy_protocol())
+    check.unsupported(field + ".proxyProtocol", "the PROXY protocol");
   check_policy_parts(check, field, policy);
   std::set<uint32_t> ports;
   for (int i = 0; i < policy.port_level_settings_size(); ++i) {
@@ -278,7 +294,8 @@ void check_traffic_policy(Check& check, const std::string& field, const net::Tra
                   "Merge the two");
     }
     if (!has_policy_part(settings)) {
-      check.error(inner, "port traffic policy must have at least one field", "Remove it, or fill it");
+      check.error(inner, "port traffic policy must have at least one field",
+                  "Remove it, or fill it");
     }
     check_policy_parts(check, inner, settings);
   }
@@ -291,18 +308,21 @@ void validate_destination_rule(Check& check) {
   if (spec.host().empty()) {
     check.error("spec.host", "host is required", "Name the service");
   } else if (!is_wildcard_domain(spec.host()) && !IpAddress::parse(spec.host())) {
-    check.error("spec.host", fmt::format("\"{}\" is not a host name", spec.host()), "Write a DNS name");
+    check.error("spec.host", fmt::format("\"{}\" is not a host name", spec.host()),
+                "Write a DNS name");
   }
   check.export_to(spec.export_to());
   if (spec.has_workload_selector()) {
     if (spec.export_to_size() > 1) {
-      check.error("spec.exportTo",
-                  "destination rule with workload selector cannot have multiple entries in exportTo",
-                  "Write exportTo: [\".\"]");
+      check.error(
+          "spec.exportTo",
+          "destination rule with workload selector cannot have multiple entries in exportTo",
+          "Write exportTo: [\".\"]");
     } else if (spec.export_to_size() == 1 && spec.export_to(0) != ".") {
-      check.error("spec.exportTo",
-                  "destination rule with workload selector cannot have exportTo beyond current namespace",
-                  "Write exportTo: [\".\"]");
+      check.error(
+          "spec.exportTo",
+          "destination rule with workload selector cannot have exportTo beyond current namespace",
+          "Write exportTo: [\".\"]");
     }
     check.warn("spec.workloadSelector",
                "a rule for some clients only is not used by waypoints, so it has no effect",

@@ -24,7 +24,8 @@ void check_not_empty_values(Check& check, const std::string& field, const String
   for (int i = 0; i < values.size(); ++i) {
     if (!values[i].empty()) continue;
     check.error(fmt::format("{}[{}]", field, i),
-                fmt::format("empty value not allowed, found in {}", field), "Remove it, or fill it");
+                fmt::format("empty value not allowed, found in {}", field),
+                "Remove it, or fill it");
   }
 }
 
@@ -33,10 +34,11 @@ void check_ip_blocks(Check& check, const std::string& field, const Strings& valu
   for (int i = 0; i < values.size(); ++i) {
     if (values[i].empty() || Cidr::parse(values[i])) continue;
     bool prefix = values[i].find('/') != std::string::npos;
-    check.error(fmt::format("{}[{}]", field, i),
-                prefix ? fmt::format("bad CIDR range ({}): not an address with a prefix length", values[i])
-                       : fmt::format("bad IP address ({})", values[i]),
-                "Write it like 10.0.0.1 or 10.0.0.0/8");
+    check.error(
+        fmt::format("{}[{}]", field, i),
+        prefix ? fmt::format("bad CIDR range ({}): not an address with a prefix length", values[i])
+               : fmt::format("bad IP address ({})", values[i]),
+        "Write it like 10.0.0.1 or 10.0.0.0/8");
   }
 }
 
@@ -48,7 +50,8 @@ void check_ports(Check& check, const std::string& field, const Strings& values) 
     const char* end = values[i].data() + values[i].size();
     auto [stop, error] = std::from_chars(values[i].data(), end, port);
     if (error == std::errc() && stop == end && port >= 1 && port <= 65535) continue;
-    check.error(fmt::format("{}[{}]", field, i), fmt::format("bad port ({}): not in 1..65535", values[i]),
+    check.error(fmt::format("{}[{}]", field, i),
+                fmt::format("bad port ({}): not in 1..65535", values[i]),
                 "Give a port number as a string, e.g. \"8080\"");
   }
 }
@@ -69,13 +72,16 @@ void check_service_accounts(Check& check, const std::string& field, const String
       continue;
     }
     size_t slash = value.find('/');
-    std::string_view name = slash == std::string::npos ? value : std::string_view(value).substr(slash + 1);
-    bool ns_ok = slash == std::string::npos || is_dns_label(std::string_view(value).substr(0, slash));
+    std::string_view name =
+        slash == std::string::npos ? value : std::string_view(value).substr(slash + 1);
+    bool ns_ok =
+        slash == std::string::npos || is_dns_label(std::string_view(value).substr(0, slash));
     if (!ns_ok || !is_dns_subdomain(name) || value.size() > kMaxServiceAccountLength) {
-      check.error(inner,
-                  fmt::format("expected format 'serviceAccount' or 'namespace/serviceAccount', got \"{}\"",
-                              value),
-                  "Write it like shop/webapp");
+      check.error(
+          inner,
+          fmt::format("expected format 'serviceAccount' or 'namespace/serviceAccount', got \"{}\"",
+                      value),
+          "Write it like shop/webapp");
     }
   }
 }
@@ -85,9 +91,8 @@ void check_trust_domains(Check& check, const std::string& field, const Strings& 
   for (int i = 0; i < values.size(); ++i) {
     const std::string& value = values[i];
     size_t star = value.find('*');
-    bool star_ok = star == std::string::npos ||
-                   (value.find('*', star + 1) == std::string::npos &&
-                    (star == 0 || star + 1 == value.size()));
+    bool star_ok = star == std::string::npos || (value.find('*', star + 1) == std::string::npos &&
+                                                 (star == 0 || star + 1 == value.size()));
     if (star_ok && value.find('/') == std::string::npos) continue;
     check.error(fmt::format("{}[{}]", field, i), fmt::format("bad trust domain (\"{}\")", value),
                 "Use one '*' at the start or end at most, and no '/'");
@@ -107,7 +112,8 @@ void check_path_templates(Check& check, const std::string& field, const Strings&
     for (size_t at; (at = rest.find("{*}")) != std::string::npos;) rest.erase(at, 3);
     if (rest.find_first_of("{}*") != std::string::npos) ok = false;
     if (ok) continue;
-    check.error(fmt::format("{}[{}]", field, i), fmt::format("invalid or unsupported path {}", path),
+    check.error(fmt::format("{}[{}]", field, i),
+                fmt::format("invalid or unsupported path {}", path),
                 "Use {*} for one segment and {**} as the last, without other '*'");
   }
 }
@@ -143,11 +149,12 @@ void check_source(Check& check, const std::string& field, const sec::Source& s, 
                 "Add principals, namespaces or ipBlocks");
     return;
   }
-  for (const auto& [values, name] :
-       {std::pair{&s.principals(), "principals"}, {&s.not_principals(), "notPrincipals"},
-        {&s.request_principals(), "requestPrincipals"},
-        {&s.not_request_principals(), "notRequestPrincipals"}, {&s.namespaces(), "namespaces"},
-        {&s.not_namespaces(), "notNamespaces"}}) {
+  for (const auto& [values, name] : {std::pair{&s.principals(), "principals"},
+                                     {&s.not_principals(), "notPrincipals"},
+                                     {&s.request_principals(), "requestPrincipals"},
+                                     {&s.not_request_principals(), "notRequestPrincipals"},
+                                     {&s.namespaces(), "namespaces"},
+                                     {&s.not_namespaces(), "notNamespaces"}}) {
     check_not_empty_values(check, fmt::format("{}.{}", field, name), *values);
   }
   check_ip_blocks(check, field + ".ipBlocks", s.ip_blocks());
@@ -162,10 +169,11 @@ void check_source(Check& check, const std::string& field, const sec::Source& s, 
   bool others = !s.principals().empty() || !s.not_principals().empty() || !s.namespaces().empty() ||
                 !s.not_namespaces().empty();
   if (accounts && others) {
-    check.error(field,
-                fmt::format("cannot set serviceAccounts with namespaces or principals, found at rule {}",
-                            rule),
-                "Use only serviceAccounts, or only the others");
+    check.error(
+        field,
+        fmt::format("cannot set serviceAccounts with namespaces or principals, found at rule {}",
+                    rule),
+        "Use only serviceAccounts, or only the others");
   }
 }
 
@@ -177,23 +185,28 @@ void check_operation(Check& check, const std::string& field, const sec::Operatio
   }
   check_ports(check, field + ".ports", o.ports());
   check_ports(check, field + ".notPorts", o.not_ports());
-  for (const auto& [values, name] :
-       {std::pair{&o.hosts(), "hosts"}, {&o.not_hosts(), "notHosts"}, {&o.methods(), "methods"},
-        {&o.not_methods(), "notMethods"}}) {
+  for (const auto& [values, name] : {std::pair{&o.hosts(), "hosts"},
+                                     {&o.not_hosts(), "notHosts"},
+                                     {&o.methods(), "methods"},
+                                     {&o.not_methods(), "notMethods"}}) {
     check_not_empty_values(check, fmt::format("{}.{}", field, name), *values);
   }
   check_path_templates(check, field + ".paths", o.paths());
   check_path_templates(check, field + ".notPaths", o.not_paths());
 }
 
-void check_condition(Check& check, const std::string& field, const sec::Condition& when, bool custom) {
+void check_condition(Check& check, const std::string& field, const sec::Condition& when,
+                     bool custom) {
   static constexpr std::pair<std::string_view, std::string_view> kReplaced[] = {
-      {"source.user", "source.principal"}, {"destination.user", "selector"},
-      {"destination.namespace", "the policy's namespace"}, {"destination.name", "selector"},
+      {"source.user", "source.principal"},
+      {"destination.user", "selector"},
+      {"destination.namespace", "the policy's namespace"},
+      {"destination.name", "selector"},
       {"destination.labels", "selector"}};
   const std::string& key = when.key();
   if (key.empty()) {
-    check.error(field + ".key", "`key` must not be empty", "Name an attribute, e.g. source.namespace");
+    check.error(field + ".key", "`key` must not be empty",
+                "Name an attribute, e.g. source.namespace");
     return;
   }
   for (const auto& [old, now] : kReplaced) {
@@ -204,10 +217,18 @@ void check_condition(Check& check, const std::string& field, const sec::Conditio
     return;
   }
   if (!is_known_key(key)) {
-    static const std::vector<std::string_view> kKeys = {
-        "source.ip", "remote.ip", "source.namespace", "source.serviceAccount", "source.principal",
-        "source.trustDomain", "request.auth.principal", "request.auth.audiences",
-        "request.auth.presenter", "destination.ip", "destination.port", "connection.sni"};
+    static const std::vector<std::string_view> kKeys = {"source.ip",
+                                                        "remote.ip",
+                                                        "source.namespace",
+                                                        "source.serviceAccount",
+                                                        "source.principal",
+                                                        "source.trustDomain",
+                                                        "request.auth.principal",
+                                                        "request.auth.audiences",
+                                                        "request.auth.presenter",
+                                                        "destination.ip",
+                                                        "destination.port",
+                                                        "connection.sni"};
     std::string_view near = did_you_mean(key, kKeys);
     check.error(field + ".key", fmt::format("unknown attribute: {}", key),
                 near.empty() ? fmt::format("Known: {}", fmt::join(kKeys, ", "))
@@ -215,13 +236,16 @@ void check_condition(Check& check, const std::string& field, const sec::Conditio
     return;
   }
   if (when.values().empty() && when.not_values().empty()) {
-    check.error(field, fmt::format("at least one of `values` or `notValues` must be set for key {}", key),
+    check.error(field,
+                fmt::format("at least one of `values` or `notValues` must be set for key {}", key),
                 "Add values");
   }
   bool auth = key.starts_with("request.auth.") || key == "source.namespace" ||
-              key == "source.serviceAccount" || key == "source.trustDomain" || key == "source.principal";
+              key == "source.serviceAccount" || key == "source.trustDomain" ||
+              key == "source.principal";
   if (custom && auth) {
-    check.error(field + ".key", fmt::format("{} is currently not supported with CUSTOM action", key),
+    check.error(field + ".key",
+                fmt::format("{} is currently not supported with CUSTOM action", key),
                 "Remove the condition");
   }
   for (const auto* values : {&when.values(), &when.not_values()}) {
@@ -247,7 +271,8 @@ void check_rule(Check& check, const sec::AuthorizationPolicy& spec, int index) {
   for (int i = 0; i < rule.from_size(); ++i) {
     std::string inner = fmt::format("{}.from[{}].source", field, i);
     if (!rule.from(i).has_source()) {
-      check.error(inner, fmt::format("`from.source` must not be nil, found in rule {}", index), "Add `source`");
+      check.error(inner, fmt::format("`from.source` must not be nil, found in rule {}", index),
+                  "Add `source`");
       continue;
     }
     check_source(check, inner, rule.from(i).source(), index);
@@ -270,9 +295,13 @@ void check_rule(Check& check, const sec::AuthorizationPolicy& spec, int index) {
 void check_target(Check& check, const std::string& field,
                   const ::istio::type::v1beta1::PolicyTargetReference& target) {
   static constexpr std::pair<std::string_view, std::string_view> kAllowed[] = {
-      {"", "Service"}, {"core", "Service"}, {"networking.istio.io", "ServiceEntry"},
-      {"gateway.networking.k8s.io", "Gateway"}, {"gateway.networking.k8s.io", "GatewayClass"}};
-  if (target.name().empty()) check.error(field + ".name", "targetRef name must be set", "Name the target");
+      {"", "Service"},
+      {"core", "Service"},
+      {"networking.istio.io", "ServiceEntry"},
+      {"gateway.networking.k8s.io", "Gateway"},
+      {"gateway.networking.k8s.io", "GatewayClass"}};
+  if (target.name().empty())
+    check.error(field + ".name", "targetRef name must be set", "Name the target");
   if (target.kind().empty()) {
     check.error(field + ".kind", "targetRef kind must be set", "Write Service or Gateway");
     return;
@@ -282,10 +311,12 @@ void check_target(Check& check, const std::string& field,
                 "Remove it, and put the policy into the target's namespace");
   }
   bool allowed = false;
-  for (const auto& [group, kind] : kAllowed) allowed |= group == target.group() && kind == target.kind();
+  for (const auto& [group, kind] : kAllowed)
+    allowed |= group == target.group() && kind == target.kind();
   if (!allowed) {
-    check.error(field, fmt::format("targetRef to kind {} of group \"{}\" is not supported", target.kind(),
-                                   target.group()),
+    check.error(field,
+                fmt::format("targetRef to kind {} of group \"{}\" is not supported", target.kind(),
+                            target.group()),
                 "Target a Service (group \"\") or a Gateway (group gateway.networking.k8s.io)");
   } else if (target.kind() == "ServiceEntry") {
     check.unsupported(field + ".kind", "a target of kind ServiceEntry");
@@ -299,7 +330,8 @@ void check_binding(Check& check, const sec::AuthorizationPolicy& spec) {
   }
   if (spec.has_selector()) check.selector("spec.selector", spec.selector().match_labels());
   if (spec.target_refs_size() > kMaxTargets) {
-    check.error("spec.targetRefs", fmt::format("{} targets, at most 16 are allowed", spec.target_refs_size()),
+    check.error("spec.targetRefs",
+                fmt::format("{} targets, at most 16 are allowed", spec.target_refs_size()),
                 "Split the policy");
   }
   if (spec.has_target_ref()) check_target(check, "spec.targetRef", spec.target_ref());
@@ -313,7 +345,8 @@ void check_action(Check& check, const sec::AuthorizationPolicy& spec) {
   bool provider = spec.action_detail_case() == Policy::kProvider;
   if (spec.action() == Policy::CUSTOM) {
     if (spec.rules().empty()) {
-      check.error("spec.rules", "CUSTOM action without `rules` is meaningless as it will never be triggered",
+      check.error("spec.rules",
+                  "CUSTOM action without `rules` is meaningless as it will never be triggered",
                   "Add rules: [{}] to trigger always");
     }
     if (spec.provider().name().empty()) {
@@ -327,7 +360,8 @@ void check_action(Check& check, const sec::AuthorizationPolicy& spec) {
                 "Remove it");
   }
   if (spec.action() == Policy::DENY && spec.rules().empty()) {
-    check.error("spec.rules", "DENY action without `rules` is meaningless as it will never be triggered",
+    check.error("spec.rules",
+                "DENY action without `rules` is meaningless as it will never be triggered",
                 "Add rules: [{}] to deny everything");
   }
   if (spec.action() == Policy::AUDIT) check.unsupported("spec.action", "action AUDIT");
@@ -338,9 +372,11 @@ void check_dry_run(Check& check, const sec::AuthorizationPolicy& spec) {
   if (found == check.object().meta().annotations().end()) return;
   std::string field = "metadata.annotations[istio.io/dry-run]";
   if (found->second != "true" && found->second != "false") {
-    check.error(field, fmt::format("\"{}\" is not a boolean", found->second), "Write \"true\" or \"false\"");
+    check.error(field, fmt::format("\"{}\" is not a boolean", found->second),
+                "Write \"true\" or \"false\"");
   }
-  if (spec.action() != sec::AuthorizationPolicy::ALLOW && spec.action() != sec::AuthorizationPolicy::DENY) {
+  if (spec.action() != sec::AuthorizationPolicy::ALLOW &&
+      spec.action() != sec::AuthorizationPolicy::DENY) {
     check.error(field, "dry-run is only possible with ALLOW and DENY", "Remove the annotation");
   }
 }
@@ -355,25 +391,35 @@ void warn_l7(Check& check, const sec::AuthorizationPolicy& spec) {
     std::string field = fmt::format("spec.rules[{}]", i);
     std::string list = fmt::format("{}", fmt::join(fields, ", "));
     if (binds_to_target(spec)) {
-      check.warn(field,
-                 deny ? fmt::format("{}: HTTP attributes are not evaluated yet; the rule denies whatever its "
-                                    "other attributes match", list)
-                      : fmt::format("{}: HTTP attributes are not evaluated yet; the rule allows nothing", list),
-                 "Use principals, namespaces, serviceAccounts, ipBlocks and ports", kCodeUnsupported);
+      check.warn(
+          field,
+          deny ? fmt::format(
+                     "{}: HTTP attributes are not evaluated yet; the rule denies whatever its "
+                     "other attributes match",
+                     list)
+               : fmt::format("{}: HTTP attributes are not evaluated yet; the rule allows nothing",
+                             list),
+          "Use principals, namespaces, serviceAccounts, ipBlocks and ports", kCodeUnsupported);
     } else {
-      check.warn(field,
-                 deny ? fmt::format("{}: ztunnel sees connections, not requests; these attributes are ignored, "
-                                    "and a rule of nothing else denies nothing", list)
-                      : fmt::format("{}: ztunnel sees connections, not requests; the rule allows nothing", list),
-                 "Put a waypoint in front and use targetRefs instead of selector", kCodeIneffectivePolicy);
+      check.warn(
+          field,
+          deny ? fmt::format(
+                     "{}: ztunnel sees connections, not requests; these attributes are ignored, "
+                     "and a rule of nothing else denies nothing",
+                     list)
+               : fmt::format("{}: ztunnel sees connections, not requests; the rule allows nothing",
+                             list),
+          "Put a waypoint in front and use targetRefs instead of selector", kCodeIneffectivePolicy);
     }
     if (deny && spec.rules(i).to_size() > 0) {
       bool ports = false;
       for (const auto& to : spec.rules(i).to()) ports |= !to.operation().ports().empty();
       if (!ports) {
         check.warn(field,
-                   "configured AuthorizationPolicy will deny all traffic to TCP ports under its scope due to "
-                   "the use of only HTTP attributes in a DENY rule; it is recommended to explicitly specify "
+                   "configured AuthorizationPolicy will deny all traffic to TCP ports under its "
+                   "scope due to "
+                   "the use of only HTTP attributes in a DENY rule; it is recommended to "
+                   "explicitly specify "
                    "the port",
                    "Add operation.ports");
       }
@@ -401,8 +447,8 @@ void validate_peer_authentication(Check& check, const MeshNames& names) {
   bool selects = !spec.selector().match_labels().empty();
   if (spec.has_selector()) check.selector("spec.selector", spec.selector().match_labels());
   if (!spec.port_level_mtls().empty() && !selects) {
-    check.error("spec.portLevelMtls", "mesh/namespace peer authentication cannot have port level mTLS",
-                "Add a selector");
+    check.error("spec.portLevelMtls",
+                "mesh/namespace peer authentication cannot have port level mTLS", "Add a selector");
   }
   for (const auto& [port, mtls] : spec.port_level_mtls()) {
     if (port >= 1 && port <= 65535) continue;

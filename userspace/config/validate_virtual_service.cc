@@ -16,11 +16,13 @@ namespace {
 
 namespace net = ::istio::networking::v1alpha3;
 
-constexpr size_t kMaxRegex = 1024;             // istiod's limit
+constexpr size_t kMaxRegex = 1024;              // istiod's limit
 constexpr size_t kMaxDirectResponse = 1 << 20;  // istiod's limit, bytes
 constexpr size_t kLargeDirectResponse = 100 << 10;
 
-bool is_ip(std::string_view text) { return IpAddress::parse(text).has_value(); }
+bool is_ip(std::string_view text) {
+  return IpAddress::parse(text).has_value();
+}
 
 void check_regex(Check& check, const std::string& field, const std::string& regex,
                  std::string_view what) {
@@ -38,7 +40,8 @@ void check_regex(Check& check, const std::string& field, const std::string& rege
   if (!compiled.ok()) {
     check.error(field,
                 fmt::format("\"{}\": {}; Istio uses RE2 style regex-based match "
-                            "(https://github.com/google/re2/wiki/Syntax)", what, compiled.error()),
+                            "(https://github.com/google/re2/wiki/Syntax)",
+                            what, compiled.error()),
                 "Correct the expression");
   }
 }
@@ -125,10 +128,11 @@ void check_destination(Check& check, const std::string& field, bool present,
 void check_header_value(Check& check, const std::string& field, const std::string& value) {
   for (size_t at = value.find('%'); at != std::string::npos; at = value.find('%', at + 2)) {
     if (at + 1 < value.size() && value[at + 1] == '%') continue;  // a literal one
-    check.error(field,
-                fmt::format("header value configuration: format commands (\"{}\") are not supported yet",
-                            value),
-                "Write a literal value, with %% for a percent sign", kCodeUnsupported);
+    check.error(
+        field,
+        fmt::format("header value configuration: format commands (\"{}\") are not supported yet",
+                    value),
+        "Write a literal value, with %% for a percent sign", kCodeUnsupported);
     break;
   }
   if (value.find_first_of("\r\n") != std::string::npos) {
@@ -193,7 +197,8 @@ void check_single_authority(Check& check, const std::string& field, const net::H
   if (values.size() > 1) {
     check.error(field,
                 fmt::format("authority header cannot be set multiple times: have \"{}\", "
-                            "attempting to set \"{}\"", values[0], values[1]),
+                            "attempting to set \"{}\"",
+                            values[0], values[1]),
                 "Set it in one place");
   }
 }
@@ -232,11 +237,22 @@ bool is_http_status(std::string_view text) {
 }
 
 void check_retries(Check& check, const std::string& field, const net::HTTPRetry& retries) {
-  static constexpr std::string_view kPolicies[] = {
-      "5xx", "gateway-error", "reset", "reset-before-request", "connect-failure", "retriable-4xx",
-      "refused-stream", "retriable-status-codes", "retriable-headers", "envoy-ratelimited",
-      "http3-post-connect-failure", "cancelled", "deadline-exceeded", "internal",
-      "resource-exhausted", "unavailable"};
+  static constexpr std::string_view kPolicies[] = {"5xx",
+                                                   "gateway-error",
+                                                   "reset",
+                                                   "reset-before-request",
+                                                   "connect-failure",
+                                                   "retriable-4xx",
+                                                   "refused-stream",
+                                                   "retriable-status-codes",
+                                                   "retriable-headers",
+                                                   "envoy-ratelimited",
+                                                   "http3-post-connect-failure",
+                                                   "cancelled",
+                                                   "deadline-exceeded",
+                                                   "internal",
+                                                   "resource-exhausted",
+                                                   "unavailable"};
   if (retries.attempts() < 0) {
     check.error(field + ".attempts", "attempts cannot be negative", "Give 0 or more");
   }
@@ -260,10 +276,10 @@ void check_retries(Check& check, const std::string& field, const net::HTTPRetry&
     rest = comma == std::string_view::npos ? std::string_view() : rest.substr(comma + 1);
     while (policy.starts_with(' ')) policy.remove_prefix(1);
     while (policy.ends_with(' ')) policy.remove_suffix(1);
-    bool known = std::find(std::begin(kPolicies), std::end(kPolicies), policy) != std::end(kPolicies);
+    bool known =
+        std::find(std::begin(kPolicies), std::end(kPolicies), policy) != std::end(kPolicies);
     if (known || is_http_status(policy)) continue;
-    std::string_view near =
-        did_you_mean(policy, {std::begin(kPolicies), std::end(kPolicies)});
+    std::string_view near = did_you_mean(policy, {std::begin(kPolicies), std::end(kPolicies)});
     check.error(field + ".retryOn", fmt::format("\"{}\" is not a valid retryOn policy", policy),
                 near.empty() ? "Use 5xx, gateway-error, reset, connect-failure, a status code, ..."
                              : fmt::format("Did you mean `{}`?", near));
@@ -295,7 +311,8 @@ void check_redirect(Check& check, const std::string& field, const net::HTTPRoute
   uint32_t code = redirect.redirect_code();
   if (code != 0 && (code < 300 || code > 399)) {
     check.error(field + ".redirectCode",
-                fmt::format("{} is not a valid redirect code, must be 3xx", code), "Use 301 or 302");
+                fmt::format("{} is not a valid redirect code, must be 3xx", code),
+                "Use 301 or 302");
   } else if (code != 0 && code != 301 && code != 302 && code != 303 && code != 307 && code != 308) {
     check.error(field + ".redirectCode", fmt::format("redirect code {} is not supported", code),
                 "Use 301, 302, 303, 307 or 308", kCodeUnsupported);
@@ -315,9 +332,10 @@ void check_direct_response(Check& check, const std::string& field,
   }
   size_t size = std::max(response.body().string().size(), response.body().bytes().size());
   if (size > kMaxDirectResponse) {
-    check.error(field + ".body",
-                "large direct_responses may impact control plane performance, must be less than 1MB",
-                "Serve it from a workload");
+    check.error(
+        field + ".body",
+        "large direct_responses may impact control plane performance, must be less than 1MB",
+        "Serve it from a workload");
   } else if (size > kLargeDirectResponse) {
     check.warn(field + ".body", "large direct_responses may impact control plane performance",
                "Serve it from a workload");
@@ -358,7 +376,8 @@ void check_rewrite(Check& check, const std::string& field, const net::HTTPRewrit
 
 void check_percentage(Check& check, const std::string& field, double value) {
   if (value == 0.0 || (value >= 0.0001 && value <= 100.0)) return;
-  check.error(field, fmt::format("percentage {} is neither 0.0, nor in range [0.0001, 100.0]", value),
+  check.error(field,
+              fmt::format("percentage {} is neither 0.0, nor in range [0.0001, 100.0]", value),
               "Give a percentage");
 }
 
@@ -395,7 +414,8 @@ void check_fault(Check& check, const std::string& field, const net::HTTPFaultInj
                       "Give a status from 200 to 599");
         }
         break;
-      case net::HTTPFaultInjection::Abort::kGrpcStatus: break;
+      case net::HTTPFaultInjection::Abort::kGrpcStatus:
+        break;
       case net::HTTPFaultInjection::Abort::ERROR_TYPE_NOT_SET:
         check.warn(field + ".abort", "abort configured, but error type not set", "Set httpStatus");
         break;
@@ -447,7 +467,8 @@ void check_cors(Check& check, const std::string& field, const net::CorsPolicy& c
     const std::string& method = cors.allow_methods(i);
     if (std::find(std::begin(kMethods), std::end(kMethods), method) == std::end(kMethods)) {
       check.error(fmt::format("{}.allowMethods[{}]", field, i),
-                  fmt::format("\"{}\" is not a supported HTTP method", method), "Write it in capitals");
+                  fmt::format("\"{}\" is not a supported HTTP method", method),
+                  "Write it in capitals");
     }
   }
   for (int i = 0; i < cors.allow_origins_size(); ++i) {
@@ -476,7 +497,8 @@ void check_route_conflicts(Check& check, const std::string& field, const net::HT
   };
   conflict(redirect && destinations, "HTTP route cannot contain both route and redirect");
   conflict(redirect && route.has_fault(), "HTTP route cannot contain both fault and redirect");
-  conflict(redirect && route.has_rewrite(), "HTTP route rule cannot contain both rewrite and redirect");
+  conflict(redirect && route.has_rewrite(),
+           "HTTP route rule cannot contain both rewrite and redirect");
   conflict(redirect && direct, "HTTP route rule cannot contain both direct_response and redirect");
   conflict(direct && destinations, "HTTP route cannot contain both route and direct_response");
   conflict(direct && route.has_fault(), "HTTP route cannot contain both fault and direct_response");
@@ -519,9 +541,9 @@ bool is_catch_all(const net::HTTPMatchRequest& match) {
   bool any_path = !match.has_uri() || (match.uri().match_type_case() == net::StringMatch::kPrefix &&
                                        match.uri().prefix() == "/");
   return any_path && !match.has_scheme() && !match.has_method() && !match.has_authority() &&
-         match.headers().empty() && match.without_headers().empty() && match.query_params().empty() &&
-         match.port() == 0 && match.source_labels().empty() && match.source_namespace().empty() &&
-         match.gateways().empty();
+         match.headers().empty() && match.without_headers().empty() &&
+         match.query_params().empty() && match.port() == 0 && match.source_labels().empty() &&
+         match.source_namespace().empty() && match.gateways().empty();
 }
 
 // Rules after one that takes everything, and matches that an earlier rule has word for word.
@@ -533,10 +555,11 @@ void check_reachability(Check& check, const net::VirtualService& spec) {
     std::string label = route.name().empty() ? fmt::format("#{}", i) : route.name();
     std::string field = fmt::format("spec.http[{}]", i);
     if (!taken_by.empty()) {
-      check.warn(field,
-                 fmt::format("virtualService rule {} not used (route without matches in previous rule {})",
-                             label, taken_by),
-                 "Move it above, or remove it", kCodeUnreachableRule);
+      check.warn(
+          field,
+          fmt::format("virtualService rule {} not used (route without matches in previous rule {})",
+                      label, taken_by),
+          "Move it above, or remove it", kCodeUnreachableRule);
       continue;
     }
     bool all = route.match().empty();
@@ -547,10 +570,11 @@ void check_reachability(Check& check, const net::VirtualService& spec) {
                               : to_json(encode_message(route.match(k)), true);
       for (const auto& [earlier, rule] : seen) {
         if (to_json(encode_message(*earlier), true) != bytes || bytes.empty()) continue;
-        check.warn(fmt::format("{}.match[{}]", field, k),
-                   fmt::format("virtualService rule {} match #{} is not used (duplicate match in rule {})",
-                               label, k, rule),
-                   "Remove the duplicate", "IST0131");
+        check.warn(
+            fmt::format("{}.match[{}]", field, k),
+            fmt::format("virtualService rule {} match #{} is not used (duplicate match in rule {})",
+                        label, k, rule),
+            "Remove the duplicate", "IST0131");
         break;
       }
     }
@@ -560,8 +584,8 @@ void check_reachability(Check& check, const net::VirtualService& spec) {
 }
 
 void check_hosts(Check& check, const net::VirtualService& spec) {
-  bool mesh = spec.gateways().empty() ||
-              std::find(spec.gateways().begin(), spec.gateways().end(), "mesh") != spec.gateways().end();
+  bool mesh = spec.gateways().empty() || std::find(spec.gateways().begin(), spec.gateways().end(),
+                                                   "mesh") != spec.gateways().end();
   for (int i = 0; i < spec.hosts_size(); ++i) {
     const std::string& host = spec.hosts(i);
     std::string field = fmt::format("spec.hosts[{}]", i);
@@ -570,7 +594,8 @@ void check_hosts(Check& check, const net::VirtualService& spec) {
                   "Write a DNS name, a short service name, an IP or a wildcard like *.example.com");
     }
     if (host == "*" && mesh) {
-      check.error(field, "wildcard host * is not allowed for virtual services bound to the mesh gateway",
+      check.error(field,
+                  "wildcard host * is not allowed for virtual services bound to the mesh gateway",
                   "Name the services");
     }
     for (int k = 0; k < i; ++k) {
@@ -578,7 +603,8 @@ void check_hosts(Check& check, const net::VirtualService& spec) {
           !host_matches(spec.hosts(k), host)) {
         continue;
       }
-      check.error(field, fmt::format("duplicate hosts in virtual service: {} & {}", spec.hosts(k), host),
+      check.error(field,
+                  fmt::format("duplicate hosts in virtual service: {} & {}", spec.hosts(k), host),
                   "Remove one of the two");
     }
   }
@@ -590,8 +616,10 @@ void check_gateways(Check& check, const net::VirtualService& spec) {
     std::string field = fmt::format("spec.gateways[{}]", i);
     if (gateway == "mesh") continue;
     size_t slash = gateway.find('/');
-    std::string_view ns = slash == std::string::npos ? "default" : std::string_view(gateway).substr(0, slash);
-    std::string_view name = slash == std::string::npos ? gateway : std::string_view(gateway).substr(slash + 1);
+    std::string_view ns =
+        slash == std::string::npos ? "default" : std::string_view(gateway).substr(0, slash);
+    std::string_view name =
+        slash == std::string::npos ? gateway : std::string_view(gateway).substr(slash + 1);
     if (ns.empty() || name.empty()) {
       check.error(field, "config namespace and gateway name cannot be empty", "Write ns/name");
     } else if (!is_dns_label(ns) || !is_dns_subdomain(name)) {
@@ -639,7 +667,8 @@ void check_tls(Check& check, const net::VirtualService& spec) {
     const net::TLSRoute& route = spec.tls(i);
     std::string field = fmt::format("spec.tls[{}]", i);
     if (route.match().empty()) {
-      check.error(field, "TLS route must have at least one match condition", "Add `match` with sniHosts");
+      check.error(field, "TLS route must have at least one match condition",
+                  "Add `match` with sniHosts");
     }
     if (route.route().empty()) check.error(field, "TLS route is required", "Add `route`");
     for (int k = 0; k < route.match_size(); ++k) {
@@ -648,14 +677,17 @@ void check_tls(Check& check, const net::VirtualService& spec) {
         check.error(inner, "TLS match must have at least one SNI host", "Add one");
       }
       for (const std::string& sni : route.match(k).sni_hosts()) {
-        bool covered = std::any_of(spec.hosts().begin(), spec.hosts().end(), [&](const std::string& host) {
-          return host_matches(host, sni) || host_matches(sni, host);
-        });
+        bool covered =
+            std::any_of(spec.hosts().begin(), spec.hosts().end(), [&](const std::string& host) {
+              return host_matches(host, sni) || host_matches(sni, host);
+            });
         if (covered) continue;
-        check.error(inner,
-                    fmt::format("SNI host \"{}\" is not a compatible subset of any of the virtual service "
-                                "hosts: [{}]", sni, fmt::join(spec.hosts(), ", ")),
-                    "Use a host of spec.hosts");
+        check.error(
+            inner,
+            fmt::format("SNI host \"{}\" is not a compatible subset of any of the virtual service "
+                        "hosts: [{}]",
+                        sni, fmt::join(spec.hosts(), ", ")),
+            "Use a host of spec.hosts");
       }
     }
   }
@@ -669,18 +701,25 @@ void validate_virtual_service(Check& check) {
   if (spec.hosts().empty()) {
     // A VirtualService without hosts is one that others delegate to.
     if (!spec.gateways().empty()) {
-      check.error("spec.gateways", "delegate virtual service must have no gateways specified", "Add spec.hosts, or remove them");
+      check.error("spec.gateways", "delegate virtual service must have no gateways specified",
+                  "Add spec.hosts, or remove them");
     }
-    if (!spec.tls().empty()) check.error("spec.tls", "delegate virtual service must have no tls route specified", "Remove it");
-    if (!spec.tcp().empty()) check.error("spec.tcp", "delegate virtual service must have no tcp route specified", "Remove it");
-    check.error("spec.hosts", "virtual service must have at least one host (delegates are not supported yet)",
+    if (!spec.tls().empty())
+      check.error("spec.tls", "delegate virtual service must have no tls route specified",
+                  "Remove it");
+    if (!spec.tcp().empty())
+      check.error("spec.tcp", "delegate virtual service must have no tcp route specified",
+                  "Remove it");
+    check.error("spec.hosts",
+                "virtual service must have at least one host (delegates are not supported yet)",
                 "Add the service's name to spec.hosts");
   }
   check_hosts(check, spec);
   check_gateways(check, spec);
   check.export_to(spec.export_to());
   if (spec.http().empty() && spec.tcp().empty() && spec.tls().empty()) {
-    check.error("spec", "http, tcp or tls must be provided in virtual service", "Add `http` with a route");
+    check.error("spec", "http, tcp or tls must be provided in virtual service",
+                "Add `http` with a route");
   }
   for (int i = 0; i < spec.http_size(); ++i) {
     check_http_route(check, fmt::format("spec.http[{}]", i), spec.http(i));

@@ -1,5 +1,5 @@
-// Pods, what makes pods, Services and Gateways: the checks of the Kubernetes API server that matter to
-// the sandbox and the mesh, and the mesh's own on waypoint Gateways.
+// Pods, what makes pods, Services and Gateways: the checks of the Kubernetes API server that matter
+// to the sandbox and the mesh, and the mesh's own on waypoint Gateways.
 #include <fmt/format.h>
 
 #include <set>
@@ -89,7 +89,8 @@ void check_env(Check& check, const std::string& field, const kube::EnvVar& env) 
 void check_container(Check& check, const std::string& field, const kube::Container& container,
                      const std::set<std::string>& volumes, std::set<std::string>* names) {
   if (!is_dns_label(container.name())) {
-    check.error(field + ".name", fmt::format("\"{}\" is not a legal container name", container.name()),
+    check.error(field + ".name",
+                fmt::format("\"{}\" is not a legal container name", container.name()),
                 "Use lower-case letters, digits and '-'");
   } else if (!names->insert(container.name()).second) {
     check.error(field + ".name", fmt::format("container name {} is used twice", container.name()),
@@ -180,7 +181,8 @@ void check_pod_spec(Check& check, const std::string& field, const kube::PodSpec&
   for (auto [name, value] : {std::pair{"serviceAccountName", spec.service_account_name()},
                              {"nodeName", spec.node_name()}}) {
     if (!value.empty() && !is_dns_subdomain(value)) {
-      check.error(fmt::format("{}.{}", field, name), fmt::format("\"{}\" is not a legal name", value),
+      check.error(fmt::format("{}.{}", field, name),
+                  fmt::format("\"{}\" is not a legal name", value),
                   "Use lower-case letters, digits and '-'");
     }
   }
@@ -221,10 +223,13 @@ void check_always_restarts(Check& check, const kube::PodSpec& spec) {
               "Remove restartPolicy, or use a Job");
 }
 
-bool is_ip(std::string_view text) { return IpAddress::parse(text).has_value(); }
+bool is_ip(std::string_view text) {
+  return IpAddress::parse(text).has_value();
+}
 
 void check_service_port(Check& check, const std::string& field, const kube::ServicePort& port,
-                        bool several, std::set<std::string>* names, std::set<std::string>* numbers) {
+                        bool several, std::set<std::string>* names,
+                        std::set<std::string>* numbers) {
   check.port(field + ".port", port.port());
   std::string protocol = port.protocol().empty() ? "TCP" : port.protocol();
   if (protocol != "TCP" && protocol != "UDP" && protocol != "SCTP") {
@@ -236,7 +241,8 @@ void check_service_port(Check& check, const std::string& field, const kube::Serv
                 "Remove one of the two");
   }
   if (port.name().empty()) {
-    if (several) check.error(field + ".name", "a Service with several ports needs port names", "Name it");
+    if (several)
+      check.error(field + ".name", "a Service with several ports needs port names", "Name it");
   } else if (!is_dns_label(port.name())) {
     check.error(field + ".name", fmt::format("\"{}\" is not a legal port name", port.name()),
                 "Use lower-case letters, digits and '-'");
@@ -295,7 +301,8 @@ void validate_job(Check& check) {
                              {"completions", spec.completions()},
                              {"parallelism", spec.parallelism()}}) {
     if (value < 0) {
-      check.error(fmt::format("spec.{}", name), fmt::format("{} is negative", value), "Give 0 or more");
+      check.error(fmt::format("spec.{}", name), fmt::format("{} is negative", value),
+                  "Give 0 or more");
     }
   }
 }
@@ -319,8 +326,8 @@ void validate_service(Check& check) {
   std::set<std::string> names;
   std::set<std::string> numbers;
   for (int i = 0; i < spec.ports_size(); ++i) {
-    check_service_port(check, fmt::format("spec.ports[{}]", i), spec.ports(i), spec.ports_size() > 1,
-                       &names, &numbers);
+    check_service_port(check, fmt::format("spec.ports[{}]", i), spec.ports(i),
+                       spec.ports_size() > 1, &names, &numbers);
   }
   check.labels("spec.selector", spec.selector());
   if (!spec.cluster_ip().empty() && !headless && !is_ip(spec.cluster_ip())) {
@@ -364,13 +371,12 @@ void validate_gateway(Check& check) {
     check.port(field + ".port", listener.port());
     const std::string& from = listener.allowed_routes().namespaces().from();
     if (!from.empty() && from != "All" && from != "Same" && from != "Selector" && from != "None") {
-      check.error(field + ".allowedRoutes.namespaces.from", fmt::format("unknown value \"{}\"", from),
-                  "Write All, Same, Selector or None");
+      check.error(field + ".allowedRoutes.namespaces.from",
+                  fmt::format("unknown value \"{}\"", from), "Write All, Same, Selector or None");
     }
   }
   if (!is_waypoint_class(spec.gateway_class_name())) {
-    check.unsupported("spec.gatewayClassName",
-                      fmt::format("class {}", spec.gateway_class_name()));
+    check.unsupported("spec.gatewayClassName", fmt::format("class {}", spec.gateway_class_name()));
     return;
   }
   if (object.name() == "none") {
@@ -378,7 +384,8 @@ void validate_gateway(Check& check) {
   }
   if (spec.listeners_size() != 1 || spec.listeners(0).port() != 15008 ||
       spec.listeners(0).protocol() != "HBONE") {
-    check.error("spec.listeners", "Expected a single listener on port 15008 with protocol \"HBONE\"",
+    check.error("spec.listeners",
+                "Expected a single listener on port 15008 with protocol \"HBONE\"",
                 "Write: listeners: [{name: mesh, port: 15008, protocol: HBONE}]");
   }
   std::string_view traffic = object.label("istio.io/waypoint-for");

@@ -56,12 +56,18 @@ bool Value::erase(std::string_view key) {
 
 std::string_view Value::kind_name() const {
   switch (kind) {
-    case Kind::kNull: return "null";
-    case Kind::kBool: return "a boolean";
-    case Kind::kNumber: return "a number";
-    case Kind::kString: return "a string";
-    case Kind::kList: return "a list";
-    case Kind::kMap: return "a map";
+    case Kind::kNull:
+      return "null";
+    case Kind::kBool:
+      return "a boolean";
+    case Kind::kNumber:
+      return "a number";
+    case Kind::kString:
+      return "a string";
+    case Kind::kList:
+      return "a list";
+    case Kind::kMap:
+      return "a map";
   }
   return "nothing";
 }
@@ -72,11 +78,21 @@ void append_json_string(std::string_view text, std::string* out) {
   *out += '"';
   for (char c : text) {
     switch (c) {
-      case '"': *out += "\\\""; break;
-      case '\\': *out += "\\\\"; break;
-      case '\n': *out += "\\n"; break;
-      case '\r': *out += "\\r"; break;
-      case '\t': *out += "\\t"; break;
+      case '"':
+        *out += "\\\"";
+        break;
+      case '\\':
+        *out += "\\\\";
+        break;
+      case '\n':
+        *out += "\\n";
+        break;
+      case '\r':
+        *out += "\\r";
+        break;
+      case '\t':
+        *out += "\\t";
+        break;
       default:
         if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) {
           *out += fmt::format("\\u{:04x}", static_cast<unsigned char>(c));
@@ -124,7 +140,8 @@ class YamlWriter {
  public:
   explicit YamlWriter(std::string* out) : out_(*out) {}
 
-  // Writes `value` after "key:" or "- ", or at the start of a document. `indent` is for lines below.
+  // Writes `value` after "key:" or "- ", or at the start of a document. `indent` is for lines
+  // below.
   void inline_or_below(const Value& value, size_t indent, bool after_dash) {
     switch (value.kind) {
       case Value::Kind::kMap:
@@ -138,7 +155,8 @@ class YamlWriter {
         // kubectl's habit: a list stands at its key's own indentation.
         list(value, after_dash ? indent : indent - 2);
         return;
-      default: break;
+      default:
+        break;
     }
     if (!after_dash) out_ += ' ';
     scalar(value, indent);
@@ -164,12 +182,21 @@ class YamlWriter {
 
   void scalar(const Value& value, size_t indent) {
     switch (value.kind) {
-      case Value::Kind::kNull: out_ += "null"; return;
+      case Value::Kind::kNull:
+        out_ += "null";
+        return;
       case Value::Kind::kBool:
-      case Value::Kind::kNumber: out_ += value.text; return;
-      case Value::Kind::kList: out_ += "[]"; return;
-      case Value::Kind::kMap: out_ += "{}"; return;
-      case Value::Kind::kString: break;
+      case Value::Kind::kNumber:
+        out_ += value.text;
+        return;
+      case Value::Kind::kList:
+        out_ += "[]";
+        return;
+      case Value::Kind::kMap:
+        out_ += "{}";
+        return;
+      case Value::Kind::kString:
+        break;
     }
     if (is_block_safe(value.text)) {
       block(value.text, indent);
@@ -213,12 +240,21 @@ void append_json(const Value& value, size_t indent, bool compact, std::string* o
     out->append(by, ' ');
   };
   switch (value.kind) {
-    case Value::Kind::kNull: *out += "null"; return;
-    case Value::Kind::kBool: *out += value.boolean ? "true" : "false"; return;
-    case Value::Kind::kNumber: *out += value.text; return;
-    case Value::Kind::kString: append_json_string(value.text, out); return;
+    case Value::Kind::kNull:
+      *out += "null";
+      return;
+    case Value::Kind::kBool:
+      *out += value.boolean ? "true" : "false";
+      return;
+    case Value::Kind::kNumber:
+      *out += value.text;
+      return;
+    case Value::Kind::kString:
+      append_json_string(value.text, out);
+      return;
     case Value::Kind::kList:
-    case Value::Kind::kMap: break;
+    case Value::Kind::kMap:
+      break;
   }
   bool is_map = value.is_map();
   *out += is_map ? '{' : '[';

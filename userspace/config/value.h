@@ -1,6 +1,6 @@
 // A YAML or JSON document as a tree whose every node knows its line. Sits between bytes and typed
-// objects, and between typed objects and what `get -o yaml|json` prints. Never does I/O, never knows
-// what the fields mean.
+// objects, and between typed objects and what `get -o yaml|json` prints. Never does I/O, never
+// knows what the fields mean.
 #pragma once
 
 #include <cstdint>
@@ -21,9 +21,9 @@ struct Value {
   enum class Kind : uint8_t { kNull, kBool, kNumber, kString, kList, kMap };
 
   Kind kind = Kind::kNull;
-  int line = 0;             // 1-based; 0 when not from a file
-  bool boolean = false;     // kBool
-  std::string text;         // kString: the string; kNumber and kBool: as written
+  int line = 0;              // 1-based; 0 when not from a file
+  bool boolean = false;      // kBool
+  std::string text;          // kString: the string; kNumber and kBool: as written
   std::vector<Value> items;  // kList and kMap, in file order
   std::vector<MapKey> keys;  // kMap: keys[i] names items[i]; unique
 
@@ -55,8 +55,8 @@ struct Value {
 
 // Limits of one parse; exceeding one is a Problem that names it.
 struct ParseLimits {
-  size_t max_bytes = 8u << 20;    // of a file
-  size_t max_nodes = 1'000'000;   // after aliases are expanded
+  size_t max_bytes = 8u << 20;   // of a file
+  size_t max_nodes = 1'000'000;  // after aliases are expanded
   size_t max_depth = 100;
 };
 

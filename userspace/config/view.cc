@@ -11,7 +11,8 @@ std::string object_key(Kind kind, std::string_view ns, std::string_view name) {
 std::string list_key(Kind kind, std::string_view ns) {
   return fmt::format("l|{}|{}", static_cast<int>(kind), ns);
 }
-std::string label_key(Kind kind, std::string_view ns, std::string_view key, std::string_view value) {
+std::string label_key(Kind kind, std::string_view ns, std::string_view key,
+                      std::string_view value) {
   return fmt::format("s|{}|{}|{}={}", static_cast<int>(kind), ns, key, value);
 }
 
@@ -53,7 +54,9 @@ bool View::enrolled(const std::string& pod_uid) {
   return enrolled_.contains(pod_uid);
 }
 
-std::string key_of_enrolment(std::string_view pod_uid) { return fmt::format("e|{}", pod_uid); }
+std::string key_of_enrolment(std::string_view pod_uid) {
+  return fmt::format("e|{}", pod_uid);
+}
 
 std::set<std::string> keys_of_change(const ObjectChange& change) {
   const ObjectKey& key = change.key;

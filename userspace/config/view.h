@@ -1,5 +1,5 @@
-// How translation reads: every read of the store or of the kernel's truth is recorded as a dependency
-// key, so that the engine knows which units a change touches. Internal to translation.
+// How translation reads: every read of the store or of the kernel's truth is recorded as a
+// dependency key, so that the engine knows which units a change touches. Internal to translation.
 #pragma once
 
 #include <set>

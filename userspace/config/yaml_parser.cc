@@ -1,4 +1,5 @@
-// Reads YAML with yaml-cpp's event interface into Value trees. All of yaml-cpp's exceptions end here.
+// Reads YAML with yaml-cpp's event interface into Value trees. All of yaml-cpp's exceptions end
+// here.
 #include <yaml-cpp/eventhandler.h>
 #include <yaml-cpp/exceptions.h>
 #include <yaml-cpp/parser.h>
@@ -22,7 +23,8 @@ struct ParseFailure {
   std::string fix;
 };
 
-// Line (1-based) of the first byte that is no valid UTF-8 or a control character; 0 if there is none.
+// Line (1-based) of the first byte that is no valid UTF-8 or a control character; 0 if there is
+// none.
 int first_bad_text_line(std::string_view bytes) {
   int line = 1;
   for (size_t i = 0; i < bytes.size();) {
@@ -69,7 +71,8 @@ class TreeBuilder : public YAML::EventHandler {
 
   void OnAlias(const YAML::Mark& mark, YAML::anchor_t anchor) override {
     auto found = anchors_.find(anchor);
-    if (found == anchors_.end()) throw ParseFailure{mark.line + 1, "alias of an unfinished node", ""};
+    if (found == anchors_.end())
+      throw ParseFailure{mark.line + 1, "alias of an unfinished node", ""};
     count_nodes(found->second.nodes, mark.line + 1);
     check_depth(open_.size() + found->second.depth, mark.line + 1);
     add(found->second.value, 0);
@@ -106,7 +109,7 @@ class TreeBuilder : public YAML::EventHandler {
     YAML::anchor_t anchor = 0;
     size_t nodes_before = 0;
     size_t deepest = 0;
-    bool key_pending = false;  // a key was read, its value comes next
+    bool key_pending = false;   // a key was read, its value comes next
     bool key_is_merge = false;  // that key is a plain <<
     std::string key;
     int key_line = 0;
@@ -124,13 +127,15 @@ class TreeBuilder : public YAML::EventHandler {
   void count_nodes(size_t more, int line) {
     nodes_ += more;
     if (nodes_ > limits_.max_nodes) {
-      throw ParseFailure{line, fmt::format("more than {} nodes (limit max_nodes)", limits_.max_nodes),
+      throw ParseFailure{line,
+                         fmt::format("more than {} nodes (limit max_nodes)", limits_.max_nodes),
                          "Split the file"};
     }
   }
   void check_depth(size_t depth, int line) {
     if (depth > limits_.max_depth) {
-      throw ParseFailure{line, fmt::format("nested deeper than {} (limit max_depth)", limits_.max_depth),
+      throw ParseFailure{line,
+                         fmt::format("nested deeper than {} (limit max_depth)", limits_.max_depth),
                          "Flatten the document"};
     }
   }
@@ -190,16 +195,17 @@ class TreeBuilder : public YAML::EventHandler {
 
   static void take_key(Open* parent, Value key) {
     if (key.is_map() || key.is_list() || key.is_null()) {
-      throw ParseFailure{key.line, fmt::format("a map key must be a string, not {}", key.kind_name()),
+      throw ParseFailure{key.line,
+                         fmt::format("a map key must be a string, not {}", key.kind_name()),
                          "Quote the key"};
     }
     if (!parent->key_is_merge) {
       for (const MapKey& existing : parent->value.keys) {
         if (existing.text != key.text) continue;
-        throw ParseFailure{key.line,
-                           fmt::format("key \"{}\" appears twice (first on line {})", key.text,
-                                       existing.line),
-                           "Remove one of the two"};
+        throw ParseFailure{
+            key.line,
+            fmt::format("key \"{}\" appears twice (first on line {})", key.text, existing.line),
+            "Remove one of the two"};
       }
     }
     parent->key = std::move(key.text);
@@ -218,7 +224,8 @@ class TreeBuilder : public YAML::EventHandler {
       }
       for (size_t i = 0; i < count; ++i) {
         if (!single[i].is_map()) {
-          throw ParseFailure{merge.line, "`<<` needs a map or a list of maps", "Give it an alias of a map"};
+          throw ParseFailure{merge.line, "`<<` needs a map or a list of maps",
+                             "Give it an alias of a map"};
         }
         for (size_t k = 0; k < single[i].keys.size(); ++k) {
           if (open->value.find(single[i].keys[k].text)) continue;

@@ -44,35 +44,47 @@ spec: {gatewayClassName: meltemi-waypoint, listeners: [{name: mesh, port: 15008,
 struct Analysed : Mesh {
   Analysed() { put("shop.yaml", kShop); }
   // Applies `yaml` and returns what is found about the object, joined.
-  std::string about(Kind kind, std::string_view name, std::string_view yaml, std::string_view ns = "shop") {
+  std::string about(Kind kind, std::string_view name, std::string_view yaml,
+                    std::string_view ns = "shop") {
     put("it.yaml", yaml);
     std::string out;
-    for (const Problem& p : analyze_object(store(), {kind, std::string(ns), std::string(name)})) out += p.to_string() + "\n";
+    for (const Problem& p : analyze_object(store(), {kind, std::string(ns), std::string(name)}))
+      out += p.to_string() + "\n";
     return out;
   }
 };
 
 std::string vs(std::string_view spec) {
-  return "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: v, namespace: shop}\nspec: " + std::string(spec) + "\n";
+  return "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: v, namespace: "
+         "shop}\nspec: " +
+         std::string(spec) + "\n";
 }
 
 TEST(Analyze, L7RuleWithoutAWaypointSaysWhatToRun) {
   Analysed mesh;
   std::string yaml = vs("{hosts: [catalog], http: [{route: [{destination: {host: catalog}}]}]}");
   EXPECT_EQ(mesh.about(Kind::kVirtualService, "v", yaml),
-            "warning: VirtualService shop/v (it.yaml:4): spec.hosts[0]: its rules have no effect: no waypoint serves "
-            "catalog.shop.svc.cluster.local. Run `meltemi waypoint apply -n shop --enroll-namespace` [MLT0102]\n");
+            "warning: VirtualService shop/v (it.yaml:4): spec.hosts[0]: its rules have no effect: "
+            "no waypoint serves "
+            "catalog.shop.svc.cluster.local. Run `meltemi waypoint apply -n shop "
+            "--enroll-namespace` [MLT0102]\n");
   mesh.remove("shop.yaml");
-  mesh.put("shop.yaml", std::string(kShop).substr(std::string(kShop).find("---")) + "---" + kWaypoint);
+  mesh.put("shop.yaml",
+           std::string(kShop).substr(std::string(kShop).find("---")) + "---" + kWaypoint);
   EXPECT_EQ(mesh.about(Kind::kVirtualService, "v", yaml), "");
 }
 
 TEST(Analyze, NamedWaypointThatIsNotThere) {
   Analysed mesh;
-  mesh.put("ns.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop, labels: {istio.io/use-waypoint: wp}}\n"
-                      "spec: {clusterIP: 10.96.0.11, selector: {app: catalog}, ports: [{port: 80}]}\n");
-  EXPECT_THAT(mesh.about(Kind::kVirtualService, "v", vs("{hosts: [web], http: [{route: [{destination: {host: web}}]}]}")),
-              HasSubstr("waypoint shop/wp of web.shop.svc.cluster.local does not exist, and traffic to it is refused. Run `meltemi waypoint apply -n shop --name wp`"));
+  mesh.put("ns.yaml",
+           "apiVersion: v1\nkind: Service\nmetadata: {name: web, namespace: shop, labels: "
+           "{istio.io/use-waypoint: wp}}\n"
+           "spec: {clusterIP: 10.96.0.11, selector: {app: catalog}, ports: [{port: 80}]}\n");
+  EXPECT_THAT(
+      mesh.about(Kind::kVirtualService, "v",
+                 vs("{hosts: [web], http: [{route: [{destination: {host: web}}]}]}")),
+      HasSubstr("waypoint shop/wp of web.shop.svc.cluster.local does not exist, and traffic to it "
+                "is refused. Run `meltemi waypoint apply -n shop --name wp`"));
   Problems service = analyze_object(mesh.store(), {Kind::kService, "shop", "web"});
   ASSERT_EQ(service.size(), 1u);
   EXPECT_THAT(service[0].to_string(), HasSubstr("waypoint shop/wp does not exist"));
@@ -80,44 +92,73 @@ TEST(Analyze, NamedWaypointThatIsNotThere) {
 
 TEST(Analyze, UnknownHostSubsetAndPort) {
   Analysed mesh;
-  auto found = [&](std::string_view spec) { return mesh.about(Kind::kVirtualService, "v", vs(spec)); };
+  auto found = [&](std::string_view spec) {
+    return mesh.about(Kind::kVirtualService, "v", vs(spec));
+  };
   EXPECT_THAT(found("{hosts: [catalg], http: [{route: [{destination: {host: catalog}}]}]}"),
-              HasSubstr("error: VirtualService shop/v (it.yaml:4): spec.hosts[0]: Referenced host not found: \"catalg\". Did you mean `catalog`?"));
-  EXPECT_THAT(found("{hosts: [catalog], http: [{route: [{destination: {host: catalog.shop}}]}]}"),
-              HasSubstr("Referenced host not found: \"catalog.shop\". Write catalog.shop.svc.cluster.local"));
-  EXPECT_THAT(found("{hosts: [catalog], http: [{route: [{destination: {host: nothing.example.com}}]}]}"),
-              HasSubstr("Create the Service"));
-  EXPECT_THAT(found("{hosts: [catalog], http: [{route: [{destination: {host: catalog, port: {number: 81}}}]}]}"),
-              HasSubstr("spec.http[0].route[0].destination.port.number: Service shop/catalog has no port 81. Use one of: 80"));
-  EXPECT_THAT(found("{hosts: [catalog], http: [{route: [{destination: {host: catalog, subset: v2}}]}]}"),
-              HasSubstr("Referenced host+subset in destinationrule not found: \"catalog.shop.svc.cluster.local+v2\". Add a DestinationRule for host catalog with a subset named v2"));
-  mesh.put("dr.yaml", "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: d, namespace: shop}\n"
-                      "spec: {host: catalog, subsets: [{name: version-v1, labels: {version: v1}}]}\n");
-  EXPECT_THAT(found("{hosts: [catalog], http: [{route: [{destination: {host: catalog, subset: version-v3}}]}]}"),
+              HasSubstr("error: VirtualService shop/v (it.yaml:4): spec.hosts[0]: Referenced host "
+                        "not found: \"catalg\". Did you mean `catalog`?"));
+  EXPECT_THAT(
+      found("{hosts: [catalog], http: [{route: [{destination: {host: catalog.shop}}]}]}"),
+      HasSubstr(
+          "Referenced host not found: \"catalog.shop\". Write catalog.shop.svc.cluster.local"));
+  EXPECT_THAT(
+      found("{hosts: [catalog], http: [{route: [{destination: {host: nothing.example.com}}]}]}"),
+      HasSubstr("Create the Service"));
+  EXPECT_THAT(found("{hosts: [catalog], http: [{route: [{destination: {host: catalog, port: "
+                    "{number: 81}}}]}]}"),
+              HasSubstr("spec.http[0].route[0].destination.port.number: Service shop/catalog has "
+                        "no port 81. Use one of: 80"));
+  EXPECT_THAT(
+      found("{hosts: [catalog], http: [{route: [{destination: {host: catalog, subset: v2}}]}]}"),
+      HasSubstr("Referenced host+subset in destinationrule not found: "
+                "\"catalog.shop.svc.cluster.local+v2\". Add a DestinationRule for host catalog "
+                "with a subset named v2"));
+  mesh.put("dr.yaml",
+           "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: d, "
+           "namespace: shop}\n"
+           "spec: {host: catalog, subsets: [{name: version-v1, labels: {version: v1}}]}\n");
+  EXPECT_THAT(found("{hosts: [catalog], http: [{route: [{destination: {host: catalog, subset: "
+                    "version-v3}}]}]}"),
               HasSubstr("Did you mean `version-v1`?"));
-  EXPECT_THAT(found("{hosts: [catalog], http: [{route: [{destination: {host: catalog, subset: version-v1}}]}]}"), testing::Not(HasSubstr("error")));
+  EXPECT_THAT(found("{hosts: [catalog], http: [{route: [{destination: {host: catalog, subset: "
+                    "version-v1}}]}]}"),
+              testing::Not(HasSubstr("error")));
 }
 
 TEST(Analyze, DestinationRules) {
   Analysed mesh;
   auto dr = [&](std::string_view spec) {
-    return mesh.about(Kind::kDestinationRule, "d", "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: d, namespace: shop}\nspec: " + std::string(spec) + "\n");
+    return mesh.about(Kind::kDestinationRule, "d",
+                      "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: "
+                      "d, namespace: shop}\nspec: " +
+                          std::string(spec) + "\n");
   };
   EXPECT_THAT(dr("{host: katalog}"), HasSubstr("IST0174"));
-  EXPECT_THAT(dr("{host: catalog, subsets: [{name: v9, labels: {version: v9}}]}"), HasSubstr("subset v9 selects no pod of Service shop/catalog"));
-  EXPECT_THAT(dr("{host: catalog, subsets: [{name: v1, labels: {version: v1}}]}"), testing::Not(HasSubstr("selects no pod"))) << "a Deployment makes such pods";
+  EXPECT_THAT(dr("{host: catalog, subsets: [{name: v9, labels: {version: v9}}]}"),
+              HasSubstr("subset v9 selects no pod of Service shop/catalog"));
+  EXPECT_THAT(dr("{host: catalog, subsets: [{name: v1, labels: {version: v1}}]}"),
+              testing::Not(HasSubstr("selects no pod")))
+      << "a Deployment makes such pods";
 }
 
 TEST(Analyze, Policies) {
   Analysed mesh;
   auto ap = [&](std::string_view spec) {
-    return mesh.about(Kind::kAuthorizationPolicy, "p", "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: shop}\nspec: " + std::string(spec) + "\n");
+    return mesh.about(Kind::kAuthorizationPolicy, "p",
+                      "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: "
+                      "{name: p, namespace: shop}\nspec: " +
+                          std::string(spec) + "\n");
   };
   EXPECT_THAT(ap("{targetRefs: [{kind: Service, group: \"\", name: catlog}]}"),
-              HasSubstr("spec.targetRefs[0].name: Referenced Service not found: \"shop/catlog\". Did you mean `catalog`?"));
-  EXPECT_THAT(ap("{targetRefs: [{kind: Service, group: \"\", name: catalog}]}"),
-              HasSubstr("the policy has no effect: no waypoint serves catalog.shop.svc.cluster.local. Run `meltemi waypoint apply -n shop --enroll-namespace`"));
-  EXPECT_THAT(ap("{targetRefs: [{kind: Gateway, group: gateway.networking.k8s.io, name: gw}]}"), HasSubstr("Referenced Gateway not found"));
+              HasSubstr("spec.targetRefs[0].name: Referenced Service not found: \"shop/catlog\". "
+                        "Did you mean `catalog`?"));
+  EXPECT_THAT(
+      ap("{targetRefs: [{kind: Service, group: \"\", name: catalog}]}"),
+      HasSubstr("the policy has no effect: no waypoint serves catalog.shop.svc.cluster.local. Run "
+                "`meltemi waypoint apply -n shop --enroll-namespace`"));
+  EXPECT_THAT(ap("{targetRefs: [{kind: Gateway, group: gateway.networking.k8s.io, name: gw}]}"),
+              HasSubstr("Referenced Gateway not found"));
   EXPECT_THAT(ap("{selector: {matchLabels: {app: nobody}}}"), HasSubstr("no matching workloads"));
   EXPECT_EQ(ap("{selector: {matchLabels: {app: catalog}}}"), "");
   EXPECT_EQ(ap("{}"), "");
@@ -125,9 +166,11 @@ TEST(Analyze, Policies) {
 
 TEST(Analyze, ServicesAndPods) {
   Analysed mesh;
-  EXPECT_THAT(mesh.about(Kind::kService, "lost", "apiVersion: v1\nkind: Service\nmetadata: {name: lost, namespace: shop}\n"
-                                                 "spec: {selector: {app: lost}, ports: [{port: 80}]}\n"),
-              HasSubstr("no pod of namespace shop has these labels, so the Service has no endpoints"));
+  EXPECT_THAT(
+      mesh.about(Kind::kService, "lost",
+                 "apiVersion: v1\nkind: Service\nmetadata: {name: lost, namespace: shop}\n"
+                 "spec: {selector: {app: lost}, ports: [{port: 80}]}\n"),
+      HasSubstr("no pod of namespace shop has these labels, so the Service has no endpoints"));
   EXPECT_EQ(mesh.about(Kind::kService, "catalog", ""), "");
   mesh.put("a.yaml", pod_yaml("shop", "a", "app: x", "10.0.0.9"));
   mesh.put("b.yaml", pod_yaml("other", "b", "app: x", "10.0.0.9"));
@@ -140,8 +183,9 @@ TEST(Analyze, ServicesAndPods) {
     EXPECT_THAT(p.message, HasSubstr("has the address 10.0.0.9 too"));
   }
   EXPECT_EQ(duplicates, 2) << "each of the two is told";
-  EXPECT_THAT(mesh.about(Kind::kService, "named", "apiVersion: v1\nkind: Service\nmetadata: {name: named, namespace: shop}\n"
-                                                  "spec: {selector: {app: x}, ports: [{port: 80, targetPort: web}]}\n"),
+  EXPECT_THAT(mesh.about(Kind::kService, "named",
+                         "apiVersion: v1\nkind: Service\nmetadata: {name: named, namespace: shop}\n"
+                         "spec: {selector: {app: x}, ports: [{port: 80, targetPort: web}]}\n"),
               HasSubstr("no selected pod has a container port named \"web\""));
 }
 

@@ -45,7 +45,9 @@ std::string catalog_pod() {
 wl::Workload workload(Mesh& mesh, std::string_view uid) {
   return mesh.get<wl::Address>(ResourceType::kAddress, kEveryone, uid).workload();
 }
-std::string ip(const std::string& wire) { return IpAddress::from_bytes(as_bytes(wire))->to_string(); }
+std::string ip(const std::string& wire) {
+  return IpAddress::from_bytes(as_bytes(wire))->to_string();
+}
 
 TEST(TranslateWorkload, CarriesWhatZtunnelNeeds) {
   Mesh mesh;
@@ -105,7 +107,8 @@ TEST(TranslateWorkload, GoneWhenThePodHasEndedAndUnhealthyWhenNotReady) {
 TEST(TranslateService, CarriesVipsAndPorts) {
   Mesh mesh;
   mesh.put("shop.yaml", kShop);
-  wl::Service s = mesh.get<wl::Address>(ResourceType::kAddress, kEveryone, kCatalogService).service();
+  wl::Service s =
+      mesh.get<wl::Address>(ResourceType::kAddress, kEveryone, kCatalogService).service();
   EXPECT_EQ(s.hostname(), "catalog.shop.svc.cluster.local");
   ASSERT_EQ(s.addresses_size(), 2);
   EXPECT_EQ(ip(s.addresses(1).address()), "fd00:96::10");
@@ -121,11 +124,15 @@ TEST(TranslateService, CarriesVipsAndPorts) {
 TEST(TranslateService, LoadBalancing) {
   Mesh mesh;
   auto service = [](std::string_view field) {
-    return "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: a}\nspec:\n  clusterIP: 10.0.0.1\n"
-           "  ports: [{port: 80}]\n  " + std::string(field) + "\n";
+    return "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: a}\nspec:\n  clusterIP: "
+           "10.0.0.1\n"
+           "  ports: [{port: 80}]\n  " +
+           std::string(field) + "\n";
   };
   auto balancing = [&] {
-    return mesh.get<wl::Address>(ResourceType::kAddress, kEveryone, "a/s.a.svc.cluster.local").service().load_balancing();
+    return mesh.get<wl::Address>(ResourceType::kAddress, kEveryone, "a/s.a.svc.cluster.local")
+        .service()
+        .load_balancing();
   };
   mesh.put("s.yaml", service("internalTrafficPolicy: Local"));
   EXPECT_EQ(balancing().mode(), wl::LoadBalancing::STRICT);
@@ -143,15 +150,17 @@ TEST(TranslateEnrolment, TellsTheNodeWhatToDoAndWhy) {
   mesh.put("pod.yaml", catalog_pod());
   namespace node = ::meltemi::node::v1;
   auto enrolment = [&] {
-    return mesh.get<node::PodEnrolment>(ResourceType::kPodEnrolment, node_scope("node-a"), "uid-shop-catalog-1");
+    return mesh.get<node::PodEnrolment>(ResourceType::kPodEnrolment, node_scope("node-a"),
+                                        "uid-shop-catalog-1");
   };
   EXPECT_TRUE(enrolment().enrol());
   EXPECT_EQ(enrolment().reason(), "namespace_opt_in");
   EXPECT_EQ(enrolment().service_account(), "catalog");
   EXPECT_THAT(enrolment().probe_ports(), ElementsAre(8080u));
   EXPECT_EQ(enrolment().inbound_mode(), node::PERMISSIVE);
-  mesh.put("pa.yaml", "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\n"
-                      "metadata: {name: default, namespace: istio-system}\nspec: {mtls: {mode: STRICT}}\n");
+  mesh.put("pa.yaml",
+           "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\n"
+           "metadata: {name: default, namespace: istio-system}\nspec: {mtls: {mode: STRICT}}\n");
   EXPECT_EQ(enrolment().inbound_mode(), node::STRICT);
   mesh.put("ns2.yaml", "apiVersion: v1\nkind: Namespace\nmetadata: {name: other}\n");
   mesh.put("shop.yaml", "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop}\n");
@@ -161,20 +170,23 @@ TEST(TranslateEnrolment, TellsTheNodeWhatToDoAndWhy) {
 
 TEST(TranslateEnrolment, ExistsBeforeThePodHasAnAddress) {
   Mesh mesh;
-  mesh.put("pod.yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: shop, uid: u1}\n"
-                       "spec: {nodeName: node-b, containers: [{name: c, command: [x]}]}\n");
+  mesh.put("pod.yaml",
+           "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: shop, uid: u1}\n"
+           "spec: {nodeName: node-b, containers: [{name: c, command: [x]}]}\n");
   EXPECT_TRUE(mesh.has(ResourceType::kPodEnrolment, node_scope("node-b"), "u1"));
   EXPECT_THAT(mesh.names(ResourceType::kAddress, kEveryone), IsEmpty());
 }
 
-// --- policies -----------------------------------------------------------------------------------------
+// --- policies
+// -----------------------------------------------------------------------------------------
 
 sec::Authorization policy(Mesh& mesh, std::string_view name) {
   return mesh.get<sec::Authorization>(ResourceType::kAuthorization, kEveryone, name);
 }
 
 std::string policy_yaml(std::string_view spec, std::string_view ns = "shop") {
-  return "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: " +
+  return "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, "
+         "namespace: " +
          std::string(ns) + "}\nspec: " + std::string(spec) + "\n";
 }
 
@@ -187,7 +199,8 @@ TEST(TranslatePolicy, ScopeAndAction) {
   mesh.put("p.yaml", policy_yaml("{action: DENY, rules: [{}]}", "istio-system"));
   EXPECT_EQ(policy(mesh, "istio-system/p").scope(), sec::GLOBAL);
   ASSERT_EQ(policy(mesh, "istio-system/p").rules_size(), 1);
-  EXPECT_EQ(policy(mesh, "istio-system/p").rules(0).clauses_size(), 0) << "an empty rule matches all";
+  EXPECT_EQ(policy(mesh, "istio-system/p").rules(0).clauses_size(), 0)
+      << "an empty rule matches all";
   EXPECT_FALSE(mesh.has(ResourceType::kAuthorization, kEveryone, "shop/p"));
 }
 
@@ -199,8 +212,11 @@ TEST(TranslatePolicy, SelectorPoliciesAreNamedByTheWorkload) {
   mesh.put("p.yaml", policy_yaml("{selector: {matchLabels: {app: catalog}}}"));
   EXPECT_EQ(policy(mesh, "shop/p").scope(), sec::WORKLOAD_SELECTOR);
   EXPECT_THAT(workload(mesh, kCatalog).authorization_policies(), ElementsAre("shop/p"));
-  mesh.put("root.yaml", policy_yaml("{selector: {matchLabels: {version: v1}}, action: DENY, rules: [{}]}", "istio-system"));
-  EXPECT_THAT(workload(mesh, kCatalog).authorization_policies(), ElementsAre("istio-system/p", "shop/p"));
+  mesh.put("root.yaml",
+           policy_yaml("{selector: {matchLabels: {version: v1}}, action: DENY, rules: [{}]}",
+                       "istio-system"));
+  EXPECT_THAT(workload(mesh, kCatalog).authorization_policies(),
+              ElementsAre("istio-system/p", "shop/p"));
   mesh.put("p.yaml", policy_yaml("{selector: {matchLabels: {app: other}}}"));
   EXPECT_THAT(workload(mesh, kCatalog).authorization_policies(), ElementsAre("istio-system/p"));
 }
@@ -232,7 +248,8 @@ TEST(TranslatePolicy, RulesBecomeClauses) {
   EXPECT_EQ(from.matches(0).principals(1).suffix(), "/sa/x");
   EXPECT_EQ(from.matches(0).principals(2).prefix(), "td/ns/");
   EXPECT_EQ(from.matches(0).not_namespaces(0).prefix(), "kube-");
-  EXPECT_EQ(from.matches(1).service_accounts(0).namespace_(), "shop") << "a bare name is the policy's own";
+  EXPECT_EQ(from.matches(1).service_accounts(0).namespace_(), "shop")
+      << "a bare name is the policy's own";
   EXPECT_EQ(from.matches(1).service_accounts(1).namespace_(), "other");
   EXPECT_EQ(from.matches(2).source_ips(0).length(), 8u);
   EXPECT_EQ(from.matches(2).source_ips(1).address().size(), 16u);
@@ -243,8 +260,10 @@ TEST(TranslatePolicy, RulesBecomeClauses) {
 
 TEST(TranslatePolicy, TrustDomainsAreEnforced) {
   Mesh mesh;
-  mesh.put("p.yaml", policy_yaml("{rules: [{from: [{source: {trustDomains: [partner, \"corp*\"], namespaces: [a]}}, "
-                                 "{source: {namespaces: [b]}}]}]}"));
+  mesh.put("p.yaml",
+           policy_yaml(
+               "{rules: [{from: [{source: {trustDomains: [partner, \"corp*\"], namespaces: [a]}}, "
+               "{source: {namespaces: [b]}}]}]}"));
   sec::Authorization a = policy(mesh, "shop/p");
   ASSERT_EQ(a.rules_size(), 2) << "one rule a source, so that both conditions of one must hold";
   ASSERT_EQ(a.rules(0).clauses_size(), 2);
@@ -255,7 +274,8 @@ TEST(TranslatePolicy, TrustDomainsAreEnforced) {
   // What a prefix cannot say: an ALLOW then allows nothing, a DENY denies more.
   mesh.put("p.yaml", policy_yaml("{rules: [{from: [{source: {trustDomains: [\"*.corp\"]}}]}]}"));
   EXPECT_EQ(policy(mesh, "shop/p").rules_size(), 0);
-  mesh.put("p.yaml", policy_yaml("{action: DENY, rules: [{from: [{source: {trustDomains: [\"*.corp\"], namespaces: [a]}}]}]}"));
+  mesh.put("p.yaml", policy_yaml("{action: DENY, rules: [{from: [{source: {trustDomains: "
+                                 "[\"*.corp\"], namespaces: [a]}}]}]}"));
   ASSERT_EQ(policy(mesh, "shop/p").rules(0).clauses_size(), 1);
   EXPECT_EQ(policy(mesh, "shop/p").rules(0).clauses(0).matches(0).namespaces(0).exact(), "a");
 }
@@ -263,33 +283,42 @@ TEST(TranslatePolicy, TrustDomainsAreEnforced) {
 TEST(TranslatePolicy, HttpAttributesFailClosed) {
   Mesh mesh;
   const ObjectKey key{Kind::kAuthorizationPolicy, "shop", "p"};
-  mesh.put("p.yaml", policy_yaml("{rules: [{to: [{operation: {methods: [GET]}}]}, {to: [{operation: {ports: [\"80\"]}}]}]}"));
-  EXPECT_EQ(policy(mesh, "shop/p").rules_size(), 1) << "the ALLOW rule that cannot be checked is gone";
+  mesh.put("p.yaml", policy_yaml("{rules: [{to: [{operation: {methods: [GET]}}]}, {to: "
+                                 "[{operation: {ports: [\"80\"]}}]}]}"));
+  EXPECT_EQ(policy(mesh, "shop/p").rules_size(), 1)
+      << "the ALLOW rule that cannot be checked is gone";
   EXPECT_EQ(mesh.reason(key, "ZtunnelAccepted"), "UnsupportedValue");
-  mesh.put("p.yaml", policy_yaml("{action: DENY, rules: [{from: [{source: {namespaces: [a]}}], to: [{operation: {methods: [GET]}}, {operation: {ports: [\"80\"]}}]}]}"));
+  mesh.put("p.yaml",
+           policy_yaml("{action: DENY, rules: [{from: [{source: {namespaces: [a]}}], to: "
+                       "[{operation: {methods: [GET]}}, {operation: {ports: [\"80\"]}}]}]}"));
   ASSERT_EQ(policy(mesh, "shop/p").rules(0).clauses_size(), 1) << "wider: all of namespace a";
   EXPECT_EQ(policy(mesh, "shop/p").rules(0).clauses(0).matches(0).namespaces(0).exact(), "a");
   mesh.put("p.yaml", policy_yaml("{action: DENY, rules: [{to: [{operation: {methods: [GET]}}]}]}"));
   ASSERT_EQ(policy(mesh, "shop/p").rules(0).clauses_size(), 1);
-  EXPECT_EQ(policy(mesh, "shop/p").rules(0).clauses(0).matches(0).ByteSizeLong(), 0u) << "matches nothing, not everything";
+  EXPECT_EQ(policy(mesh, "shop/p").rules(0).clauses(0).matches(0).ByteSizeLong(), 0u)
+      << "matches nothing, not everything";
   ASSERT_FALSE(mesh.translator().conditions(key).empty());
-  EXPECT_THAT(mesh.translator().conditions(key)[0].message, HasSubstr("no enforceable rules at ztunnel"));
+  EXPECT_THAT(mesh.translator().conditions(key)[0].message,
+              HasSubstr("no enforceable rules at ztunnel"));
 }
 
 TEST(TranslatePolicy, TargetRefsNeverReachZtunnel) {
   Mesh mesh;
   mesh.put("shop.yaml", kShop);
-  mesh.put("p.yaml", policy_yaml("{targetRefs: [{kind: Service, group: \"\", name: catalog}], rules: []}"));
+  mesh.put("p.yaml",
+           policy_yaml("{targetRefs: [{kind: Service, group: \"\", name: catalog}], rules: []}"));
   EXPECT_FALSE(mesh.has(ResourceType::kAuthorization, kEveryone, "shop/p"));
   const ObjectKey key{Kind::kAuthorizationPolicy, "shop", "p"};
   EXPECT_EQ(mesh.reason(key, "WaypointAccepted"), "AncestorNotBound");
-  mesh.put("p.yaml", policy_yaml("{targetRefs: [{kind: Service, group: \"\", name: nobody}], rules: []}"));
+  mesh.put("p.yaml",
+           policy_yaml("{targetRefs: [{kind: Service, group: \"\", name: nobody}], rules: []}"));
   EXPECT_EQ(mesh.reason(key, "WaypointAccepted"), "TargetNotFound");
 }
 
 std::string pa_yaml(std::string_view ns, std::string_view name, std::string_view spec) {
-  return "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: " + std::string(name) +
-         ", namespace: " + std::string(ns) + "}\nspec: " + std::string(spec) + "\n";
+  return "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: " +
+         std::string(name) + ", namespace: " + std::string(ns) + "}\nspec: " + std::string(spec) +
+         "\n";
 }
 
 TEST(TranslatePeerAuthentication, LevelsInherit) {
@@ -307,7 +336,9 @@ TEST(TranslatePeerAuthentication, LevelsInherit) {
   EXPECT_THAT(workload(mesh, kCatalog).authorization_policies(), IsEmpty());
   mesh.put("ns.yaml", pa_yaml("shop", "default", "{mtls: {mode: UNSET}}"));
   EXPECT_THAT(workload(mesh, kCatalog).authorization_policies(), ElementsAre(strict));
-  mesh.put("pod-pa.yaml", pa_yaml("shop", "w", "{selector: {matchLabels: {app: catalog}}, mtls: {mode: PERMISSIVE}}"));
+  mesh.put(
+      "pod-pa.yaml",
+      pa_yaml("shop", "w", "{selector: {matchLabels: {app: catalog}}, mtls: {mode: PERMISSIVE}}"));
   EXPECT_THAT(workload(mesh, kCatalog).authorization_policies(), IsEmpty());
   mesh.remove("pod-pa.yaml");
   mesh.remove("ns.yaml");
@@ -319,15 +350,17 @@ TEST(TranslatePeerAuthentication, PortsGetTheirOwnPolicy) {
   Mesh mesh;
   mesh.put("shop.yaml", kShop);
   mesh.put("pod.yaml", catalog_pod());
-  mesh.put("pa.yaml", pa_yaml("shop", "w", "{selector: {matchLabels: {app: catalog}}, mtls: {mode: STRICT}, "
-                                           "portLevelMtls: {8080: {mode: PERMISSIVE}, 9001: {mode: STRICT}}}"));
+  mesh.put("pa.yaml", pa_yaml("shop", "w",
+                              "{selector: {matchLabels: {app: catalog}}, mtls: {mode: STRICT}, "
+                              "portLevelMtls: {8080: {mode: PERMISSIVE}, 9001: {mode: STRICT}}}"));
   const char* converted = "shop/converted_peer_authentication_w";
   EXPECT_THAT(workload(mesh, kCatalog).authorization_policies(), ElementsAre(converted));
   sec::Authorization a = policy(mesh, converted);
   ASSERT_EQ(a.rules(0).clauses_size(), 2);
   EXPECT_THAT(a.rules(0).clauses(1).matches(0).not_destination_ports(), ElementsAre(8080u));
-  mesh.put("pa.yaml", pa_yaml("shop", "w", "{selector: {matchLabels: {app: catalog}}, mtls: {mode: PERMISSIVE}, "
-                                           "portLevelMtls: {8080: {mode: STRICT}}}"));
+  mesh.put("pa.yaml", pa_yaml("shop", "w",
+                              "{selector: {matchLabels: {app: catalog}}, mtls: {mode: PERMISSIVE}, "
+                              "portLevelMtls: {8080: {mode: STRICT}}}"));
   a = policy(mesh, converted);
   EXPECT_THAT(a.rules(0).clauses(0).matches(0).destination_ports(), ElementsAre(8080u));
   EXPECT_TRUE(a.rules(0).clauses(0).matches(0).not_principals(0).has_presence());

@@ -1,4 +1,5 @@
-// What a waypoint gets: listeners, routes, clusters, endpoints and RBAC; and which waypoint serves what.
+// What a waypoint gets: listeners, routes, clusters, endpoints and RBAC; and which waypoint serves
+// what.
 #include <gmock/gmock.h>
 
 #include "envoy/config/cluster/v3/cluster.pb.h"
@@ -64,8 +65,10 @@ spec: {clusterIP: 10.96.0.11, selector: {app: reviews}, ports: [{name: grpc, por
 )";
 
 std::string pods() {
-  return pod_yaml("shop", "catalog-v1", "app: catalog, version: v1", "10.244.0.5", "  serviceAccountName: catalog") +
-         pod_yaml("shop", "catalog-v2", "app: catalog, version: v2", "10.244.1.6", "  serviceAccountName: catalog");
+  return pod_yaml("shop", "catalog-v1", "app: catalog, version: v1", "10.244.0.5",
+                  "  serviceAccountName: catalog") +
+         pod_yaml("shop", "catalog-v2", "app: catalog, version: v2", "10.244.1.6",
+                  "  serviceAccountName: catalog");
 }
 
 constexpr char kSubsets[] = R"(
@@ -81,8 +84,10 @@ spec:
 )";
 
 std::string vs(std::string_view http) {
-  return "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: catalog, namespace: shop}\n"
-         "spec:\n  hosts: [catalog]\n  http:\n" + std::string(http);
+  return "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: catalog, "
+         "namespace: shop}\n"
+         "spec:\n  hosts: [catalog]\n  http:\n" +
+         std::string(http);
 }
 
 struct Shop : Mesh {
@@ -116,7 +121,9 @@ TEST(TranslateProxy, ServicePortBecomesAVirtualListener) {
   EXPECT_THAT(mesh.names(ResourceType::kCluster, kScope), UnorderedElementsAre("encap", kHttp));
   // The other namespace has no waypoint: nothing of it is here.
   EXPECT_THAT(mesh.names(ResourceType::kListener, kScope), ElementsAre(kHttp));
-  auto service = mesh.get<wl::Address>(ResourceType::kAddress, kEveryone, "shop/catalog.shop.svc.cluster.local").service();
+  auto service = mesh.get<wl::Address>(ResourceType::kAddress, kEveryone,
+                                       "shop/catalog.shop.svc.cluster.local")
+                     .service();
   EXPECT_EQ(service.waypoint().hostname().hostname(), "waypoint.shop.svc.cluster.local");
   EXPECT_EQ(service.waypoint().hbone_mtls_port(), 15008u);
 }
@@ -130,18 +137,26 @@ TEST(TranslateProxy, DefaultRoute) {
   EXPECT_EQ(host.routes(0).route().cluster(), kHttp);
   EXPECT_TRUE(host.routes(0).route().has_timeout()) << "Istio has no timeout by default";
   EXPECT_EQ(host.routes(0).route().timeout().seconds(), 0);
-  EXPECT_FALSE(host.routes(0).route().has_retry_policy()) << "only provably unprocessed requests are repeated";
+  EXPECT_FALSE(host.routes(0).route().has_retry_policy())
+      << "only provably unprocessed requests are repeated";
 }
 
 TEST(TranslateCluster, EndpointsFollowTheKernel) {
   Shop mesh;
   mesh.translator().set_enrolled("node-a", {"uid-shop-catalog-v1"});
-  auto endpoints = mesh.get<ep::ClusterLoadAssignment>(ResourceType::kEndpoints, kScope, kHttp).endpoints(0);
+  auto endpoints =
+      mesh.get<ep::ClusterLoadAssignment>(ResourceType::kEndpoints, kScope, kHttp).endpoints(0);
   ASSERT_EQ(endpoints.lb_endpoints_size(), 2);
   const auto& hbone = endpoints.lb_endpoints(0);
-  EXPECT_EQ(hbone.endpoint().address().envoy_internal_address().server_listener_name(), "connect_originate");
+  EXPECT_EQ(hbone.endpoint().address().envoy_internal_address().server_listener_name(),
+            "connect_originate");
   EXPECT_EQ(hbone.endpoint().address().envoy_internal_address().endpoint_id(), "10.244.0.5:8080");
-  EXPECT_EQ(hbone.metadata().filter_metadata().at("envoy.filters.listener.original_dst").fields().at("local").string_value(),
+  EXPECT_EQ(hbone.metadata()
+                .filter_metadata()
+                .at("envoy.filters.listener.original_dst")
+                .fields()
+                .at("local")
+                .string_value(),
             "10.244.0.5:8080");
   EXPECT_EQ(hbone.health_status(), ::envoy::config::core::v3::HEALTHY);
   const auto& plain = endpoints.lb_endpoints(1);
@@ -152,7 +167,8 @@ TEST(TranslateCluster, EndpointsFollowTheKernel) {
 TEST(TranslateCluster, DestinationRuleShapesIt) {
   Shop mesh;
   mesh.put("dr.yaml", kSubsets);
-  mesh.put("vs.yaml", vs("  - match: [{headers: {x-dark-launch: {exact: v2}}}]\n    route: [{destination: {host: catalog, subset: version-v2}}]\n"
+  mesh.put("vs.yaml", vs("  - match: [{headers: {x-dark-launch: {exact: v2}}}]\n    route: "
+                         "[{destination: {host: catalog, subset: version-v2}}]\n"
                          "  - route: [{destination: {host: catalog, subset: version-v1}}]\n"));
   EXPECT_THAT(mesh.names(ResourceType::kCluster, kScope), UnorderedElementsAre("encap", kV1, kV2));
   auto v1 = mesh.get<cl::Cluster>(ResourceType::kCluster, kScope, kV1);
@@ -160,7 +176,8 @@ TEST(TranslateCluster, DestinationRuleShapesIt) {
   EXPECT_EQ(v1.connect_timeout().seconds(), 3);
   EXPECT_EQ(v1.circuit_breakers().thresholds(0).max_connections().value(), 7u);
   auto services = v1.metadata().filter_metadata().at("istio").fields().at("services").list_value();
-  EXPECT_EQ(services.values(0).struct_value().fields().at("host").string_value(), "catalog.shop.svc.cluster.local");
+  EXPECT_EQ(services.values(0).struct_value().fields().at("host").string_value(),
+            "catalog.shop.svc.cluster.local");
   auto v2 = mesh.get<cl::Cluster>(ResourceType::kCluster, kScope, kV2);
   EXPECT_EQ(v2.lb_policy(), cl::Cluster::ROUND_ROBIN) << "the subset's own";
   EXPECT_EQ(v2.connect_timeout().seconds(), 3) << "inherited";
@@ -178,11 +195,16 @@ TEST(TranslateCluster, DestinationRuleShapesIt) {
 
 TEST(TranslateCluster, HttpTwoWhereThePortSaysSo) {
   Shop mesh;
-  mesh.put("grpc.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: rpc, namespace: shop}\nspec: {clusterIP: 10.96.0.12, "
-                        "selector: {app: catalog}, ports: [{name: grpc-api, port: 50051}]}\n");
-  auto c = mesh.get<cl::Cluster>(ResourceType::kCluster, kScope, "inbound-vip|50051|http|rpc.shop.svc.cluster.local");
+  mesh.put("grpc.yaml",
+           "apiVersion: v1\nkind: Service\nmetadata: {name: rpc, namespace: shop}\nspec: "
+           "{clusterIP: 10.96.0.12, "
+           "selector: {app: catalog}, ports: [{name: grpc-api, port: 50051}]}\n");
+  auto c = mesh.get<cl::Cluster>(ResourceType::kCluster, kScope,
+                                 "inbound-vip|50051|http|rpc.shop.svc.cluster.local");
   ::envoy::extensions::upstreams::http::v3::HttpProtocolOptions options;
-  ASSERT_TRUE(c.typed_extension_protocol_options().at("envoy.extensions.upstreams.http.v3.HttpProtocolOptions").UnpackTo(&options));
+  ASSERT_TRUE(c.typed_extension_protocol_options()
+                  .at("envoy.extensions.upstreams.http.v3.HttpProtocolOptions")
+                  .UnpackTo(&options));
   EXPECT_TRUE(options.explicit_http_config().has_http2_protocol_options());
 }
 
@@ -270,13 +292,15 @@ TEST(TranslateRoutes, Actions) {
   EXPECT_EQ(weighted.clusters(0).request_headers_to_add(0).header().key(), "x-a");
   EXPECT_EQ(weighted.clusters(0).response_headers_to_remove(0), "server");
   EXPECT_EQ(weighted.clusters(1).name(), "outbound|9080||reviews.other.svc.cluster.local");
-  EXPECT_TRUE(mesh.has(ResourceType::kCluster, kScope, "outbound|9080||reviews.other.svc.cluster.local"));
+  EXPECT_TRUE(
+      mesh.has(ResourceType::kCluster, kScope, "outbound|9080||reviews.other.svc.cluster.local"));
   EXPECT_EQ(host.routes(3).route().prefix_rewrite(), "/");
   EXPECT_EQ(host.routes(3).route().host_rewrite_literal(), "inner.example");
   EXPECT_EQ(host.routes(3).request_headers_to_add(0).append_action(),
             ::envoy::config::core::v3::HeaderValueOption::OVERWRITE_IF_EXISTS_OR_ADD);
   EXPECT_EQ(host.routes(3).request_headers_to_remove(0), "cookie");
-  EXPECT_EQ(host.routes(4).route().regex_rewrite().substitution(), "/plain\\\\1") << "a literal, not a group";
+  EXPECT_EQ(host.routes(4).route().regex_rewrite().substitution(), "/plain\\\\1")
+      << "a literal, not a group";
   EXPECT_EQ(host.routes(5).route().regex_rewrite().pattern().regex(), "^/regex/(.*)$");
   const auto& last = host.routes(6).route();
   EXPECT_EQ(last.timeout().nanos(), 500'000'000);
@@ -289,69 +313,100 @@ TEST(TranslateRoutes, Actions) {
 
 TEST(TranslateRoutes, RulesAfterACatchAllAndForeignServicesAreLeftOut) {
   Shop mesh;
-  mesh.put("vs.yaml", vs("  - route: [{destination: {host: catalog}}]\n  - match: [{uri: {prefix: /x}}]\n    redirect: {uri: /y}\n"));
+  mesh.put("vs.yaml", vs("  - route: [{destination: {host: catalog}}]\n  - match: [{uri: {prefix: "
+                         "/x}}]\n    redirect: {uri: /y}\n"));
   EXPECT_EQ(mesh.routes().routes_size(), 1);
-  mesh.put("vs.yaml", vs("  - match: [{uri: {prefix: /x}}]\n    route: [{destination: {host: catalog}}]\n"));
+  mesh.put("vs.yaml",
+           vs("  - match: [{uri: {prefix: /x}}]\n    route: [{destination: {host: catalog}}]\n"));
   EXPECT_EQ(mesh.routes().routes_size(), 1) << "no default: what no rule takes gets 404";
   // A VirtualService for another host does not touch this one.
-  mesh.put("vs.yaml", "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: v, namespace: shop}\n"
-                      "spec: {hosts: [web], http: [{route: [{destination: {host: catalog}}]}]}\n");
+  mesh.put("vs.yaml",
+           "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: v, "
+           "namespace: shop}\n"
+           "spec: {hosts: [web], http: [{route: [{destination: {host: catalog}}]}]}\n");
   EXPECT_EQ(mesh.routes().routes(0).name(), "default");
   // One in a third namespace is neither the waypoint's nor the service's.
-  mesh.put("vs.yaml", "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: v, namespace: third}\n"
-                      "spec: {hosts: [catalog.shop.svc.cluster.local], http: [{route: [{destination: {host: catalog}}]}]}\n");
+  mesh.put("vs.yaml",
+           "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: v, "
+           "namespace: third}\n"
+           "spec: {hosts: [catalog.shop.svc.cluster.local], http: [{route: [{destination: {host: "
+           "catalog}}]}]}\n");
   EXPECT_EQ(mesh.routes().routes(0).name(), "default");
 }
 
 TEST(TranslateProxy, TcpAndUnknownProtocols) {
   Shop mesh;
-  mesh.put("db.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: db, namespace: shop}\nspec: {clusterIP: 10.96.0.13, "
-                      "selector: {app: db}, ports: [{name: tcp, port: 5432}, {name: weird, port: 7}]}\n");
+  mesh.put("db.yaml",
+           "apiVersion: v1\nkind: Service\nmetadata: {name: db, namespace: shop}\nspec: "
+           "{clusterIP: 10.96.0.13, "
+           "selector: {app: db}, ports: [{name: tcp, port: 5432}, {name: weird, port: 7}]}\n");
   const char* tcp_name = "inbound-vip|5432|tcp|db.shop.svc.cluster.local";
   auto l = mesh.get<lst::Listener>(ResourceType::kListener, kScope, tcp_name);
   tcp::TcpProxy proxy;
   ASSERT_TRUE(l.filter_chains(0).filters(0).typed_config().UnpackTo(&proxy));
   EXPECT_EQ(proxy.cluster(), tcp_name);
-  auto unknown = mesh.get<lst::Listener>(ResourceType::kListener, kScope, "inbound-vip|7|http|db.shop.svc.cluster.local");
-  EXPECT_THAT(unknown.filter_chains(0).filter_chain_match().application_protocols(), ElementsAre("http/1.1", "h2c"));
+  auto unknown = mesh.get<lst::Listener>(ResourceType::kListener, kScope,
+                                         "inbound-vip|7|http|db.shop.svc.cluster.local");
+  EXPECT_THAT(unknown.filter_chains(0).filter_chain_match().application_protocols(),
+              ElementsAre("http/1.1", "h2c"));
   ASSERT_TRUE(unknown.default_filter_chain().filters(0).typed_config().UnpackTo(&proxy));
   EXPECT_EQ(proxy.cluster(), "inbound-vip|7|tcp|db.shop.svc.cluster.local");
-  mesh.put("vs.yaml", "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: db, namespace: shop}\n"
-                      "spec: {hosts: [db], tcp: [{match: [{port: 5432}], route: [{destination: {host: db}, weight: 1}, "
-                      "{destination: {host: catalog}, weight: 3}]}]}\n");
+  mesh.put("vs.yaml",
+           "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: db, "
+           "namespace: shop}\n"
+           "spec: {hosts: [db], tcp: [{match: [{port: 5432}], route: [{destination: {host: db}, "
+           "weight: 1}, "
+           "{destination: {host: catalog}, weight: 3}]}]}\n");
   l = mesh.get<lst::Listener>(ResourceType::kListener, kScope, tcp_name);
   ASSERT_TRUE(l.filter_chains(0).filters(0).typed_config().UnpackTo(&proxy));
   ASSERT_EQ(proxy.weighted_clusters().clusters_size(), 2);
-  EXPECT_EQ(proxy.weighted_clusters().clusters(1).name(), "inbound-vip|80|tcp|catalog.shop.svc.cluster.local");
+  EXPECT_EQ(proxy.weighted_clusters().clusters(1).name(),
+            "inbound-vip|80|tcp|catalog.shop.svc.cluster.local");
 }
 
-// --- which waypoint -------------------------------------------------------------------------------------
+// --- which waypoint
+// -------------------------------------------------------------------------------------
 
 std::string gateway(std::string_view name, std::string_view meta, std::string_view listener = "") {
-  return "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: " + std::string(name) +
-         ", namespace: shop, " + std::string(meta) + "}\nspec: {gatewayClassName: istio-waypoint, listeners: "
-         "[{name: mesh, port: 15008, protocol: HBONE" + std::string(listener) + "}]}\n";
+  return "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: " +
+         std::string(name) + ", namespace: shop, " + std::string(meta) +
+         "}\nspec: {gatewayClassName: istio-waypoint, listeners: "
+         "[{name: mesh, port: 15008, protocol: HBONE" +
+         std::string(listener) + "}]}\n";
 }
 
 struct Bindings : Mesh {
   std::string service() {
-    return get<wl::Address>(ResourceType::kAddress, kEveryone, "shop/s.shop.svc.cluster.local").service().waypoint().hostname().hostname();
+    return get<wl::Address>(ResourceType::kAddress, kEveryone, "shop/s.shop.svc.cluster.local")
+        .service()
+        .waypoint()
+        .hostname()
+        .hostname();
   }
   std::string pod() {
-    return get<wl::Address>(ResourceType::kAddress, kEveryone, "Kubernetes//Pod/shop/p").workload().waypoint().hostname().hostname();
+    return get<wl::Address>(ResourceType::kAddress, kEveryone, "Kubernetes//Pod/shop/p")
+        .workload()
+        .waypoint()
+        .hostname()
+        .hostname();
   }
-  void set(std::string_view ns_labels, std::string_view service_labels, std::string_view pod_labels) {
-    put("ns.yaml", "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {" + std::string(ns_labels) + "}}\n");
-    put("s.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: shop, labels: {" + std::string(service_labels) +
+  void set(std::string_view ns_labels, std::string_view service_labels,
+           std::string_view pod_labels) {
+    put("ns.yaml", "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {" +
+                       std::string(ns_labels) + "}}\n");
+    put("s.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: shop, labels: {" +
+                      std::string(service_labels) +
                       "}}\nspec: {clusterIP: 10.0.0.1, selector: {app: a}, ports: [{port: 80}]}\n");
-    put("p.yaml", pod_yaml("shop", "p", "app: a" + std::string(pod_labels), "10.1.0.1", "  serviceAccountName: web"));
+    put("p.yaml", pod_yaml("shop", "p", "app: a" + std::string(pod_labels), "10.1.0.1",
+                           "  serviceAccountName: web"));
   }
 };
 
 TEST(WaypointBinding, LabelsAndTrafficTypes) {
   Bindings mesh;
   const ObjectKey key{Kind::kService, "shop", "s"};
-  mesh.put("g.yaml", gateway("svc", "labels: {istio.io/waypoint-for: service}") + gateway("all", "labels: {istio.io/waypoint-for: all}") +
+  mesh.put("g.yaml", gateway("svc", "labels: {istio.io/waypoint-for: service}") +
+                         gateway("all", "labels: {istio.io/waypoint-for: all}") +
                          gateway("wl", "labels: {istio.io/waypoint-for: workload}"));
   mesh.set("", "", "");
   EXPECT_EQ(mesh.service(), "");
@@ -361,7 +416,8 @@ TEST(WaypointBinding, LabelsAndTrafficTypes) {
   EXPECT_EQ(mesh.reason(key, "istio.io/WaypointBound"), "WaypointAccepted");
   mesh.set("istio.io/use-waypoint: all", "", "");
   EXPECT_EQ(mesh.pod(), "all.shop.svc.cluster.local");
-  mesh.set("istio.io/use-waypoint: all", "istio.io/use-waypoint: none", ", istio.io/use-waypoint: wl");
+  mesh.set("istio.io/use-waypoint: all", "istio.io/use-waypoint: none",
+           ", istio.io/use-waypoint: wl");
   EXPECT_EQ(mesh.service(), "");
   EXPECT_EQ(mesh.pod(), "wl.shop.svc.cluster.local");
   mesh.set("", "istio.io/use-waypoint: wl", "");
@@ -378,8 +434,11 @@ TEST(WaypointBinding, AdmissionOfNamespaces) {
   Bindings mesh;
   const ObjectKey key{Kind::kService, "shop", "s"};
   auto there = [](std::string_view routes) {
-    return "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: wp, namespace: other}\nspec: "
-           "{gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: HBONE" + std::string(routes) + "}]}\n";
+    return "apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: wp, "
+           "namespace: other}\nspec: "
+           "{gatewayClassName: istio-waypoint, listeners: [{name: mesh, port: 15008, protocol: "
+           "HBONE" +
+           std::string(routes) + "}]}\n";
   };
   mesh.set("team: blue", "istio.io/use-waypoint: wp, istio.io/use-waypoint-namespace: other", "");
   mesh.put("g.yaml", there(""));
@@ -387,7 +446,10 @@ TEST(WaypointBinding, AdmissionOfNamespaces) {
   EXPECT_EQ(mesh.service(), "");
   mesh.put("g.yaml", there(", allowedRoutes: {namespaces: {from: All}}"));
   EXPECT_EQ(mesh.service(), "wp.other.svc.cluster.local");
-  mesh.put("g.yaml", there(", allowedRoutes: {namespaces: {from: Selector, selector: {matchLabels: {team: red}}}}"));
+  mesh.put(
+      "g.yaml",
+      there(
+          ", allowedRoutes: {namespaces: {from: Selector, selector: {matchLabels: {team: red}}}}"));
   EXPECT_EQ(mesh.service(), "");
   mesh.set("team: red", "istio.io/use-waypoint: wp, istio.io/use-waypoint-namespace: other", "");
   EXPECT_EQ(mesh.service(), "wp.other.svc.cluster.local") << "the namespace's labels were read";
@@ -395,7 +457,8 @@ TEST(WaypointBinding, AdmissionOfNamespaces) {
 
 TEST(WaypointBinding, ForAServiceAccount) {
   Bindings mesh;
-  mesh.put("g.yaml", gateway("web", "annotations: {istio.io/for-service-account: web}") + gateway("ns", "labels: {istio.io/waypoint-for: all}"));
+  mesh.put("g.yaml", gateway("web", "annotations: {istio.io/for-service-account: web}") +
+                         gateway("ns", "labels: {istio.io/waypoint-for: all}"));
   mesh.set("", "", "");
   EXPECT_EQ(mesh.pod(), "web.shop.svc.cluster.local");
   EXPECT_EQ(mesh.service(), "web.shop.svc.cluster.local") << "all its pods run as web";
@@ -411,32 +474,41 @@ TEST(WaypointBinding, PodBehindAWorkloadWaypoint) {
   Bindings mesh;
   mesh.put("g.yaml", gateway("wl", "labels: {istio.io/waypoint-for: workload}"));
   mesh.set("istio.io/use-waypoint: wl", "", "");
-  auto l = mesh.get<lst::Listener>(ResourceType::kListener, "waypoint/shop/wl", "direct|Kubernetes//Pod/shop/p");
+  auto l = mesh.get<lst::Listener>(ResourceType::kListener, "waypoint/shop/wl",
+                                   "direct|Kubernetes//Pod/shop/p");
   EXPECT_EQ(l.address().socket_address().address(), "10.1.0.1");
   EXPECT_EQ(l.address().socket_address().port_value(), 0u);
   hcm::HttpConnectionManager manager;
   ASSERT_TRUE(l.filter_chains(0).filters(0).typed_config().UnpackTo(&manager));
   EXPECT_EQ(manager.route_config().virtual_hosts(0).routes(0).route().cluster(), "encap");
-  EXPECT_EQ(mesh.get<cl::Cluster>(ResourceType::kCluster, "waypoint/shop/wl", "encap").type(), cl::Cluster::ORIGINAL_DST);
+  EXPECT_EQ(mesh.get<cl::Cluster>(ResourceType::kCluster, "waypoint/shop/wl", "encap").type(),
+            cl::Cluster::ORIGINAL_DST);
 }
 
 TEST(WaypointBinding, AWaypointsOwnPartsHaveNone) {
   Bindings mesh;
   mesh.put("g.yaml", gateway("all", "labels: {istio.io/waypoint-for: all}"));
-  mesh.put("ns.yaml", "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: {istio.io/use-waypoint: all}}\n");
-  mesh.put("p.yaml", pod_yaml("shop", "p", "gateway.networking.k8s.io/gateway-class-name: istio-waypoint", "10.1.0.1"));
+  mesh.put("ns.yaml",
+           "apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: "
+           "{istio.io/use-waypoint: all}}\n");
+  mesh.put("p.yaml",
+           pod_yaml("shop", "p", "gateway.networking.k8s.io/gateway-class-name: istio-waypoint",
+                    "10.1.0.1"));
   EXPECT_EQ(mesh.pod(), "");
-  auto w = mesh.get<wl::Address>(ResourceType::kAddress, kEveryone, "Kubernetes//Pod/shop/p").workload();
+  auto w =
+      mesh.get<wl::Address>(ResourceType::kAddress, kEveryone, "Kubernetes//Pod/shop/p").workload();
   EXPECT_EQ(w.tunnel_protocol(), wl::HBONE);
   EXPECT_TRUE(w.native_tunnel());
 }
 
-// --- RBAC --------------------------------------------------------------------------------------------------
+// --- RBAC
+// --------------------------------------------------------------------------------------------------
 
 struct Policies : Shop {
   void policy(std::string_view name, std::string_view spec, std::string_view meta = "") {
-    put(name, "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: " + std::string(name) +
-                  ", namespace: shop, " + std::string(meta) + "}\nspec: " + std::string(spec) + "\n");
+    put(name, "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: " +
+                  std::string(name) + ", namespace: shop, " + std::string(meta) +
+                  "}\nspec: " + std::string(spec) + "\n");
   }
   ::envoy::extensions::filters::http::rbac::v3::RBAC filter(int index) {
     ::envoy::extensions::filters::http::rbac::v3::RBAC out;
@@ -453,7 +525,9 @@ TEST(TranslateRbac, PoliciesOfServiceAndGateway) {
   mesh.policy("allow-web", R"({targetRefs: [{kind: Service, group: "", name: catalog}],
     rules: [{from: [{source: {principals: ["cluster.local/ns/shop/sa/webapp"]}}, {source: {namespaces: ["team-*"], notIpBlocks: [10.0.0.0/8]}}],
              to: [{operation: {ports: ["80", "81"]}}]}]})");
-  mesh.policy("deny-evil", R"({targetRefs: [{kind: Gateway, group: gateway.networking.k8s.io, name: waypoint}], action: DENY,
+  mesh.policy(
+      "deny-evil",
+      R"({targetRefs: [{kind: Gateway, group: gateway.networking.k8s.io, name: waypoint}], action: DENY,
     rules: [{from: [{source: {serviceAccounts: [evil, other/bad]}}]}]})");
   mesh.policy("unrelated", "{targetRefs: [{kind: Service, group: \"\", name: other}], rules: []}");
   ASSERT_EQ(mesh.manager().http_filters_size(), 3);
@@ -462,41 +536,58 @@ TEST(TranslateRbac, PoliciesOfServiceAndGateway) {
   const auto& evil = deny.policies().at("ns[shop]-policy[deny-evil]-rule[0]");
   EXPECT_TRUE(evil.permissions(0).any());
   ASSERT_EQ(evil.principals(0).or_ids().ids_size(), 2);
-  EXPECT_EQ(evil.principals(0).or_ids().ids(1).authenticated().principal_name().safe_regex().regex(),
-            "spiffe://[^/]+/ns/other/sa/bad");
+  EXPECT_EQ(
+      evil.principals(0).or_ids().ids(1).authenticated().principal_name().safe_regex().regex(),
+      "spiffe://[^/]+/ns/other/sa/bad");
   auto allow = mesh.filter(1).rules();
   EXPECT_EQ(allow.action(), rbac::RBAC::ALLOW);
   const auto& web = allow.policies().at("ns[shop]-policy[allow-web]-rule[0]");
   EXPECT_EQ(web.permissions(0).or_rules().rules(1).destination_port(), 81u);
   ASSERT_EQ(web.principals_size(), 2);
-  EXPECT_EQ(web.principals(0).authenticated().principal_name().exact(), "spiffe://cluster.local/ns/shop/sa/webapp");
+  EXPECT_EQ(web.principals(0).authenticated().principal_name().exact(),
+            "spiffe://cluster.local/ns/shop/sa/webapp");
   ASSERT_EQ(web.principals(1).and_ids().ids_size(), 2);
-  EXPECT_EQ(web.principals(1).and_ids().ids(0).authenticated().principal_name().safe_regex().regex(),
-            "spiffe://[^/]+/ns/team-.*/.*");
-  EXPECT_EQ(web.principals(1).and_ids().ids(1).not_id().direct_remote_ip().prefix_len().value(), 8u);
-  EXPECT_EQ(mesh.reason({Kind::kAuthorizationPolicy, "shop", "allow-web"}, "WaypointAccepted"), "Accepted");
+  EXPECT_EQ(
+      web.principals(1).and_ids().ids(0).authenticated().principal_name().safe_regex().regex(),
+      "spiffe://[^/]+/ns/team-.*/.*");
+  EXPECT_EQ(web.principals(1).and_ids().ids(1).not_id().direct_remote_ip().prefix_len().value(),
+            8u);
+  EXPECT_EQ(mesh.reason({Kind::kAuthorizationPolicy, "shop", "allow-web"}, "WaypointAccepted"),
+            "Accepted");
 }
 
 TEST(TranslateRbac, FailsClosed) {
   Policies mesh;
-  mesh.policy("a", "{targetRefs: [{kind: Service, group: \"\", name: catalog}], rules: [{to: [{operation: {methods: [GET]}}]}]}");
+  mesh.policy("a",
+              "{targetRefs: [{kind: Service, group: \"\", name: catalog}], rules: [{to: "
+              "[{operation: {methods: [GET]}}]}]}");
   EXPECT_EQ(mesh.filter(0).rules().action(), rbac::RBAC::ALLOW);
   EXPECT_TRUE(mesh.filter(0).rules().policies().empty()) << "allows nothing";
-  EXPECT_EQ(mesh.reason({Kind::kAuthorizationPolicy, "shop", "a"}, "WaypointAccepted"), "PartiallyInvalid");
-  mesh.policy("a", "{targetRefs: [{kind: Service, group: \"\", name: catalog}], action: DENY, rules: [{from: [{source: {namespaces: [x]}}], to: [{operation: {methods: [GET]}}]}]}");
-  EXPECT_TRUE(mesh.filter(0).rules().policies().at("ns[shop]-policy[a]-rule[0]").permissions(0).any());
+  EXPECT_EQ(mesh.reason({Kind::kAuthorizationPolicy, "shop", "a"}, "WaypointAccepted"),
+            "PartiallyInvalid");
+  mesh.policy("a",
+              "{targetRefs: [{kind: Service, group: \"\", name: catalog}], action: DENY, rules: "
+              "[{from: [{source: {namespaces: [x]}}], to: [{operation: {methods: [GET]}}]}]}");
+  EXPECT_TRUE(
+      mesh.filter(0).rules().policies().at("ns[shop]-policy[a]-rule[0]").permissions(0).any());
   // Two conditions on principals at once cannot be said in one conjunction.
-  const char* both = "rules: [{from: [{source: {principals: [\"td/ns/a/sa/b\"], trustDomains: [td]}}]}]}";
-  mesh.policy("a", std::string("{targetRefs: [{kind: Service, group: \"\", name: catalog}], ") + both);
+  const char* both =
+      "rules: [{from: [{source: {principals: [\"td/ns/a/sa/b\"], trustDomains: [td]}}]}]}";
+  mesh.policy("a",
+              std::string("{targetRefs: [{kind: Service, group: \"\", name: catalog}], ") + both);
   EXPECT_TRUE(mesh.filter(0).rules().policies().empty());
-  mesh.policy("a", std::string("{targetRefs: [{kind: Service, group: \"\", name: catalog}], action: DENY, ") + both);
+  mesh.policy(
+      "a",
+      std::string("{targetRefs: [{kind: Service, group: \"\", name: catalog}], action: DENY, ") +
+          both);
   EXPECT_EQ(mesh.filter(0).rules().policies().size(), 1u);
 }
 
 TEST(TranslateRbac, DryRunOnlyShadows) {
   Policies mesh;
-  mesh.policy("d", "{targetRefs: [{kind: Service, group: \"\", name: catalog}], action: DENY, rules: [{}]}",
-              "annotations: {istio.io/dry-run: \"true\"}");
+  mesh.policy(
+      "d", "{targetRefs: [{kind: Service, group: \"\", name: catalog}], action: DENY, rules: [{}]}",
+      "annotations: {istio.io/dry-run: \"true\"}");
   EXPECT_FALSE(mesh.filter(0).has_rules());
   EXPECT_EQ(mesh.filter(0).shadow_rules().policies().size(), 1u);
   EXPECT_EQ(mesh.filter(0).shadow_rules_stat_prefix(), "istio_dry_run_deny_");
@@ -504,10 +595,13 @@ TEST(TranslateRbac, DryRunOnlyShadows) {
 
 TEST(TranslateRbac, TcpPortsGetTheNetworkFilter) {
   Policies mesh;
-  mesh.put("db.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: db, namespace: shop}\nspec: {clusterIP: 10.96.0.13, "
-                      "selector: {app: db}, ports: [{name: tcp, port: 5432}]}\n");
+  mesh.put("db.yaml",
+           "apiVersion: v1\nkind: Service\nmetadata: {name: db, namespace: shop}\nspec: "
+           "{clusterIP: 10.96.0.13, "
+           "selector: {app: db}, ports: [{name: tcp, port: 5432}]}\n");
   mesh.policy("d", "{targetRefs: [{kind: Service, group: \"\", name: db}], rules: []}");
-  auto l = mesh.get<lst::Listener>(ResourceType::kListener, kScope, "inbound-vip|5432|tcp|db.shop.svc.cluster.local");
+  auto l = mesh.get<lst::Listener>(ResourceType::kListener, kScope,
+                                   "inbound-vip|5432|tcp|db.shop.svc.cluster.local");
   ASSERT_EQ(l.filter_chains(0).filters_size(), 2);
   ::envoy::extensions::filters::network::rbac::v3::RBAC filter;
   ASSERT_TRUE(l.filter_chains(0).filters(0).typed_config().UnpackTo(&filter));

@@ -24,10 +24,13 @@ struct Tree : testing::Test {
 
 TEST_F(Tree, ABadFileChangesNothing) {
   EXPECT_EQ(tree.put("f.yaml", service("a", 1) + service("b", 2)).changes.size(), 2u);
-  ManifestTree::Outcome bad = tree.put("f.yaml", service("a", 3) + "---\napiVersion: v1\nkind: Service\nmetadata: {name: c}\nspec: {prots: []}\n");
+  ManifestTree::Outcome bad = tree.put(
+      "f.yaml", service("a", 3) +
+                    "---\napiVersion: v1\nkind: Service\nmetadata: {name: c}\nspec: {prots: []}\n");
   EXPECT_TRUE(bad.changes.empty());
   ASSERT_TRUE(has_errors(bad.problems));
-  EXPECT_THAT(bad.problems[0].to_string(), HasSubstr("(f.yaml:10): spec.prots: unknown field \"prots\". Did you mean `ports`?"));
+  EXPECT_THAT(bad.problems[0].to_string(),
+              HasSubstr("(f.yaml:10): spec.prots: unknown field \"prots\". Did you mean `ports`?"));
   EXPECT_EQ(port("a"), 1);
   EXPECT_EQ(port("b"), 2);
   EXPECT_FALSE(tree.problems().empty()) << "the file stays bad until it is mended";
@@ -63,7 +66,8 @@ TEST_F(Tree, TwoFilesWithOneObjectAreWarnedAbout) {
   EXPECT_EQ(out.problems[0].severity, Severity::kWarning);
   EXPECT_THAT(out.problems[0].message, HasSubstr("also defined in b.yaml"));
   EXPECT_EQ(port("a"), 1);
-  EXPECT_TRUE(has_errors(tree.put("c.yaml", service("x", 1) + service("x", 2)).problems)) << "twice in one file";
+  EXPECT_TRUE(has_errors(tree.put("c.yaml", service("x", 1) + service("x", 2)).problems))
+      << "twice in one file";
 }
 
 TEST_F(Tree, GenerationCountsSpecsOnly) {
@@ -80,14 +84,18 @@ TEST_F(Tree, GenerationCountsSpecsOnly) {
 
 TEST(Store, SelectorsFindPodsAndPodsFindSelectors) {
   Mesh mesh;
-  mesh.put("p.yaml", pod_yaml("a", "p", "app: x, tier: web", "10.0.0.1") + pod_yaml("a", "q", "app: x", "10.0.0.2") +
+  mesh.put("p.yaml", pod_yaml("a", "p", "app: x, tier: web", "10.0.0.1") +
+                         pod_yaml("a", "q", "app: x", "10.0.0.2") +
                          pod_yaml("b", "p", "app: x, tier: web", "10.0.0.3"));
-  mesh.put("s.yaml", "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: a}\nspec: {selector: {tier: web, app: x}, ports: [{port: 1}]}\n");
+  mesh.put("s.yaml",
+           "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: a}\nspec: {selector: "
+           "{tier: web, app: x}, ports: [{port: 1}]}\n");
   Labels both;
   both["app"] = "x";
   both["tier"] = "web";
   EXPECT_EQ(mesh.store().pods_selected("a", both).size(), 1u);
-  EXPECT_TRUE(mesh.store().pods_selected("a", Labels()).empty()) << "a Service without selector selects nothing";
+  EXPECT_TRUE(mesh.store().pods_selected("a", Labels()).empty())
+      << "a Service without selector selects nothing";
   EXPECT_EQ(mesh.store().selecting(Kind::kService, "a", both).size(), 1u);
   both.erase("tier");
   EXPECT_EQ(mesh.store().pods_selected("a", both).size(), 2u);

@@ -1,4 +1,5 @@
-// YAML in, YAML and JSON out: scalar resolution, positions, limits, and that what is written reads back.
+// YAML in, YAML and JSON out: scalar resolution, positions, limits, and that what is written reads
+// back.
 #include <gtest/gtest.h>
 
 #include "userspace/config/scalar.h"
@@ -28,14 +29,26 @@ TEST(Yaml, ResolvesPlainScalarsAsKubectlDoes) {
     Kind kind;
     const char* as;
   };
-  for (const Case& c : std::initializer_list<Case>{
-           {"true", Kind::kBool, "true"}, {"no", Kind::kBool, "no"}, {"ON", Kind::kBool, "ON"},
-           {"~", Kind::kNull, ""}, {"null", Kind::kNull, ""}, {"0644", Kind::kNumber, "420"},
-           {"0x1f", Kind::kNumber, "31"}, {"-5", Kind::kNumber, "-5"}, {"+5", Kind::kNumber, "5"},
-           {".5", Kind::kNumber, "0.5"}, {"1.", Kind::kNumber, "1"}, {"1.50", Kind::kNumber, "1.50"},
-           {"1e3", Kind::kNumber, "1e3"}, {"1.2.3", Kind::kString, "1.2.3"}, {"1s", Kind::kString, "1s"},
-           {"089", Kind::kString, "089"}, {"-", Kind::kString, "-"}, {"1e", Kind::kString, "1e"},
-           {"2026-01-01", Kind::kString, "2026-01-01"}, {"yes!", Kind::kString, "yes!"}}) {
+  for (const Case& c : std::initializer_list<Case>{{"true", Kind::kBool, "true"},
+                                                   {"no", Kind::kBool, "no"},
+                                                   {"ON", Kind::kBool, "ON"},
+                                                   {"~", Kind::kNull, ""},
+                                                   {"null", Kind::kNull, ""},
+                                                   {"0644", Kind::kNumber, "420"},
+                                                   {"0x1f", Kind::kNumber, "31"},
+                                                   {"-5", Kind::kNumber, "-5"},
+                                                   {"+5", Kind::kNumber, "5"},
+                                                   {".5", Kind::kNumber, "0.5"},
+                                                   {"1.", Kind::kNumber, "1"},
+                                                   {"1.50", Kind::kNumber, "1.50"},
+                                                   {"1e3", Kind::kNumber, "1e3"},
+                                                   {"1.2.3", Kind::kString, "1.2.3"},
+                                                   {"1s", Kind::kString, "1s"},
+                                                   {"089", Kind::kString, "089"},
+                                                   {"-", Kind::kString, "-"},
+                                                   {"1e", Kind::kString, "1e"},
+                                                   {"2026-01-01", Kind::kString, "2026-01-01"},
+                                                   {"yes!", Kind::kString, "yes!"}}) {
     Value value = resolve_plain_scalar(c.text);
     EXPECT_EQ(value.kind, c.kind) << c.text;
     if (c.kind != Kind::kNull) EXPECT_EQ(value.text, c.as) << c.text;
@@ -50,7 +63,8 @@ TEST(Yaml, KnowsTheLineOfEveryNode) {
 }
 
 TEST(Yaml, ReadsManyDocumentsAndJson) {
-  ParsedDocuments parsed = parse_documents("---\na: 1\n---\n---\n{\"b\": [true, \"x\\n\"]}\n...\n", "f");
+  ParsedDocuments parsed =
+      parse_documents("---\na: 1\n---\n---\n{\"b\": [true, \"x\\n\"]}\n...\n", "f");
   ASSERT_TRUE(parsed.problems.empty());
   ASSERT_EQ(parsed.documents.size(), 2u);
   EXPECT_EQ(parsed.documents[1].find("b")->items[1].text, "x\n");
@@ -66,7 +80,8 @@ TEST(Yaml, KeysStayTextAndMergeKeysMerge) {
 
 TEST(Yaml, RefusesWithFileAndLine) {
   EXPECT_EQ(error_of("a: 1\nb: 2\na: 3\n"),
-            "error: t.yaml:3: key \"a\" appears twice (first on line 1). Remove one of the two. [MLT0001]");
+            "error: t.yaml:3: key \"a\" appears twice (first on line 1). Remove one of the two. "
+            "[MLT0001]");
   EXPECT_NE(error_of("a: [1\nb: 2").find("not valid YAML"), std::string::npos);
   EXPECT_NE(error_of("a: *nobody").find("t.yaml:1"), std::string::npos);
   EXPECT_NE(error_of(std::string("a: x\nb: \x01\n")).find("t.yaml:2"), std::string::npos);
@@ -75,7 +90,8 @@ TEST(Yaml, RefusesWithFileAndLine) {
 }
 
 TEST(Yaml, LimitsHaveNames) {
-  EXPECT_NE(error_of(std::string(200, '[') + std::string(200, ']')).find("max_depth"), std::string::npos);
+  EXPECT_NE(error_of(std::string(200, '[') + std::string(200, ']')).find("max_depth"),
+            std::string::npos);
   EXPECT_NE(error_of("aaaa", {.max_bytes = 3}).find("max_bytes"), std::string::npos);
   // The classic: ten levels of nine aliases each.
   std::string bomb = "a: &a [x,x,x,x,x,x,x,x,x]\n";
@@ -90,7 +106,8 @@ TEST(Yaml, LimitsHaveNames) {
 
 bool equal(const Value& a, const Value& b) {
   if (a.kind != b.kind || a.items.size() != b.items.size()) return false;
-  if ((a.kind == Value::Kind::kString || a.kind == Value::Kind::kNumber) && a.text != b.text) return false;
+  if ((a.kind == Value::Kind::kString || a.kind == Value::Kind::kNumber) && a.text != b.text)
+    return false;
   if (a.boolean != b.boolean) return false;
   for (size_t i = 0; i < a.items.size(); ++i) {
     if (a.is_map() && a.keys[i].text != b.keys[i].text) return false;
@@ -101,11 +118,59 @@ bool equal(const Value& a, const Value& b) {
 
 // Strings that a careless writer gets wrong, in every position.
 TEST(Yaml, WhatIsWrittenReadsBack) {
-  const char* awkward[] = {"", " ", "a", "true", "no", "null", "~", "0644", "1.5", "1e9", "- x", "a: b", "a #b",
-                           "#x", "*x", "&x", "!x", "%x", "@x", "`x`", "{x", "[x", "x]", "'x", "\"x\"", "a\nb",
-                           "a\n", "a\n\n", "\na", "  a\nb\n", "tab\there", "x:", ":x", "a,b", "a, b", "x ", "-",
-                           "--- ", "...", "caf\xc3\xa9", "\xc3\xa9\n", "line\n  indented\nend\n", "\\n", "a: b\nc\n",
-                           "10.0.0.1:80", "spiffe://a/b", "==", "<<", "?x", "|", ">", "\x7f", "a\r\nb"};
+  const char* awkward[] = {"",
+                           " ",
+                           "a",
+                           "true",
+                           "no",
+                           "null",
+                           "~",
+                           "0644",
+                           "1.5",
+                           "1e9",
+                           "- x",
+                           "a: b",
+                           "a #b",
+                           "#x",
+                           "*x",
+                           "&x",
+                           "!x",
+                           "%x",
+                           "@x",
+                           "`x`",
+                           "{x",
+                           "[x",
+                           "x]",
+                           "'x",
+                           "\"x\"",
+                           "a\nb",
+                           "a\n",
+                           "a\n\n",
+                           "\na",
+                           "  a\nb\n",
+                           "tab\there",
+                           "x:",
+                           ":x",
+                           "a,b",
+                           "a, b",
+                           "x ",
+                           "-",
+                           "--- ",
+                           "...",
+                           "caf\xc3\xa9",
+                           "\xc3\xa9\n",
+                           "line\n  indented\nend\n",
+                           "\\n",
+                           "a: b\nc\n",
+                           "10.0.0.1:80",
+                           "spiffe://a/b",
+                           "==",
+                           "<<",
+                           "?x",
+                           "|",
+                           ">",
+                           "\x7f",
+                           "a\r\nb"};
   Value root = Value::map();
   Value list = Value::list();
   Value nested = Value::list();
