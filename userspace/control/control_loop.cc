@@ -81,19 +81,19 @@ void ControlPlane::read_source(MonoTime now) {
     loaded_ = true;
     // Nothing at all at the start may be a volume that is not mounted yet.
     if (store_.size(Kind::kNamespace) == 0 && known_files_.empty()) empty_since_ = now;
-    if (changes.empty()) settle({});
   }
   if (!known_files_.empty()) empty_since_ = {};
   if (changes.empty() && events.empty()) return;
   last_batch_ = now;
   settle(std::move(changes));
   stats_.last_batch = MonoClock::now() - now;
+  publish_statuses();
 }
 
 void ControlPlane::apply(const FileEvent& event, std::vector<ObjectChange>* changes) {
-  problems_changed_ = true;
-  unreadable_.erase(event.path);
+  if (unreadable_.erase(event.path) > 0) problems_changed_ = true;
   if (!event.problem.empty()) {
+    problems_changed_ = true;
     known_files_.insert(event.path);
     unreadable_[event.path] = event.problem;
     scope.error("{}: {}; its last good objects stay", event.path, event.problem);
@@ -108,6 +108,8 @@ void ControlPlane::apply(const FileEvent& event, std::vector<ObjectChange>* chan
     outcome = tree_.put(event.path, event.bytes, event.layer);
   }
   log_problems(outcome.problems);
+  if (troubled_.erase(event.path) > 0 || !outcome.problems.empty()) problems_changed_ = true;
+  if (!outcome.problems.empty()) troubled_.insert(event.path);
   if (config::has_errors(outcome.problems)) {
     ++stats_.rejected_files;
     scope.warn("{}: not applied; its last good objects stay", event.path);
@@ -141,7 +143,6 @@ void ControlPlane::settle(std::vector<ObjectChange> changes) {
   ++stats_.batches;
   stats_.changes += changes.size();
   if (!changes.empty()) analyze_due_ = true;
-  publish_statuses();
   if (pods_changed) {
     server_.disconnect([this](const xds::Caller& caller, const xds::Node& node) {
       return !access_.still_welcome(caller, node);

@@ -225,6 +225,7 @@ void ControlPlane::timers(MonoTime now) {
     analyze_due_ = false;
     next_analysis_ = now + kAnalyzeEvery;
     board_.set_findings(config::analyze(store_, settings_.names()));
+    stats_.last_analysis = MonoClock::now() - now;
     publish_statuses();
     files_.retry();
   }
@@ -259,6 +260,7 @@ void ControlPlane::check_identity(MonoTime now) {
   std::vector<config::ObjectChange> changes;
   generate(namespaces, &changes);
   settle(std::move(changes));
+  publish_statuses();
 }
 
 void ControlPlane::become_ready() {

@@ -50,7 +50,8 @@ inline constexpr std::chrono::seconds kSourceRetry{1};
 struct ControlStats {
   uint64_t batches = 0, events = 0, changes = 0, resource_changes = 0, recomputed_units = 0,
            rejected_files = 0, held_removals = 0;
-  Duration last_batch{};  // from the first event seen to everything handed to the streams
+  Duration last_batch{};     // from the first event seen to everything handed to the streams
+  Duration last_analysis{};
 };
 
 class ControlPlane {
@@ -123,6 +124,7 @@ class ControlPlane {
   std::set<std::string> known_files_;        // of the source, layers 0 and 2
   std::map<std::string, MonoTime> held_;     // removals to be confirmed: path -> when
   std::map<std::string, std::string> unreadable_;
+  std::set<std::string> troubled_;           // files with problems
   std::set<std::string> generated_;          // files of generated objects
   ControlStats stats_;
   bool loaded_ = false, problems_changed_ = true, analyze_due_ = true;

@@ -58,6 +58,10 @@ void collect_config(Exposition& out, const ControlPlane& control) {
              "From seeing the last change to handing it to the streams.");
   out.sample("meltemi_config_last_batch_seconds", {}, {},
              std::chrono::duration<double>(s.last_batch).count());
+  out.family("meltemi_config_last_analysis_seconds", MetricType::kGauge,
+             "Time that the last look at all objects together took.");
+  out.sample("meltemi_config_last_analysis_seconds", {}, {},
+             std::chrono::duration<double>(s.last_analysis).count());
   one(out, "pilot_services", MetricType::kGauge, "Services known.",
       control.objects(config::Kind::kService));
   constexpr std::array<std::string_view, 1> kKind = {"kind"};
