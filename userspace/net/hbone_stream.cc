@@ -34,6 +34,8 @@ void HboneStream::detach() {
     tunnel_->want_flush();
   }
   leave();
+  tx_.clear();
+  rx_.leave_budget();  // on_data() may be looking at it further up the stack
   ended_ = told_ = true;
 }
 
@@ -44,6 +46,7 @@ bool HboneStream::write(const Slices& data) {
   bytes_written_ += data.bytes;
   SliceCursor cursor(data);
   if (tx_.empty() && tunnel_->send_data(*this, cursor, false)) return true;
+  if (over_budget(cursor.left())) return false;
   hold(cursor);
   return false;
 }
@@ -144,6 +147,7 @@ void HboneStream::receive(const Slices& data, bool end) {
     return;
   }
   if (paused_ || !rx_.empty() || !events_) {
+    if (over_budget(data.bytes)) return;
     for (size_t i = 0; i < data.count; ++i)
       rx_.append({static_cast<const uint8_t*>(data.pieces[i].iov_base), data.pieces[i].iov_len});
     return;
@@ -154,6 +158,15 @@ void HboneStream::receive(const Slices& data, bool end) {
     paused_ ? void(uncredited_ += static_cast<uint32_t>(data.bytes)) : credit(data.bytes);
   }
   if (read_end_ && !paused_) tell_read_end();
+}
+
+// All streams together hold no more than the budget: the one that would exceed it is cut.
+bool HboneStream::over_budget(size_t more) {
+  rt::Budget* held = tunnel_ ? tunnel_->options_.held : nullptr;
+  if (!held || held->used() + more <= held->limit()) return false;
+  bump(tunnel_->stats_.limit_hits);
+  abort(Reason::kLimitExceeded);
+  return true;
 }
 
 void HboneStream::credit(size_t bytes) {

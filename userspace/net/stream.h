@@ -10,6 +10,8 @@
 //  - No callback comes from inside a call of the user's. on_closed() is the last one, always comes
 //    exactly once unless the stream is destroyed before, and never before data that was received in
 //    order has been delivered, save for an abort.
+//  - What all streams hold together is bounded by a budget: the stream that would exceed it is cut
+//    with kLimitExceeded.
 //  - Destroying a stream that is not closed aborts it. Streams live on one loop's thread.
 #pragma once
 

@@ -16,7 +16,7 @@ constexpr size_t kMaxPieces = 32;
 
 class TcpStream final : public ByteStream, private rt::SocketHandler, private rt::TurnHook {
  public:
-  TcpStream(rt::Loop& loop, UniqueFd fd, rt::Budget* held) : loop_(loop) {
+  TcpStream(rt::Loop& loop, UniqueFd fd, rt::Budget* held) : loop_(loop), budget_(held) {
     held_.set_budget(held);
     socket_.open(loop, std::move(fd), *this);
   }
@@ -32,7 +32,10 @@ class TcpStream final : public ByteStream, private rt::SocketHandler, private rt
     if (!closing_) socket_.resume();
   }
   void limit_read(size_t bytes) override { socket_.limit_read(bytes); }
-  void detach() override { socket_.close(!finished()); }
+  void detach() override {
+    socket_.close(!finished());
+    held_.clear();
+  }
 
  private:
   bool finished() const { return ended_ || (read_ended_ && write_ended_) || closing_; }
@@ -51,6 +54,7 @@ class TcpStream final : public ByteStream, private rt::SocketHandler, private rt
 
   rt::Loop& loop_;
   rt::Socket socket_;
+  rt::Budget* budget_;
   rt::ByteQueue held_;
   StreamEnd end_;
   bool read_ended_ = false;
@@ -79,11 +83,13 @@ bool TcpStream::write(const Slices& data) {
   }
   if (static_cast<size_t>(n) == data.bytes) return true;
   hold(data, static_cast<size_t>(n));
-  socket_.want_writable();
+  if (!ended_) socket_.want_writable();
   return false;
 }
 
 void TcpStream::hold(const Slices& data, size_t sent) {
+  if (budget_ && budget_->used() + data.bytes - sent > budget_->limit())
+    return end(Reason::kLimitExceeded, false, true);
   for (size_t i = 0; i < data.count; ++i) {
     const ByteView piece(static_cast<const uint8_t*>(data.pieces[i].iov_base),
                          data.pieces[i].iov_len);

@@ -92,6 +92,7 @@ class HboneStream final : public ByteStream, public StreamUser, private rt::Turn
   void deliver_held();
   void tell_read_end();
   void credit(size_t bytes);
+  bool over_budget(size_t more);
   void send_end();
   void end(Reason reason, bool by_peer, bool reset);
   void leave();  // the tunnel forgets this stream

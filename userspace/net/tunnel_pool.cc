@@ -439,7 +439,7 @@ void TunnelPool::open(const TunnelTarget& target, const TunnelDial& dial, Tunnel
                           "no identity is expected of " + target.address.to_string()});
     return p.drop_if_unused(b);
   }
-  if (b.dial.tls != dial.tls || !b.dial.socket) b.dial = dial;
+  b.dial = dial;
   p.place(*state);
 }
 

@@ -24,7 +24,8 @@ struct TunnelTarget {
   std::vector<model::Identity> expected;
 };
 
-// How to make one, when there is none.
+// How to make one, when there is none. The pool keeps the newest one of each target and may call
+// `socket` for another flow of that target, later: it must own what it needs.
 struct TunnelDial {
   std::shared_ptr<const TlsContext> tls;
   SocketFactory socket;

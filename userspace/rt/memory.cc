@@ -83,6 +83,11 @@ ByteQueue& ByteQueue::operator=(ByteQueue&& o) noexcept {
 
 void ByteQueue::set_budget(Budget* budget) { budget_ = budget; }
 
+void ByteQueue::leave_budget() {
+  if (budget_ && state_) budget_->give(state_->size);
+  budget_ = nullptr;
+}
+
 size_t ByteQueue::size() const { return state_ ? state_->size : 0; }
 
 void ByteQueue::append(ByteView bytes) {

@@ -76,6 +76,8 @@ class ByteQueue {
   ByteQueue& operator=(ByteQueue&& o) noexcept;
 
   void set_budget(Budget* budget);  // REQUIRES: empty()
+  // Gives back what is counted, and counts no more: the bytes live on only for who is using them.
+  void leave_budget();
   bool empty() const { return !state_; }
   size_t size() const;
   void append(ByteView bytes);

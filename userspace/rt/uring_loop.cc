@@ -209,8 +209,8 @@ void UringLoop::publish_buffers() {
 
 io_uring_sqe* UringLoop::sqe() {
   io_uring_sqe* s = io_uring_get_sqe(&ring_);
-  while (!s) {  // full: hand over what is there, then go on
-    io_uring_submit(&ring_);
+  while (!s) {  // full: hand over what is there (and let overflown completions in), then go on
+    io_uring_submit_and_get_events(&ring_);
     connect_addresses_.clear();
     s = io_uring_get_sqe(&ring_);
   }

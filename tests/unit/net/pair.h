@@ -15,7 +15,7 @@
 namespace meltemi::net::test {
 
 // Relays that live until they end; collects their reports.
-class Flows : public RelayOwner {
+class Flows final : public RelayOwner {
  public:
   explicit Flows(rt::Loop& loop) : loop_(loop) {}
   Relay& join(StreamPtr client, StreamPtr server) {
