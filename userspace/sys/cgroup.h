@@ -1,5 +1,5 @@
-// cgroup v2 (cgroups(7)), also where v1 and v2 are mounted side by side. Must never write outside of
-// the subtree it was asked for, nor remove one that it did not find empty.
+// cgroup v2 (cgroups(7)), also where v1 and v2 are mounted side by side. Must never write outside
+// of the subtree it was asked for, nor remove one that it did not find empty.
 #pragma once
 
 #include <sys/types.h>
@@ -23,7 +23,7 @@ class Cgroup {
   // `path` is a directory: absolute, or relative to the cgroup2 mount.
   static Result<Cgroup> open(const std::string& path);
   static Result<Cgroup> create(const std::string& path);  // with its parents; existing is fine
-  static Result<Cgroup> of_process(pid_t pid);             // 0: this one
+  static Result<Cgroup> of_process(pid_t pid);            // 0: this one
 
   bool valid() const { return fd_.valid(); }
   const std::string& path() const { return path_; }  // absolute directory
@@ -32,10 +32,11 @@ class Cgroup {
   Result<uint64_t> id() const;
   Result<Cgroup> child(const std::string& name) const;  // created if absent
 
-  Status add_process(pid_t pid) const;                   // 0: this one; all of its threads move
-  Result<std::vector<pid_t>> processes() const;          // of this cgroup alone
-  Result<std::vector<pid_t>> processes_below() const;    // with all descendants
-  // Sends SIGKILL to everything below (cgroup.kill, Linux 5.14; else one by one).
+  Status add_process(pid_t pid) const;                 // 0: this one; all of its threads move
+  Result<std::vector<pid_t>> processes() const;        // of this cgroup alone
+  Result<std::vector<pid_t>> processes_below() const;  // with all descendants
+  // SIGKILLs everything below, and what forks meanwhile; waits until it is gone, 0.2 s at most.
+  // Processes may be started in the cgroup again. REQUIRES: the caller is not in it.
   Status kill_all() const;
   // Removes this cgroup and its descendants; EBUSY, as an error, while processes are in it.
   Status remove() const;

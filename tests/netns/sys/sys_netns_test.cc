@@ -1,5 +1,5 @@
-// Namespaces, netlink, sysctl, sock_diag and cgroups against the real kernel. Root; works in namespaces
-// and a cgroup of its own.
+// Namespaces, netlink, sysctl, sock_diag and cgroups against the real kernel. Root; works in
+// namespaces and a cgroup of its own.
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -25,9 +25,9 @@ namespace {
 
 using std::chrono::seconds;
 
-#define ASSERT_OK(...)                                                              \
-  do {                                                                              \
-    const auto& ok_result = (__VA_ARGS__);                                          \
+#define ASSERT_OK(...)                                                                           \
+  do {                                                                                           \
+    const auto& ok_result = (__VA_ARGS__);                                                       \
     ASSERT_TRUE(ok_result.has_value()) << #__VA_ARGS__ << ": " << ok_result.error().to_string(); \
   } while (0)
 
@@ -102,8 +102,8 @@ TEST_F(Root, RulesAreAddedFoundAndDeleted) {
   auto nl = Netlink::open_in(*ns);
   ASSERT_OK(nl);
   for (const int family : {AF_INET, AF_INET6}) {
-    Rule rule{.family = family, .priority = 1, .table = 0x6d31, .fwmark = 0x6d31,
-              .fwmask = 0xffffffff};
+    Rule rule{
+        .family = family, .priority = 1, .table = 0x6d31, .fwmark = 0x6d31, .fwmask = 0xffffffff};
     EXPECT_FALSE(nl->has_rule(rule).value());
     ASSERT_OK(nl->add_rule(rule));
     EXPECT_TRUE(nl->has_rule(rule).value());
@@ -116,12 +116,15 @@ TEST_F(Root, RulesAreAddedFoundAndDeleted) {
     const Rule local{.family = family, .priority = 0, .table = kTableLocal};
     EXPECT_TRUE(nl->has_rule(local).value());
   }
-  const Rule probe{.family = AF_INET6, .priority = 10, .action = Rule::Action::kBlackhole,
-                   .from = Cidr::parse("fd16::1/128"), .iif = "lo"};
+  const Rule probe{.family = AF_INET6,
+                   .priority = 10,
+                   .action = Rule::Action::kBlackhole,
+                   .from = Cidr::parse("fd16::1/128"),
+                   .iif = "lo"};
   ASSERT_OK(nl->add_rule(probe));
   EXPECT_TRUE(nl->has_rule(probe).value());
-  const Rule dns{.family = AF_INET, .priority = 11, .table = 100, .iif = "lo", .ip_protocol = 17,
-                 .dport = 53};
+  const Rule dns{
+      .family = AF_INET, .priority = 11, .table = 100, .iif = "lo", .ip_protocol = 17, .dport = 53};
   ASSERT_OK(nl->add_rule(dns));
   EXPECT_TRUE(nl->has_rule(dns).value());
 }
@@ -134,12 +137,15 @@ TEST_F(Root, LocalDefaultRouteKeepsItsSource) {
   for (const char* text : {"10.7.0.2", "fd00:7::2"}) {
     const IpAddress ip = *IpAddress::parse(text);
     const int family = ip.is_v4() ? AF_INET : AF_INET6;
-    ASSERT_OK(nl->add_address({.ip = ip, .prefix_length = uint8_t(ip.is_v4() ? 32 : 128),
-                               .ifindex = lo}));
-    ASSERT_OK(nl->add_address({.ip = ip, .prefix_length = uint8_t(ip.is_v4() ? 32 : 128),
-                               .ifindex = lo}));
-    const Route route{.family = family, .table = 0x6d31, .type = Route::Type::kLocal,
-                      .preferred_source = ip, .oif = lo};
+    ASSERT_OK(nl->add_address(
+        {.ip = ip, .prefix_length = uint8_t(ip.is_v4() ? 32 : 128), .ifindex = lo}));
+    ASSERT_OK(nl->add_address(
+        {.ip = ip, .prefix_length = uint8_t(ip.is_v4() ? 32 : 128), .ifindex = lo}));
+    const Route route{.family = family,
+                      .table = 0x6d31,
+                      .type = Route::Type::kLocal,
+                      .preferred_source = ip,
+                      .oif = lo};
     ASSERT_OK(nl->add_route(route));
     EXPECT_FALSE(nl->add_route(route));
     ASSERT_OK(nl->replace_route(route));
@@ -167,14 +173,16 @@ TEST_F(Root, VethsJoinTwoNamespacesAndCarryPings) {
   const IpAddress pod = *IpAddress::parse("10.9.0.2"), gateway = *IpAddress::parse("169.254.1.1");
   ASSERT_OK(na->add_address({.ip = gateway, .prefix_length = 32, .ifindex = host}));
   ASSERT_OK(nb->add_address({.ip = pod, .prefix_length = 32, .ifindex = eth0}));
-  ASSERT_OK(na->add_route({.family = AF_INET, .destination = Cidr::make(pod, 32), .oif = host,
-                           .scope_link = true}));
-  ASSERT_OK(nb->add_route({.family = AF_INET, .destination = Cidr::make(gateway, 32), .oif = eth0,
+  ASSERT_OK(na->add_route(
+      {.family = AF_INET, .destination = Cidr::make(pod, 32), .oif = host, .scope_link = true}));
+  ASSERT_OK(nb->add_route({.family = AF_INET,
+                           .destination = Cidr::make(gateway, 32),
+                           .oif = eth0,
                            .scope_link = true}));
   ASSERT_OK(nb->add_route({.family = AF_INET, .gateway = gateway, .oif = eth0, .onlink = true}));
   const auto links = na->links();
-  const auto link = std::find_if(links->begin(), links->end(),
-                                 [](const Link& l) { return l.name == "pod0"; });
+  const auto link =
+      std::find_if(links->begin(), links->end(), [](const Link& l) { return l.name == "pod0"; });
   ASSERT_NE(link, links->end());
   EXPECT_EQ(link->mtu, 1400u);
   EXPECT_EQ(link->kind, "veth");
@@ -231,8 +239,8 @@ TEST_F(Root, BridgesTakePorts) {
   ASSERT_OK(nl->set_master("v0", "br0"));
   ASSERT_OK(nl->rename("v0", "v1"));
   const auto links = nl->links();
-  const auto port = std::find_if(links->begin(), links->end(),
-                                 [](const Link& l) { return l.name == "v1"; });
+  const auto port =
+      std::find_if(links->begin(), links->end(), [](const Link& l) { return l.name == "v1"; });
   ASSERT_NE(port, links->end());
   EXPECT_EQ(port->master, nl->index("br0").value());
 }
@@ -265,6 +273,13 @@ TEST_F(Root, ProcessesStartInTheirCgroupAndNamespace) {
   EXPECT_FALSE(group->remove()) << "a process is in it";
   ASSERT_OK(group->kill_all());
   ASSERT_OK(p->wait(seconds(30)));
+  EXPECT_EQ(group->processes_below()->size(), 0u);
+  // A cgroup that was emptied by force takes new processes, and they live.
+  auto next = Process::spawn({.argv = {"sh", "-c", "sleep 0.2; exit 7"}, .cgroup = &*pod});
+  ASSERT_OK(next);
+  const auto end = next->wait(seconds(30));
+  ASSERT_OK(end);
+  EXPECT_TRUE(WIFEXITED(*end) && WEXITSTATUS(*end) == 7) << *end;
   ASSERT_OK(group->remove());
   EXPECT_FALSE(Cgroup::open(unique("cgroup")));
 }
