@@ -6,6 +6,7 @@
 
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "userspace/config/object.h"
 #include "userspace/config/validate.h"
@@ -64,6 +65,13 @@ void validate_job(Check& check);
 void validate_service(Check& check);
 void validate_gateway(Check& check);
 void validate_virtual_service(Check& check);
+void validate_http_route(Check& check, const std::string& field,
+                         const ::istio::networking::v1alpha3::HTTPRoute& route);
+// `present` false: the message has no destination at all.
+void validate_destination(Check& check, const std::string& field, bool present,
+                          const ::istio::networking::v1alpha3::Destination& destination);
+// Weights of the destinations of one route, in order.
+void validate_weights(Check& check, const std::string& field, const std::vector<int32_t>& weights);
 void validate_destination_rule(Check& check);
 void validate_authorization_policy(Check& check);
 void validate_peer_authentication(Check& check, const MeshNames& names);
