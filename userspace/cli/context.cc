@@ -12,7 +12,9 @@ void report(const config::Problems& problems) {
     if (problem.severity != config::Severity::kInfo) complain("{}\n", problem.to_string());
 }
 
-int finish(const Status& status) { return status ? kExitOk : report(status.error()); }
+int finish(const Status& status) {
+  return status ? kExitOk : report(status.error());
+}
 
 std::string kubectl_name(const config::ObjectKey& key) {
   const config::KindInfo& info = config::kind_info(key.kind);
@@ -21,9 +23,10 @@ std::string kubectl_name(const config::ObjectKey& key) {
 }
 
 std::unexpected<Error> no_such_object(const config::KindInfo& kind, std::string_view name) {
-  const std::string resource = kind.group.empty() ? std::string(kind.plural)
-                                                  : fmt::format("{}.{}", kind.plural, kind.group);
-  return fail(Reason::kNotFound, Fault::kConfig, fmt::format("{} \"{}\" not found", resource, name));
+  const std::string resource =
+      kind.group.empty() ? std::string(kind.plural) : fmt::format("{}.{}", kind.plural, kind.group);
+  return fail(Reason::kNotFound, Fault::kConfig,
+              fmt::format("{} \"{}\" not found", resource, name));
 }
 
 }  // namespace meltemi::cli

@@ -1,6 +1,6 @@
 // What every command needs: which sandbox, which namespace, and how it speaks. Data goes to stdout,
-// everything else to stderr; exit codes follow istioctl's. Must never print colours or progress bars
-// where nobody looks at a terminal.
+// everything else to stderr; exit codes follow istioctl's. Must never print colours or progress
+// bars where nobody looks at a terminal.
 #pragma once
 
 #include <fmt/format.h>
@@ -19,9 +19,9 @@ namespace meltemi::cli {
 enum ExitCode : int {
   kExitOk = 0,
   kExitFailure = 1,
-  kExitUsage = 64,      // the command line is wrong
-  kExitBadInput = 65,   // a manifest or a value is wrong; nothing was changed
-  kExitFindings = 79,   // analyze found something
+  kExitUsage = 64,     // the command line is wrong
+  kExitBadInput = 65,  // a manifest or a value is wrong; nothing was changed
+  kExitFindings = 79,  // analyze found something
 };
 
 class Context {
@@ -53,8 +53,8 @@ void complain(fmt::format_string<A...> f, A&&... a) {
 
 // "error: ..." on stderr; the exit code that its reason means.
 int report(const Error& error);
-// Errors and warnings, one line each on stderr. Fields that are accepted without effect (a container's
-// image, say) are not worth a line at every apply: `meltemi pod-fields` has the table.
+// Errors and warnings, one line each on stderr. Fields that are accepted without effect (a
+// container's image, say) are not worth a line at every apply: `meltemi pod-fields` has the table.
 void report(const config::Problems& problems);
 // report() of an error, kExitOk otherwise.
 int finish(const Status& status);

@@ -22,8 +22,9 @@ Result<sys::Process> start(const Context& context, const ExecOptions& options) {
   const sandbox::Layout& layout = context.layout();
   sandbox::ExecOptions exec;
   exec.argv = options.command;
-  exec.netns_path = sys::Netns::named_path(spec.host_network() ? layout.node_netns(spec.node_name())
-                                                               : layout.pod_netns(pod->meta().uid()));
+  exec.netns_path =
+      sys::Netns::named_path(spec.host_network() ? layout.node_netns(spec.node_name())
+                                                 : layout.pod_netns(pod->meta().uid()));
   // In the pod's cgroup from its first instruction: a process outside of it would not be captured.
   exec.cgroup = sandbox::container_cgroup(layout, spec.node_name(), pod->meta().uid(), container);
   if (options.stdin_open) exec.stdin_fd = 0;
@@ -34,7 +35,8 @@ Result<sys::Process> start(const Context& context, const ExecOptions& options) {
 
 int exec_command(const Context& context, const ExecOptions& options) {
   if (options.command.empty()) {
-    complain("error: you must specify at least one command for the container: exec POD -- COMMAND\n");
+    complain(
+        "error: you must specify at least one command for the container: exec POD -- COMMAND\n");
     return kExitUsage;
   }
   // ^C is for the command, which shares the terminal; this process waits for how it ends.

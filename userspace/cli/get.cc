@@ -45,7 +45,9 @@ std::string condition_text(const google::protobuf::RepeatedPtrField<kube::Condit
   return "Unknown";
 }
 
-std::string dash(std::string text) { return text.empty() ? "<none>" : text; }
+std::string dash(std::string text) {
+  return text.empty() ? "<none>" : text;
+}
 
 std::string ports_text(const kube::Service::Spec& spec) {
   return join(spec.ports(), [](const kube::ServicePort& p) {
@@ -62,7 +64,8 @@ std::string selector_text(const google::protobuf::Map<std::string, std::string>&
 std::string waypoint_of(const ObjectStore& store, const Object& object) {
   std::string_view name = object.label("istio.io/use-waypoint");
   if (name.empty())
-    if (const ObjectPtr ns = store.find(Kind::kNamespace, "", object.ns())) name = ns->label("istio.io/use-waypoint");
+    if (const ObjectPtr ns = store.find(Kind::kNamespace, "", object.ns()))
+      name = ns->label("istio.io/use-waypoint");
   return std::string(name);
 }
 
@@ -75,7 +78,8 @@ Replicas replicas_of(const ObjectStore& store, const Object& deployment) {
   Replicas out{.wanted = spec.has_replicas() ? spec.replicas() : 1};
   const std::string mark = fmt::format("Deployment/{}", deployment.name());
   for (const ObjectPtr& pod : store.list(Kind::kPod, deployment.ns())) {
-    if (pod->annotation(sandbox::kControllerAnnotation) != mark || sandbox::is_terminating(*pod)) continue;
+    if (pod->annotation(sandbox::kControllerAnnotation) != mark || sandbox::is_terminating(*pod))
+      continue;
     ++out.updated;
     out.ready += sandbox::is_ready(*pod);
   }
@@ -99,9 +103,10 @@ class Getter {
 
   Status run() {
     if (options_.words.empty())
-      return fail(Reason::kBadConfig, Fault::kConfig,
-                  "name what to get: pods, services, deployments, virtualservices, mesh, nodes, ... "
-                  "(meltemi api-resources lists all)");
+      return fail(
+          Reason::kBadConfig, Fault::kConfig,
+          "name what to get: pods, services, deployments, virtualservices, mesh, nodes, ... "
+          "(meltemi api-resources lists all)");
     for (std::string_view kinds = options_.words[0]; !kinds.empty();) {
       const size_t comma = std::min(kinds.find(','), kinds.size());
       MELTEMI_TRY(collect(std::string(kinds.substr(0, comma))));
@@ -119,7 +124,8 @@ class Getter {
 
   Status collect(const std::string& word) {
     if (word == "all") {
-      for (const char* kind : {"pods", "services", "deployments", "jobs"}) MELTEMI_TRY(collect(kind));
+      for (const char* kind : {"pods", "services", "deployments", "jobs"})
+        MELTEMI_TRY(collect(kind));
       return {};
     }
     std::vector<std::string> words{word};
@@ -147,7 +153,9 @@ class Getter {
     if (object.kind() != Kind::kPod) return value;
     Value* status = value.find("status");
     if (status == nullptr) return value;
-    status->set("meltemi", mesh_value(view_pod(context_, store().find(Kind::kPod, object.ns(), object.name()), truth())));
+    status->set("meltemi",
+                mesh_value(view_pod(context_, store().find(Kind::kPod, object.ns(), object.name()),
+                                    truth())));
     return value;
   }
 
@@ -159,7 +167,8 @@ class Getter {
     mesh.set("message", Value::of_string(view.truth ? view.truth->message() : ""));
     Value missing = Value::list(), uncaptured = Value::list(), pids = Value::list();
     if (view.truth) {
-      for (const std::string& m : view.truth->missing()) missing.items.push_back(Value::of_string(m));
+      for (const std::string& m : view.truth->missing())
+        missing.items.push_back(Value::of_string(m));
       for (const std::string& u : view.truth->uncaptured_processes())
         uncaptured.items.push_back(Value::of_string(u));
     }
@@ -186,7 +195,8 @@ class Getter {
     print("{}", options_.output == "json" ? config::to_json(root) : config::to_yaml(root));
   }
 
-  // --- as tables -----------------------------------------------------------------------------------
+  // --- as tables
+  // -----------------------------------------------------------------------------------
 
   Status print_all() {
     if (options_.output == "json" || options_.output == "yaml") {
@@ -196,9 +206,11 @@ class Getter {
     } else if (options_.output.empty() || wide()) {
       print_tables();
     } else {
-      return fail(Reason::kBadConfig, Fault::kConfig,
-                  fmt::format("unable to match a printer suitable for the output format \"{}\", allowed "
-                              "formats are: json, yaml, wide, name", options_.output));
+      return fail(
+          Reason::kBadConfig, Fault::kConfig,
+          fmt::format("unable to match a printer suitable for the output format \"{}\", allowed "
+                      "formats are: json, yaml, wide, name",
+                      options_.output));
     }
     return {};
   }
@@ -211,12 +223,15 @@ class Getter {
         complain("No resources found in {} namespace.\n", context_.ns());
       return;
     }
-    const bool several = std::any_of(found_.begin(), found_.end(),
-                                     [&](const ObjectPtr& o) { return o->kind() != found_[0]->kind(); });
+    const bool several = std::any_of(found_.begin(), found_.end(), [&](const ObjectPtr& o) {
+      return o->kind() != found_[0]->kind();
+    });
     for (size_t i = 0; i < found_.size();) {
       size_t end = i;
       while (end < found_.size() && found_[end]->kind() == found_[i]->kind()) ++end;
-      print_table({found_.begin() + static_cast<ptrdiff_t>(i), found_.begin() + static_cast<ptrdiff_t>(end)}, several);
+      print_table({found_.begin() + static_cast<ptrdiff_t>(i),
+                   found_.begin() + static_cast<ptrdiff_t>(end)},
+                  several);
       if (end < found_.size()) print("\n");
       i = end;
     }
@@ -239,7 +254,8 @@ class Getter {
   // kubectl's: what stands after the last slash, in capitals.
   static std::string column_title(const std::string& label) {
     std::string title = label.substr(label.rfind('/') + 1);
-    std::transform(title.begin(), title.end(), title.begin(), [](unsigned char c) { return std::toupper(c); });
+    std::transform(title.begin(), title.end(), title.begin(),
+                   [](unsigned char c) { return std::toupper(c); });
     return title;
   }
 
@@ -265,25 +281,33 @@ class Getter {
       case Kind::kDeployment:
         return deployment_columns();
       case Kind::kJob:
-        return {{"COMPLETIONS", false, [this](const Object& o) { return completions_of(store(), o); }}, age()};
+        return {
+            {"COMPLETIONS", false, [this](const Object& o) { return completions_of(store(), o); }},
+            age()};
       case Kind::kVirtualService:
-        return {{"GATEWAYS", false, [](const Object& o) {
+        return {{"GATEWAYS", false,
+                 [](const Object& o) {
                    return join(o.as<kube::VirtualService>().spec().gateways(), std::identity());
                  }},
-                {"HOSTS", false, [](const Object& o) {
+                {"HOSTS", false,
+                 [](const Object& o) {
                    return join(o.as<kube::VirtualService>().spec().hosts(), std::identity());
                  }},
                 age()};
       case Kind::kDestinationRule:
-        return {{"HOST", false, [](const Object& o) { return o.as<kube::DestinationRule>().spec().host(); }}, age()};
+        return {{"HOST", false,
+                 [](const Object& o) { return o.as<kube::DestinationRule>().spec().host(); }},
+                age()};
       case Kind::kAuthorizationPolicy:
-        return {{"ACTION", false, [](const Object& o) {
+        return {{"ACTION", false,
+                 [](const Object& o) {
                    return istio::security::v1beta1::AuthorizationPolicy::Action_Name(
                        o.as<kube::AuthorizationPolicy>().spec().action());
                  }},
                 age()};
       case Kind::kPeerAuthentication:
-        return {{"MODE", false, [](const Object& o) {
+        return {{"MODE", false,
+                 [](const Object& o) {
                    return istio::security::v1beta1::PeerAuthentication::MutualTLS::Mode_Name(
                        o.as<kube::PeerAuthentication>().spec().mtls().mode());
                  }},
@@ -303,55 +327,75 @@ class Getter {
     const auto view = [this](const Object& o) {
       return view_pod(context_, store().find(Kind::kPod, o.ns(), o.name()), truth());
     };
-    return {{"READY", false, [=](const Object& o) { return view(o).ready(); }},
-            {"STATUS", false, [=](const Object& o) { return view(o).status(); }},
-            {"RESTARTS", false, [=](const Object& o) { return std::to_string(view(o).restarts()); }},
-            age(),
-            {"ENROLLED", false, [=](const Object& o) { return view(o).enrolled(); }},
-            {"IP", true, [](const Object& o) { return dash(o.as<kube::Pod>().status().pod_ip()); }},
-            {"NODE", true, [](const Object& o) { return dash(o.as<kube::Pod>().spec().node_name()); }},
-            {"NETNS", true, [=](const Object& o) { return dash(view(o).netns); }},
-            {"PIDS", true, [=](const Object& o) {
-               return dash(join(view(o).pids, [](pid_t pid) { return std::to_string(pid); }));
-             }},
-            {"REASON", true, [=](const Object& o) { return dash(view(o).reason()); }}};
+    return {
+        {"READY", false, [=](const Object& o) { return view(o).ready(); }},
+        {"STATUS", false, [=](const Object& o) { return view(o).status(); }},
+        {"RESTARTS", false, [=](const Object& o) { return std::to_string(view(o).restarts()); }},
+        age(),
+        {"ENROLLED", false, [=](const Object& o) { return view(o).enrolled(); }},
+        {"IP", true, [](const Object& o) { return dash(o.as<kube::Pod>().status().pod_ip()); }},
+        {"NODE", true, [](const Object& o) { return dash(o.as<kube::Pod>().spec().node_name()); }},
+        {"NETNS", true, [=](const Object& o) { return dash(view(o).netns); }},
+        {"PIDS", true,
+         [=](const Object& o) {
+           return dash(join(view(o).pids, [](pid_t pid) { return std::to_string(pid); }));
+         }},
+        {"REASON", true, [=](const Object& o) { return dash(view(o).reason()); }}};
   }
 
   Columns service_columns() {
-    const auto spec = [](const Object& o) -> const kube::Service::Spec& { return o.as<kube::Service>().spec(); };
-    return {{"TYPE", false, [=](const Object& o) { return spec(o).type().empty() ? "ClusterIP" : spec(o).type(); }},
-            {"CLUSTER-IP", false, [=](const Object& o) { return dash(spec(o).cluster_ip()); }},
-            {"EXTERNAL-IP", false, [=](const Object& o) { return dash(spec(o).external_name()); }},
-            {"PORT(S)", false, [=](const Object& o) { return dash(ports_text(spec(o))); }},
-            age(),
-            {"SELECTOR", true, [=](const Object& o) { return dash(selector_text(spec(o).selector())); }},
-            {"ENDPOINTS", true, [this](const Object& o) {
-               return dash(join(sandbox::endpoints_of(store(), o), [](const ObjectPtr& p) { return p->as<kube::Pod>().status().pod_ip(); }));
-             }},
-            {"WAYPOINT", true, [this](const Object& o) { return dash(waypoint_of(store(), o)); }}};
+    const auto spec = [](const Object& o) -> const kube::Service::Spec& {
+      return o.as<kube::Service>().spec();
+    };
+    return {
+        {"TYPE", false,
+         [=](const Object& o) { return spec(o).type().empty() ? "ClusterIP" : spec(o).type(); }},
+        {"CLUSTER-IP", false, [=](const Object& o) { return dash(spec(o).cluster_ip()); }},
+        {"EXTERNAL-IP", false, [=](const Object& o) { return dash(spec(o).external_name()); }},
+        {"PORT(S)", false, [=](const Object& o) { return dash(ports_text(spec(o))); }},
+        age(),
+        {"SELECTOR", true,
+         [=](const Object& o) { return dash(selector_text(spec(o).selector())); }},
+        {"ENDPOINTS", true,
+         [this](const Object& o) {
+           return dash(join(sandbox::endpoints_of(store(), o), [](const ObjectPtr& p) {
+             return p->as<kube::Pod>().status().pod_ip();
+           }));
+         }},
+        {"WAYPOINT", true, [this](const Object& o) { return dash(waypoint_of(store(), o)); }}};
   }
 
   Columns deployment_columns() {
-    return {{"READY", false, [this](const Object& o) {
+    return {{"READY", false,
+             [this](const Object& o) {
                const Replicas r = replicas_of(store(), o);
                return fmt::format("{}/{}", r.ready, r.wanted);
              }},
-            {"UP-TO-DATE", false, [this](const Object& o) { return std::to_string(replicas_of(store(), o).updated); }},
-            {"AVAILABLE", false, [this](const Object& o) { return std::to_string(replicas_of(store(), o).ready); }},
+            {"UP-TO-DATE", false,
+             [this](const Object& o) { return std::to_string(replicas_of(store(), o).updated); }},
+            {"AVAILABLE", false,
+             [this](const Object& o) { return std::to_string(replicas_of(store(), o).ready); }},
             age()};
   }
 
   Columns gateway_columns() {
     const auto body = [](const Object& o) -> const kube::Gateway& { return o.as<kube::Gateway>(); };
     return {{"CLASS", false, [=](const Object& o) { return body(o).spec().gateway_class_name(); }},
-            {"ADDRESS", false, [=](const Object& o) {
-               return dash(body(o).status().addresses_size() > 0 ? body(o).status().addresses(0).value() : "");
+            {"ADDRESS", false,
+             [=](const Object& o) {
+               return dash(body(o).status().addresses_size() > 0
+                               ? body(o).status().addresses(0).value()
+                               : "");
              }},
-            {"PROGRAMMED", false, [=](const Object& o) { return condition_text(body(o).status().conditions(), "Programmed"); }},
+            {"PROGRAMMED", false,
+             [=](const Object& o) {
+               return condition_text(body(o).status().conditions(), "Programmed");
+             }},
             age()};
   }
 
-  // --- the mesh's view ---------------------------------------------------------------------------------
+  // --- the mesh's view
+  // ---------------------------------------------------------------------------------
 
   const std::map<std::string, local::v1::Pod>& truth() {
     if (!truth_) {
@@ -370,9 +414,11 @@ class Getter {
       const auto truth = truth_->find(object->meta().uid());
       if (truth == truth_->end()) continue;
       for (const std::string& process : truth->second.uncaptured_processes())
-        complain("warning: {}: process {} is in the pod's network but not in its cgroup, so it is not captured. "
-                 "Start it with: meltemi exec {} -- ...\n",
-                 object->key().to_string(), process, object->name());
+        complain(
+            "warning: {}: process {} is in the pod's network but not in its cgroup, so it is not "
+            "captured. "
+            "Start it with: meltemi exec {} -- ...\n",
+            object->key().to_string(), process, object->name());
     }
   }
 
@@ -391,7 +437,8 @@ int get_command(const Context& context, const GetOptions& options) {
   if (!options.words.empty()) {
     const std::string& word = options.words[0];
     if (word == "mesh") return get_mesh(context, options.output, options.no_headers);
-    if (word == "nodes" || word == "node" || word == "no") return get_nodes(context, options.output, options.no_headers);
+    if (word == "nodes" || word == "node" || word == "no")
+      return get_nodes(context, options.output, options.no_headers);
   }
   return finish(Getter(context, options).run());
 }
@@ -399,8 +446,8 @@ int get_command(const Context& context, const GetOptions& options) {
 int api_resources_command() {
   Table table({"NAME", "SHORTNAMES", "APIVERSION", "NAMESPACED", "KIND"});
   for (const KindInfo& info : config::all_kinds())
-    table.add({std::string(info.plural), join(info.short_names, std::identity()), info.api_version(),
-               info.namespaced ? "true" : "false", std::string(info.name)});
+    table.add({std::string(info.plural), join(info.short_names, std::identity()),
+               info.api_version(), info.namespaced ? "true" : "false", std::string(info.name)});
   print("{}", table.text());
   return kExitOk;
 }

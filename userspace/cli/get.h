@@ -1,4 +1,5 @@
-// `get`: tables, YAML, JSON and names of objects, of the sandbox's nodes and of the mesh's own processes.
+// `get`: tables, YAML, JSON and names of objects, of the sandbox's nodes and of the mesh's own
+// processes.
 #pragma once
 
 #include <string>

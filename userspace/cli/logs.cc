@@ -50,8 +50,9 @@ Result<LogFile> log_of_pod(const Context& context, const Object& pod, const Logs
   if (options.previous || ::access(path(start).c_str(), F_OK) < 0) --start;
   if (start < 0 || ::access(path(start).c_str(), F_OK) < 0)
     return fail(Reason::kNotFound, Fault::kConfig,
-                fmt::format("{}container {} of pod {} has not started{}", options.previous ? "previous " : "",
-                            container, pod.name(), options.previous ? " before" : " yet"));
+                fmt::format("{}container {} of pod {} has not started{}",
+                            options.previous ? "previous " : "", container, pod.name(),
+                            options.previous ? " before" : " yet"));
   return LogFile{path(start), pod.meta().uid(), pod.key()};
 }
 
@@ -121,8 +122,9 @@ int logs_command(const Context& context, const LogsOptions& options) {
     if (logs.empty()) complain("No resources found in {} namespace.\n", context.ns());
     for (const LogFile& log : logs) {
       const std::string text = MELTEMI_TRY(sys::read_file(log.path, SIZE_MAX));
-      write_out(options.tail && *options.tail >= 0 ? tail_lines(text, static_cast<size_t>(*options.tail))
-                                                   : std::string_view(text));
+      write_out(options.tail && *options.tail >= 0
+                    ? tail_lines(text, static_cast<size_t>(*options.tail))
+                    : std::string_view(text));
       if (options.follow) MELTEMI_TRY(follow(context, log, text.size()));
     }
     return {};

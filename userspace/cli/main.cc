@@ -1,9 +1,9 @@
 // meltemi: the command line. Parses words into options and calls the commands; knows kubectl's and
 // istioctl's habits, and nothing of what the commands do.
+#include <signal.h>
 #include <CLI/CLI.hpp>
-#include <unistd.h>
 
-#include <cstdlib>
+#include <algorithm>
 #include <functional>
 
 #include "userspace/base/config.h"
@@ -21,26 +21,34 @@ namespace meltemi::cli {
 namespace {
 
 // A duration in Go's syntax as an option.
-CLI::Option* add_duration(CLI::App* app, const std::string& flag, Duration* target, const std::string& doc) {
-  return app->add_option_function<std::string>(
-      flag,
-      [target, flag](const std::string& text) {
-        const auto value = parse_duration(text);
-        if (!value) throw CLI::ValidationError(flag, "\"" + text + "\" is no duration such as 30s or 2m");
-        *target = *value;
-      },
-      doc)->default_str(format_duration(*target));
+CLI::Option* add_duration(CLI::App* app, const std::string& flag, Duration* target,
+                          const std::string& doc) {
+  return app
+      ->add_option_function<std::string>(
+          flag,
+          [target, flag](const std::string& text) {
+            const auto value = parse_duration(text);
+            if (!value)
+              throw CLI::ValidationError(flag, "\"" + text + "\" is no duration such as 30s or 2m");
+            *target = *value;
+          },
+          doc)
+      ->default_str(format_duration(*target));
 }
 
 class CommandLine {
  public:
-  CommandLine() : app_("Meltemi: an ambient service mesh, and a sandbox that runs it on one machine.", "meltemi") {
+  CommandLine()
+      : app_("Meltemi: an ambient service mesh, and a sandbox that runs it on one machine.",
+             "meltemi") {
     app_.set_version_flag("--version", std::string("meltemi ") + MELTEMI_VERSION);
     app_.require_subcommand(1);
     app_.fallthrough();
-    app_.add_option("--sandbox", sandbox_, "name of the sandbox to talk to")->envname("MELTEMI_SANDBOX");
+    app_.add_option("--sandbox", sandbox_, "name of the sandbox to talk to")
+        ->envname("MELTEMI_SANDBOX");
     app_.add_option("-n,--namespace", ns_, "namespace")->default_str("default");
-    app_.footer("Exit codes: 0 done, 1 failed, 64 wrong usage, 65 bad input (nothing was changed).");
+    app_.footer(
+        "Exit codes: 0 done, 1 failed, 64 wrong usage, 65 bad input (nothing was changed).");
     add_sandbox();
     add_objects();
     add_get();
@@ -62,11 +70,13 @@ class CommandLine {
       complain("error: {}\nSee: meltemi --help\n", error.what());
       return kExitUsage;
     }
-    if (const Status good = sandbox::check_sandbox_name(sandbox_); !good) return report(good.error());
+    if (const Status good = sandbox::check_sandbox_name(sandbox_); !good)
+      return report(good.error());
     return command_();
   }
 
-  // What stands after "--" in exec and run; taken out before parsing, so that its dashes are its own.
+  // What stands after "--" in exec and run; taken out before parsing, so that its dashes are its
+  // own.
   std::vector<std::string> rest;
 
  private:
@@ -80,7 +90,8 @@ class CommandLine {
     app->callback([this, command] {
       command_ = [this, command] {
         const Context context(sandbox_, ns_);
-        if (const Status up = sandbox::require_running(context.layout()); !up) return report(up.error());
+        if (const Status up = sandbox::require_running(context.layout()); !up)
+          return report(up.error());
         return command(context);
       };
     });
@@ -103,12 +114,15 @@ class CommandLine {
     CLI::App* status = add(group, "status", "nodes and processes; exit code 1 if one is down");
     status->add_option("--name", sandbox_, "name of the sandbox");
     bind_free(status, [this] { return sandbox_status_command(sandbox_); });
-    bind_free(add(group, "list", "all sandboxes of this machine"), [] { return sandbox_list_command(); });
+    bind_free(add(group, "list", "all sandboxes of this machine"),
+              [] { return sandbox_list_command(); });
   }
 
   void add_objects() {
-    CLI::App* apply = add(&app_, "apply", "create or change objects; all of them, or none if one is bad");
-    apply->add_option("-f,--filename", apply_.files, "file or folder; - is standard input")->required();
+    CLI::App* apply =
+        add(&app_, "apply", "create or change objects; all of them, or none if one is bad");
+    apply->add_option("-f,--filename", apply_.files, "file or folder; - is standard input")
+        ->required();
     apply->add_flag("--force", apply_.force, "also with references to what is not there");
     bind(apply, [this](const Context& c) { return apply_command(c, apply_); });
 
@@ -145,7 +159,8 @@ class CommandLine {
     CLI::App* status = add(rollout, "status", "wait until all pods are new and ready");
     status->add_option("target", name_, "deployment/NAME")->required();
     add_duration(status, "--timeout", &rollout_timeout_, "how long to wait");
-    bind(status, [this](const Context& c) { return rollout_status_command(c, name_, rollout_timeout_); });
+    bind(status,
+         [this](const Context& c) { return rollout_status_command(c, name_, rollout_timeout_); });
 
     CLI::App* wait = add(&app_, "wait", "wait for a condition of objects");
     wait->add_option("what", wait_.words, "KIND NAME... or KIND/NAME")->required();
@@ -167,16 +182,20 @@ class CommandLine {
   }
 
   void add_get() {
-    CLI::App* get = add(&app_, "get", "show objects, \"nodes\", or the mesh's own processes (\"mesh\")");
+    CLI::App* get =
+        add(&app_, "get", "show objects, \"nodes\", or the mesh's own processes (\"mesh\")");
     get->add_option("what", get_.words, "KIND[,KIND] [NAME...]")->required();
     get->add_option("-o,--output", get_.output, "wide, yaml, json or name");
     get->add_flag("-A,--all-namespaces", get_.all_namespaces, "of all namespaces");
     get->add_option("-l,--selector", get_.selector, "label selector");
-    get->add_option("-L,--label-columns", get_.label_columns, "labels to show as columns")->delimiter(',')->expected(1);
+    get->add_option("-L,--label-columns", get_.label_columns, "labels to show as columns")
+        ->delimiter(',')
+        ->expected(1);
     get->add_flag("--show-labels", get_.show_labels, "show all labels");
     get->add_flag("--no-headers", get_.no_headers, "rows only");
     bind(get, [this](const Context& c) { return get_command(c, get_); });
-    bind_free(add(&app_, "api-resources", "the kinds that Meltemi knows"), [] { return api_resources_command(); });
+    bind_free(add(&app_, "api-resources", "the kinds that Meltemi knows"),
+              [] { return api_resources_command(); });
   }
 
   void add_sessions() {
@@ -190,7 +209,8 @@ class CommandLine {
       return exec_command(c, exec_);
     });
 
-    CLI::App* logs = add(&app_, "logs", "output of a pod, or of a process of the mesh (-n istio-system)");
+    CLI::App* logs =
+        add(&app_, "logs", "output of a pod, or of a process of the mesh (-n istio-system)");
     logs->add_option("pod", logs_.pod, "NAME, deploy/NAME or job/NAME");
     logs->add_option("-c,--container", logs_.container, "container; the first if not given");
     logs->add_option("-l,--selector", logs_.selector, "label selector, instead of a name");
@@ -205,10 +225,12 @@ class CommandLine {
       return logs_command(c, logs_);
     });
 
-    CLI::App* run = add(&app_, "run", "run a command in a pod of its own: run -i --rm NAME -- COMMAND");
+    CLI::App* run =
+        add(&app_, "run", "run a command in a pod of its own: run -i --rm NAME -- COMMAND");
     run->add_option("name", run_.name, "name of the pod")->required();
     run->add_option("--image", run_.image, "kept in the manifest; not pulled");
-    run->add_option("--serviceaccount", run_.service_account, "service account")->default_str("default");
+    run->add_option("--serviceaccount", run_.service_account, "service account")
+        ->default_str("default");
     run->add_option("-l,--labels", run_.labels, "key=value,...")->delimiter(',');
     run->add_option("--env", run_.environment, "NAME=value");
     run->add_option("--restart", run_.restart, "Always, OnFailure or Never");
@@ -223,10 +245,12 @@ class CommandLine {
       return run_command(c, run_);
     });
 
-    CLI::App* forward = add(&app_, "port-forward", "reach a pod's port from this machine: port-forward svc/NAME 8080:80");
+    CLI::App* forward = add(&app_, "port-forward",
+                            "reach a pod's port from this machine: port-forward svc/NAME 8080:80");
     forward->add_option("target", forward_.target, "svc/NAME, deploy/NAME or pod NAME")->required();
     forward->add_option("ports", forward_.ports, "LOCAL:REMOTE, PORT or :REMOTE")->required();
-    forward->add_option("--address", forward_.address, "address to listen on")->capture_default_str();
+    forward->add_option("--address", forward_.address, "address to listen on")
+        ->capture_default_str();
     bind(forward, [this](const Context& c) { return port_forward_command(c, forward_); });
   }
 
@@ -239,10 +263,12 @@ class CommandLine {
     for (CLI::App* app : {apply, generate}) {
       app->add_option("--name", waypoint_.name, "name of the waypoint")->capture_default_str();
       app->add_option("--for", waypoint_.traffic, "service, workload, all or none");
-      app->add_option("--for-service-account", waypoint_.service_account, "serve only what runs as this service account");
+      app->add_option("--for-service-account", waypoint_.service_account,
+                      "serve only what runs as this service account");
     }
     apply->add_flag("--enroll-namespace", waypoint_.enroll_namespace, "make the namespace use it");
-    apply->add_flag("--overwrite", waypoint_.overwrite, "also where the namespace uses another one");
+    apply->add_flag("--overwrite", waypoint_.overwrite,
+                    "also where the namespace uses another one");
     apply->add_flag("-w,--wait", waypoint_.wait, "wait until it is programmed");
     add_duration(apply, "--waypoint-timeout", &waypoint_.timeout, "how long to wait");
     bind(apply, [this](const Context& c) { return waypoint_apply(c, waypoint_); });
@@ -261,10 +287,12 @@ class CommandLine {
   }
 
   void add_other() {
-    bind_free(add(&app_, "pod-fields", "the fields of a Pod that the sandbox honours, accepts or refuses (Markdown)"), [] {
-      print("{}", config::pod_fields_markdown());
-      return static_cast<int>(kExitOk);
-    });
+    bind_free(add(&app_, "pod-fields",
+                  "the fields of a Pod that the sandbox honours, accepts or refuses (Markdown)"),
+              [] {
+                print("{}", config::pod_fields_markdown());
+                return static_cast<int>(kExitOk);
+              });
     bind_free(add(&app_, "version", "the version"), [] {
       print("meltemi {}\n", MELTEMI_VERSION);
       return static_cast<int>(kExitOk);
@@ -291,20 +319,36 @@ class CommandLine {
 
 // "meltemi sandbox get ..." is "meltemi get ...": every verb acts on a sandbox.
 bool is_sandbox_verb(std::string_view word) {
-  return word == "up" || word == "down" || word == "status" || word == "list" || word.starts_with('-');
+  return word == "up" || word == "down" || word == "status" || word == "list" ||
+         word.starts_with('-');
+}
+
+// The log writes on a thread of its own. It must not be the one that a signal finds: commands wait
+// for theirs on the main thread.
+void keep_signals_from_other_threads(const std::function<void()>& start_threads) {
+  sigset_t all, before;
+  ::sigfillset(&all);
+  ::pthread_sigmask(SIG_SETMASK, &all, &before);
+  start_threads();
+  ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
 }
 
 int run_main(int argc, char** argv) {
   std::vector<std::string> words(argv + 1, argv + argc);
-  if (!words.empty() && words[0] == "internal") return internal_command({words.begin() + 1, words.end()});
+  const bool internal = !words.empty() && words[0] == "internal";
   // A command's own exit codes and messages only: no log lines between them.
-  if (const Status logging = log::init("error", log::Format::kPlain); !logging) return report(logging.error());
+  Status logging;
+  keep_signals_from_other_threads(
+      [&] { logging = log::init(internal ? "info" : "error", log::Format::kPlain); });
+  if (!logging) return report(logging.error());
+  if (internal) return internal_command({words.begin() + 1, words.end()});
   CommandLine line;
   if (const auto dashes = std::find(words.begin(), words.end(), "--"); dashes != words.end()) {
     line.rest.assign(dashes + 1, words.end());
     words.erase(dashes, words.end());
   }
-  if (words.size() >= 2 && words[0] == "sandbox" && !is_sandbox_verb(words[1])) words.erase(words.begin());
+  if (words.size() >= 2 && words[0] == "sandbox" && !is_sandbox_verb(words[1]))
+    words.erase(words.begin());
   std::vector<char*> rewritten{argv[0]};
   for (std::string& word : words) rewritten.push_back(word.data());
   const int code = line.run(static_cast<int>(rewritten.size()), rewritten.data());
@@ -315,4 +359,6 @@ int run_main(int argc, char** argv) {
 }  // namespace
 }  // namespace meltemi::cli
 
-int main(int argc, char** argv) { return meltemi::cli::run_main(argc, argv); }
+int main(int argc, char** argv) {
+  return meltemi::cli::run_main(argc, argv);
+}

@@ -26,7 +26,8 @@ std::string new_uid() {  // RFC 9562 version 4
   (void)!::getrandom(&a, sizeof a, 0);
   (void)!::getrandom(&b, sizeof b, 0);
   return fmt::format("{:08x}-{:04x}-4{:03x}-{:04x}-{:012x}", static_cast<uint32_t>(a >> 32),
-                     (a >> 16) & 0xffff, a & 0xfff, 0x8000 | ((b >> 48) & 0x3fff), b & 0xffffffffffff);
+                     (a >> 16) & 0xffff, a & 0xfff, 0x8000 | ((b >> 48) & 0x3fff),
+                     b & 0xffffffffffff);
 }
 
 // Keys of metadata.<map> in the manifest that was applied last.
@@ -39,7 +40,8 @@ bool was_applied(const config::Value* last, std::string_view map, std::string_vi
 
 void merge_map(const Labels& live, const config::Value* last, std::string_view map, Labels* out) {
   for (const auto& [key, value] : live)
-    if (!out->contains(key) && !was_applied(last, map, key) && key != kLastApplied) (*out)[key] = value;
+    if (!out->contains(key) && !was_applied(last, map, key) && key != kLastApplied)
+      (*out)[key] = value;
 }
 
 }  // namespace
@@ -114,17 +116,18 @@ Status Manifests::move_out(const ObjectKey& key) {
   const std::string file = user_.file_of(key);
   if (file.empty() || file == canonical_path(key)) return {};
   const std::string bytes = MELTEMI_TRY(sys::read_file(file));
-  std::vector<Object> rest = config::read_objects(bytes, file, sandbox::runtime_read_options()).objects;
+  std::vector<Object> rest =
+      config::read_objects(bytes, file, sandbox::runtime_read_options()).objects;
   std::erase_if(rest, [&](const Object& object) { return object.key() == key; });
-  if (!rest.empty())
-    return sys::write_file_atomically(file, config::objects_to_yaml(rest), 0644);
+  if (!rest.empty()) return sys::write_file_atomically(file, config::objects_to_yaml(rest), 0644);
   if (::unlink(file.c_str()) < 0 && errno != ENOENT) return fail_errno(errno, "remove " + file);
   return {};
 }
 
 Status Manifests::write(const Object& object) {
   MELTEMI_TRY(move_out(object.key()));
-  MELTEMI_TRY(sys::write_file_atomically(canonical_path(object.key()), config::objects_to_yaml({object}), 0644));
+  MELTEMI_TRY(sys::write_file_atomically(canonical_path(object.key()),
+                                         config::objects_to_yaml({object}), 0644));
   user_.refresh();
   merged_.refresh();
   return {};

@@ -1,6 +1,7 @@
-// The user's manifests in a sandbox's config directory: what `apply`, `label` and `delete` write. One
-// file an object, replaced atomically, under a lock, so that two commands never lose each other's change.
-// A file that a user has put there by hand may hold several objects: the one that changes moves out.
+// The user's manifests in a sandbox's config directory: what `apply`, `label` and `delete` write.
+// One file an object, replaced atomically, under a lock, so that two commands never lose each
+// other's change. A file that a user has put there by hand may hold several objects: the one that
+// changes moves out.
 #pragma once
 
 #include <string>
@@ -44,8 +45,8 @@ std::string_view outcome_name(Manifests::Outcome outcome);  // "created", ...
 // What kubectl keeps for its three-way merge.
 inline constexpr std::string_view kLastApplied = "kubectl.kubernetes.io/last-applied-configuration";
 
-// `applied` with those labels and annotations of `live` that a command has set, not an earlier apply.
-// Uid, creation time and generation come from `live`. Pure.
+// `applied` with those labels and annotations of `live` that a command has set, not an earlier
+// apply. Uid, creation time and generation come from `live`. Pure.
 config::Object merge_applied(const config::Object& applied, const config::Object* live);
 
 // All of a file, or of standard input for "-".

@@ -41,7 +41,8 @@ std::vector<std::string> expand_folders(const std::vector<std::string>& files) {
     std::vector<std::string> found;
     for (const auto& entry : std::filesystem::directory_iterator(file, error)) {
       const std::string extension = entry.path().extension();
-      if (extension == ".yaml" || extension == ".yml" || extension == ".json") found.push_back(entry.path());
+      if (extension == ".yaml" || extension == ".yml" || extension == ".json")
+        found.push_back(entry.path());
     }
     std::sort(found.begin(), found.end());
     out.insert(out.end(), found.begin(), found.end());
@@ -65,17 +66,18 @@ Result<std::vector<Object>> read_all(const Context& context, const std::vector<s
   return out;
 }
 
-void check_namespaces(const std::vector<Object>& objects, const ObjectStore& store, Problems* problems) {
+void check_namespaces(const std::vector<Object>& objects, const ObjectStore& store,
+                      Problems* problems) {
   for (const Object& object : objects) {
     if (!object.info().namespaced || store.find(Kind::kNamespace, "", object.ns())) continue;
     const bool comes_along = std::any_of(objects.begin(), objects.end(), [&](const Object& other) {
       return other.kind() == Kind::kNamespace && other.name() == object.ns();
     });
     if (comes_along) continue;
-    problems->push_back(object.problem(config::Severity::kError, config::kCodeReference,
-                                       "metadata.namespace",
-                                       fmt::format("namespaces \"{}\" not found", object.ns()),
-                                       fmt::format("Create it: meltemi create ns {}", object.ns())));
+    problems->push_back(
+        object.problem(config::Severity::kError, config::kCodeReference, "metadata.namespace",
+                       fmt::format("namespaces \"{}\" not found", object.ns()),
+                       fmt::format("Create it: meltemi create ns {}", object.ns())));
   }
 }
 
@@ -111,6 +113,7 @@ int refuse(const Problems& problems) {
 }
 
 // Namespaces first, then what others refer to: a reader never sees a reference before its target.
+constexpr int kLastApplyRank = 3;
 int apply_rank(const Object& object) {
   switch (object.kind()) {
     case Kind::kNamespace:
@@ -122,7 +125,7 @@ int apply_rank(const Object& object) {
     case Kind::kDestinationRule:
       return 2;
     default:
-      return 3;
+      return kLastApplyRank;
   }
 }
 
@@ -135,7 +138,8 @@ ObjectPtr running_pod(const ObjectStore& merged, const ObjectKey& key) {
 
 Status ask_for_deletion(const Context& context, const Object& pod, const DeleteOptions& options) {
   const std::string grace = options.grace_seconds ? std::to_string(*options.grace_seconds) : "";
-  return sys::write_file_atomically(context.layout().deletions_dir() + "/" + pod.meta().uid(), grace, 0644);
+  return sys::write_file_atomically(context.layout().deletions_dir() + "/" + pod.meta().uid(),
+                                    grace, 0644);
 }
 
 std::vector<ObjectKey> contents_of(const ObjectStore& store, std::string_view ns) {
@@ -153,10 +157,11 @@ Result<bool> delete_one(const Context& context, Manifests& manifests, const Obje
   const bool by_user = manifests.user().find(key.kind, key.ns, key.name) != nullptr;
   if (!pod && !by_user) {
     if (manifests.merged().find(key.kind, key.ns, key.name))
-      return fail(Reason::kBadConfig, Fault::kConfig,
-                  fmt::format("{} was made by a controller of the mesh and would come back. Delete the "
-                              "Gateway that it belongs to",
-                              key.to_string()));
+      return fail(
+          Reason::kBadConfig, Fault::kConfig,
+          fmt::format("{} was made by a controller of the mesh and would come back. Delete the "
+                      "Gateway that it belongs to",
+                      key.to_string()));
     return false;
   }
   if (key.kind == Kind::kNamespace)
@@ -186,9 +191,11 @@ Status wait_until_gone(const Context& context, const std::map<ObjectKey, std::st
   return {};
 }
 
-void collect_pods(const ObjectStore& merged, const ObjectKey& key, std::map<ObjectKey, std::string>* uids) {
+void collect_pods(const ObjectStore& merged, const ObjectKey& key,
+                  std::map<ObjectKey, std::string>* uids) {
   if (key.kind == Kind::kNamespace) {
-    for (const ObjectPtr& pod : merged.list(Kind::kPod, key.name)) (*uids)[pod->key()] = pod->meta().uid();
+    for (const ObjectPtr& pod : merged.list(Kind::kPod, key.name))
+      (*uids)[pod->key()] = pod->meta().uid();
   } else if (const ObjectPtr pod = running_pod(merged, key)) {
     (*uids)[key] = pod->meta().uid();
   }
@@ -210,8 +217,9 @@ Result<std::vector<ObjectKey>> keys_to_delete(const Context& context, const Obje
   for (const std::string& name : target.names) out.push_back({target.kind->kind, ns, name});
   if (!target.names.empty()) return out;
   if (!options.all && options.selector.empty())
-    return fail(Reason::kBadConfig, Fault::kConfig,
-                "resource(s) were provided, but no name was specified. Give a name, -l SELECTOR or --all");
+    return fail(
+        Reason::kBadConfig, Fault::kConfig,
+        "resource(s) were provided, but no name was specified. Give a name, -l SELECTOR or --all");
   const auto selector = MELTEMI_TRY(parse_selector(options.selector));
   for (const ObjectPtr& object : merged.list(target.kind->kind, ns))
     if (selected(*object, selector)) out.push_back(object->key());
@@ -240,7 +248,8 @@ struct Edit {
 Result<Edit> parse_edit(const std::string& word) {
   const size_t equals = word.find('=');
   if (equals == std::string::npos) {
-    if (word.size() > 1 && word.ends_with('-')) return Edit{word.substr(0, word.size() - 1), std::nullopt};
+    if (word.size() > 1 && word.ends_with('-'))
+      return Edit{word.substr(0, word.size() - 1), std::nullopt};
     return fail(Reason::kBadConfig, Fault::kConfig,
                 fmt::format("\"{}\" is neither key=value nor key-", word));
   }
@@ -251,13 +260,14 @@ bool is_edit(const std::string& word) {
   return word.find('=') != std::string::npos || word.ends_with('-');
 }
 
-Status apply_edits(google::protobuf::Map<std::string, std::string>* map, const std::vector<Edit>& edits,
-                   bool overwrite) {
+Status apply_edits(google::protobuf::Map<std::string, std::string>* map,
+                   const std::vector<Edit>& edits, bool overwrite) {
   for (const Edit& edit : edits) {
     const auto old = map->find(edit.key);
     if (edit.value && old != map->end() && old->second != *edit.value && !overwrite)
       return fail(Reason::kBadConfig, Fault::kConfig,
-                  fmt::format("'{}' already has a value ({}), and --overwrite is false", edit.key, old->second));
+                  fmt::format("'{}' already has a value ({}), and --overwrite is false", edit.key,
+                              old->second));
   }
   for (const Edit& edit : edits) {
     if (edit.value)
@@ -300,7 +310,8 @@ bool has_condition(const Object& object, std::string_view type) {
     });
   };
   if (object.kind() == Kind::kPod) return check(object.as<kube::Pod>().status().conditions());
-  if (object.kind() == Kind::kGateway) return check(object.as<kube::Gateway>().status().conditions());
+  if (object.kind() == Kind::kGateway)
+    return check(object.as<kube::Gateway>().status().conditions());
   return false;
 }
 
@@ -347,10 +358,11 @@ Result<Target> parse_target(const std::vector<std::string>& words) {
   const size_t slash = words[0].find('/');
   target.kind = config::find_kind_word(words[0].substr(0, slash));
   if (target.kind == nullptr)
-    return fail(Reason::kBadConfig, Fault::kConfig,
-                fmt::format("the server doesn't have a resource type \"{}\". Known: pods, services, "
-                            "deployments, namespaces, virtualservices, ... (meltemi api-resources)",
-                            words[0].substr(0, slash)));
+    return fail(
+        Reason::kBadConfig, Fault::kConfig,
+        fmt::format("the server doesn't have a resource type \"{}\". Known: pods, services, "
+                    "deployments, namespaces, virtualservices, ... (meltemi api-resources)",
+                    words[0].substr(0, slash)));
   if (slash != std::string::npos) target.names.push_back(words[0].substr(slash + 1));
   for (size_t i = 1; i < words.size(); ++i) {
     const size_t inner = words[i].find('/');
@@ -359,7 +371,8 @@ Result<Target> parse_target(const std::vector<std::string>& words) {
   return target;
 }
 
-Result<std::vector<std::pair<std::string, std::optional<std::string>>>> parse_selector(std::string_view text) {
+Result<std::vector<std::pair<std::string, std::optional<std::string>>>> parse_selector(
+    std::string_view text) {
   std::vector<std::pair<std::string, std::optional<std::string>>> out;
   while (!text.empty()) {
     const size_t comma = std::min(text.find(','), text.size());
@@ -367,7 +380,8 @@ Result<std::vector<std::pair<std::string, std::optional<std::string>>>> parse_se
     text.remove_prefix(std::min(comma + 1, text.size()));
     const size_t equals = part.find('=');
     if (part.empty() || equals == 0)
-      return fail(Reason::kBadConfig, Fault::kConfig, "a selector is key=value[,key=value...] or key");
+      return fail(Reason::kBadConfig, Fault::kConfig,
+                  "a selector is key=value[,key=value...] or key");
     if (equals == std::string_view::npos) {
       out.emplace_back(std::string(part), std::nullopt);
       continue;
@@ -409,12 +423,13 @@ int apply_command(const Context& context, const ApplyOptions& options) {
   problems.insert(problems.end(), findings.begin(), findings.end());
   if (has_errors(findings) && !options.force) return refuse(problems);
 
-  std::stable_sort(objects.begin(), objects.end(),
-                   [](const Object& a, const Object& b) { return apply_rank(a) < apply_rank(b); });
-  for (const Object& object : objects) {
-    const auto outcome = manifests->apply(object);
-    if (!outcome) return report(outcome.error());
-    print("{} {}\n", kubectl_name(object.key()), outcome_name(*outcome));
+  for (int rank = 0; rank <= kLastApplyRank; ++rank) {
+    for (const Object& object : objects) {
+      if (apply_rank(object) != rank) continue;
+      const auto outcome = manifests->apply(object);
+      if (!outcome) return report(outcome.error());
+      print("{} {}\n", kubectl_name(object.key()), outcome_name(*outcome));
+    }
   }
   report(problems);
   return kExitOk;
@@ -427,7 +442,8 @@ int create_namespace_command(const Context& context, const std::string& name) {
     if (has_errors(problems)) return fail(to_error(problems));
     Manifests manifests = MELTEMI_TRY(Manifests::open(context));
     if (manifests.user().find(Kind::kNamespace, "", name))
-      return fail(Reason::kBadConfig, Fault::kConfig, fmt::format("namespaces \"{}\" already exists", name));
+      return fail(Reason::kBadConfig, Fault::kConfig,
+                  fmt::format("namespaces \"{}\" already exists", name));
     MELTEMI_TRY(manifests.apply(ns));
     print("namespace/{} created\n", name);
     return {};
@@ -440,13 +456,15 @@ int delete_command(const Context& context, const DeleteOptions& options) {
     std::map<ObjectKey, std::string> uids;
     {
       Manifests manifests = MELTEMI_TRY(Manifests::open(context));
-      std::vector<ObjectKey> keys = MELTEMI_TRY(keys_to_delete(context, manifests.merged(), options));
+      std::vector<ObjectKey> keys =
+          MELTEMI_TRY(keys_to_delete(context, manifests.merged(), options));
       if (keys.empty()) complain("No resources found\n");
       std::reverse(keys.begin(), keys.end());  // what was applied last goes first
       for (const ObjectKey& key : keys) {
         collect_pods(manifests.merged(), key, &uids);
         if (MELTEMI_TRY(delete_one(context, manifests, key, options)))
-          print("{} \"{}\" deleted\n", kubectl_name(key).substr(0, kubectl_name(key).rfind('/')), key.name);
+          print("{} \"{}\" deleted\n", kubectl_name(key).substr(0, kubectl_name(key).rfind('/')),
+                key.name);
         else if (!options.ignore_not_found && options.files.empty())
           return no_such_object(config::kind_info(key.kind), key.name);
       }
@@ -467,7 +485,8 @@ int label_command(const Context& context, const LabelOptions& options) {
         words.push_back(word);
     }
     if (edits.empty())
-      return fail(Reason::kBadConfig, Fault::kConfig, "at least one label update is required: key=value or key-");
+      return fail(Reason::kBadConfig, Fault::kConfig,
+                  "at least one label update is required: key=value or key-");
     const Target target = MELTEMI_TRY(parse_target(words));
     Manifests manifests = MELTEMI_TRY(Manifests::open(context));
     for (const std::string& name : target.names) {
@@ -492,9 +511,11 @@ int label_command(const Context& context, const LabelOptions& options) {
 int scale_command(const Context& context, const std::string& target, int replicas) {
   return change_workload(context, target, "scaled", [&](Object* object) {
     if (object->kind() == Kind::kDeployment)
-      object->edit<kube::Deployment>([&](kube::Deployment& d) { d.mutable_spec()->set_replicas(replicas); });
+      object->edit<kube::Deployment>(
+          [&](kube::Deployment& d) { d.mutable_spec()->set_replicas(replicas); });
     else
-      object->edit<kube::ReplicaSet>([&](kube::ReplicaSet& r) { r.mutable_spec()->set_replicas(replicas); });
+      object->edit<kube::ReplicaSet>(
+          [&](kube::ReplicaSet& r) { r.mutable_spec()->set_replicas(replicas); });
   });
 }
 
@@ -505,7 +526,8 @@ int rollout_restart_command(const Context& context, const std::string& target) {
       (*pod->mutable_metadata()->mutable_annotations())["kubectl.kubernetes.io/restartedAt"] = now;
     };
     if (object->kind() == Kind::kDeployment)
-      object->edit<kube::Deployment>([&](kube::Deployment& d) { stamp(d.mutable_spec()->mutable_template_()); });
+      object->edit<kube::Deployment>(
+          [&](kube::Deployment& d) { stamp(d.mutable_spec()->mutable_template_()); });
   });
 }
 
@@ -546,18 +568,22 @@ int wait_command(const Context& context, const WaitOptions& options) {
       directory.refresh();
       std::vector<ObjectPtr> matching;
       for (const ObjectPtr& object : directory.store().list(target.kind->kind, ns)) {
-        const bool named = std::find(target.names.begin(), target.names.end(), object->name()) != target.names.end();
-        if (named || (target.names.empty() && selected(*object, selector))) matching.push_back(object);
+        const bool named = std::find(target.names.begin(), target.names.end(), object->name()) !=
+                           target.names.end();
+        if (named || (target.names.empty() && selected(*object, selector)))
+          matching.push_back(object);
       }
       const bool all_met = std::all_of(matching.begin(), matching.end(),
                                        [&](const ObjectPtr& o) { return has_condition(*o, type); });
       if (gone ? matching.empty() : !matching.empty() && all_met) {
-        for (const ObjectPtr& object : matching) print("{} condition met\n", kubectl_name(object->key()));
+        for (const ObjectPtr& object : matching)
+          print("{} condition met\n", kubectl_name(object->key()));
         return {};
       }
       if (MonoClock::now() > deadline)
-        return fail(Reason::kRequestTimeout, Fault::kUpstream,
-                    fmt::format("timed out waiting for {} on {}", options.condition, target.kind->plural));
+        return fail(
+            Reason::kRequestTimeout, Fault::kUpstream,
+            fmt::format("timed out waiting for {} on {}", options.condition, target.kind->plural));
       std::this_thread::sleep_for(kPollInterval);
     }
   };

@@ -1,4 +1,5 @@
-// Commands that change objects: apply, create namespace, delete, label, annotate, scale, rollout restart.
+// Commands that change objects: apply, create namespace, delete, label, annotate, scale, rollout
+// restart.
 #pragma once
 
 #include <optional>
@@ -33,7 +34,7 @@ int delete_command(const Context& context, const DeleteOptions& options);
 struct LabelOptions {
   std::vector<std::string> words;  // KIND NAME key=value... key-...
   bool overwrite = false;
-  bool annotations = false;        // annotate instead
+  bool annotations = false;  // annotate instead
 };
 int label_command(const Context& context, const LabelOptions& options);
 
@@ -57,7 +58,8 @@ struct Target {
 };
 Result<Target> parse_target(const std::vector<std::string>& words);
 // "a=b,c!=d,e": label selector of the command line. Error names the part.
-Result<std::vector<std::pair<std::string, std::optional<std::string>>>> parse_selector(std::string_view text);
+Result<std::vector<std::pair<std::string, std::optional<std::string>>>> parse_selector(
+    std::string_view text);
 bool selected(const config::Object& object,
               const std::vector<std::pair<std::string, std::optional<std::string>>>& selector);
 

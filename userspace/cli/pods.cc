@@ -39,15 +39,19 @@ Result<local::v1::Response> ask_agent(const std::string& socket_path) {
   return response;
 }
 
-const kube::PodStatus& status_of(const Object& pod) { return pod.as<kube::Pod>().status(); }
+const kube::PodStatus& status_of(const Object& pod) {
+  return pod.as<kube::Pod>().status();
+}
 
 // The reason that kubectl shows instead of the phase.
 std::string container_reason(const kube::ContainerStatus& c) {
-  if (c.state().has_waiting() && !c.state().waiting().reason().empty()) return c.state().waiting().reason();
+  if (c.state().has_waiting() && !c.state().waiting().reason().empty())
+    return c.state().waiting().reason();
   if (c.state().has_terminated()) {
     const auto& t = c.state().terminated();
     if (!t.reason().empty()) return t.reason();
-    return t.signal() != 0 ? fmt::format("Signal:{}", t.signal()) : fmt::format("ExitCode:{}", t.exit_code());
+    return t.signal() != 0 ? fmt::format("Signal:{}", t.signal())
+                           : fmt::format("ExitCode:{}", t.exit_code());
   }
   return {};
 }
@@ -65,11 +69,13 @@ std::map<std::string, local::v1::Pod> kernel_truth(const Context& context,
                                                    std::vector<std::string>* complaints) {
   std::map<std::string, local::v1::Pod> out;
   std::error_code error;
-  for (const auto& entry : std::filesystem::directory_iterator(context.layout().run_dir() + "/nodes", error)) {
+  for (const auto& entry :
+       std::filesystem::directory_iterator(context.layout().run_dir() + "/nodes", error)) {
     const std::string node = entry.path().filename();
     const auto answer = ask_agent(context.layout().agent_socket(node));
     if (!answer) {
-      complaints->push_back(fmt::format("the agent of {} does not answer: {}", node, answer.error().detail));
+      complaints->push_back(
+          fmt::format("the agent of {} does not answer: {}", node, answer.error().detail));
       continue;
     }
     for (const local::v1::Pod& pod : answer->pods()) out[pod.uid()] = pod;
@@ -85,13 +91,15 @@ std::string PodView::status() const {
     if (!c.ready())
       if (const std::string reason = container_reason(c); !reason.empty()) return "Init:" + reason;
   for (const auto& c : status.container_statuses())
-    if (const std::string reason = container_reason(c); !reason.empty() && reason != "Completed") return reason;
+    if (const std::string reason = container_reason(c); !reason.empty() && reason != "Completed")
+      return reason;
   return status.phase().empty() ? "Pending" : status.phase();
 }
 
 std::string PodView::ready() const {
   const auto& statuses = status_of(*pod).container_statuses();
-  const auto ready = std::count_if(statuses.begin(), statuses.end(), [](const auto& c) { return c.ready(); });
+  const auto ready =
+      std::count_if(statuses.begin(), statuses.end(), [](const auto& c) { return c.ready(); });
   return fmt::format("{}/{}", ready, pod->as<kube::Pod>().spec().containers_size());
 }
 
@@ -122,7 +130,8 @@ PodView view_pod(const Context& context, const ObjectPtr& pod,
   const auto& spec = pod->as<kube::Pod>().spec();
   view.node = spec.node_name();
   if (view.node.empty() || status_of(*pod).phase().empty()) return view;
-  view.netns = spec.host_network() ? context.layout().node_netns(view.node) : context.layout().pod_netns(view.uid);
+  view.netns = spec.host_network() ? context.layout().node_netns(view.node)
+                                   : context.layout().pod_netns(view.uid);
   if (sandbox::is_finished(*pod)) view.netns.clear();
   if (const auto cgroup = sys::Cgroup::open(context.layout().pod_cgroup(view.node, view.uid)))
     if (const auto pids = cgroup->processes_below()) view.pids = *pids;
@@ -131,7 +140,8 @@ PodView view_pod(const Context& context, const ObjectPtr& pod,
   return view;
 }
 
-Result<ObjectPtr> find_pod(const Context& context, const ObjectStore& store, const std::string& word) {
+Result<ObjectPtr> find_pod(const Context& context, const ObjectStore& store,
+                           const std::string& word) {
   const bool bare = word.find('/') == std::string::npos;
   const Target target = MELTEMI_TRY(parse_target({bare ? "pod/" + word : word}));
   const std::string& name = target.names.at(0);
@@ -152,7 +162,8 @@ Result<ObjectPtr> find_pod(const Context& context, const ObjectStore& store, con
   }
   if (ObjectPtr pod = first_ready(pods)) return pod;
   return fail(Reason::kNotFound, Fault::kConfig,
-              fmt::format("{} has no running pod. See: meltemi get pods -n {}", owner->key().to_string(), ns));
+              fmt::format("{} has no running pod. See: meltemi get pods -n {}",
+                          owner->key().to_string(), ns));
 }
 
 Result<std::string> choose_container(const Object& pod, const std::string& wanted) {
@@ -176,9 +187,11 @@ Result<pid_t> container_pid(const Object& pod, const std::string& container) {
     std::from_chars(id.data() + kScheme.size(), id.data() + id.size(), pid);
     if (pid > 0) return pid;
   }
-  return fail(Reason::kNotFound, Fault::kConfig,
-              fmt::format("container {} of pod {} is not running (pod phase {}). See: meltemi logs -n {} {}",
-                          container, pod.name(), status_of(pod).phase(), pod.ns(), pod.name()));
+  return fail(
+      Reason::kNotFound, Fault::kConfig,
+      fmt::format(
+          "container {} of pod {} is not running (pod phase {}). See: meltemi logs -n {} {}",
+          container, pod.name(), status_of(pod).phase(), pod.ns(), pod.name()));
 }
 
 }  // namespace meltemi::cli

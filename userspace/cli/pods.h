@@ -1,5 +1,5 @@
-// Pods as the command line sees them: their manifest and status, and what the node's agent has read back
-// from the kernel about them.
+// Pods as the command line sees them: their manifest and status, and what the node's agent has read
+// back from the kernel about them.
 #pragma once
 
 #include <map>
@@ -12,9 +12,10 @@
 
 namespace meltemi::cli {
 
-// What all agents of the sandbox say, by pod uid. A node whose agent does not answer is left out; why
-// goes to `complaints`.
-std::map<std::string, local::v1::Pod> kernel_truth(const Context& context, std::vector<std::string>* complaints);
+// What all agents of the sandbox say, by pod uid. A node whose agent does not answer is left out;
+// why goes to `complaints`.
+std::map<std::string, local::v1::Pod> kernel_truth(const Context& context,
+                                                   std::vector<std::string>* complaints);
 
 struct PodView {
   config::ObjectPtr pod;

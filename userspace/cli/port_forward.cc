@@ -11,9 +11,9 @@
 #include <memory>
 
 #include "userspace/base/address.h"
+#include "userspace/cli/objects.h"
 #include "userspace/cli/pods.h"
 #include "userspace/cli/sessions.h"
-#include "userspace/cli/objects.h"
 #include "userspace/sandbox/services.h"
 #include "userspace/sys/netns.h"
 
@@ -69,34 +69,44 @@ struct Listener {
 
 Result<Listener> listen_on(const std::string& address, PortPair ports) {
   const auto ip = IpAddress::parse(address == "localhost" ? "127.0.0.1" : address);
-  if (!ip) return fail(Reason::kBadConfig, Fault::kConfig, fmt::format("--address {}: not an IP address", address));
+  if (!ip)
+    return fail(Reason::kBadConfig, Fault::kConfig,
+                fmt::format("--address {}: not an IP address", address));
   Listener listener{UniqueFd(::socket(ip->is_v4() ? AF_INET : AF_INET6,
-                                      SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)), ports.local, ports.remote};
+                                      SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0)),
+                    ports.local, ports.remote};
   if (!listener.fd.valid()) return fail_errno(errno, "socket");
   const int one = 1;
   ::setsockopt(listener.fd.get(), SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
   sockaddr_storage sa;
   socklen_t length = SocketAddress{*ip, ports.local}.to_sockaddr(sa);
-  if (::bind(listener.fd.get(), reinterpret_cast<sockaddr*>(&sa), length) < 0 || ::listen(listener.fd.get(), 64) < 0) {
+  if (::bind(listener.fd.get(), reinterpret_cast<sockaddr*>(&sa), length) < 0 ||
+      ::listen(listener.fd.get(), 64) < 0) {
     if (errno == EADDRINUSE)
-      return fail(Reason::kSystem, Fault::kConfig,
-                  fmt::format("unable to listen on port {0}: it is in use. Choose another local port, or let the "
-                              "system choose: :{1}", ports.local, ports.remote));
+      return fail(
+          Reason::kSystem, Fault::kConfig,
+          fmt::format(
+              "unable to listen on port {0}: it is in use. Choose another local port, or let the "
+              "system choose: :{1}",
+              ports.local, ports.remote));
     return fail_errno(errno, fmt::format("listen on {}:{}", address, ports.local));
   }
   length = sizeof sa;
   ::getsockname(listener.fd.get(), reinterpret_cast<sockaddr*>(&sa), &length);
-  if (const auto bound = SocketAddress::from_sockaddr(reinterpret_cast<sockaddr*>(&sa), length)) listener.local = bound->port;
+  if (const auto bound = SocketAddress::from_sockaddr(reinterpret_cast<sockaddr*>(&sa), length))
+    listener.local = bound->port;
   return listener;
 }
 
 // As kubectl: to loopback in the pod, where most servers listen; else to the pod's own address.
-Result<UniqueFd> dial_pod(const sys::Netns& netns, const std::vector<IpAddress>& own, uint16_t port) {
+Result<UniqueFd> dial_pod(const sys::Netns& netns, const std::vector<IpAddress>& own,
+                          uint16_t port) {
   std::vector<IpAddress> tries{*IpAddress::parse("127.0.0.1")};
   tries.insert(tries.end(), own.begin(), own.end());
   Status last;
   for (const IpAddress& ip : tries) {
-    UniqueFd fd = MELTEMI_TRY(sys::socket_in(netns, ip.is_v4() ? AF_INET : AF_INET6, SOCK_STREAM | SOCK_NONBLOCK, 0));
+    UniqueFd fd = MELTEMI_TRY(
+        sys::socket_in(netns, ip.is_v4() ? AF_INET : AF_INET6, SOCK_STREAM | SOCK_NONBLOCK, 0));
     sockaddr_storage sa;
     const socklen_t length = SocketAddress{ip, port}.to_sockaddr(sa);
     int error = 0;
@@ -106,7 +116,8 @@ Result<UniqueFd> dial_pod(const sys::Netns& netns, const std::vector<IpAddress>&
         pollfd p{fd.get(), POLLOUT, 0};
         socklen_t size = sizeof error;
         error = ETIMEDOUT;
-        if (::poll(&p, 1, kConnectMilliseconds) > 0) ::getsockopt(fd.get(), SOL_SOCKET, SO_ERROR, &error, &size);
+        if (::poll(&p, 1, kConnectMilliseconds) > 0)
+          ::getsockopt(fd.get(), SOL_SOCKET, SO_ERROR, &error, &size);
       }
     }
     if (error == 0) return fd;
@@ -151,8 +162,9 @@ class Forwarder {
   }
 
   static bool serve(Forward& f, short local, short pod) {
-    const bool failed = !pump(f.local.get(), f.pod.get(), local != 0, (pod & POLLOUT) != 0, &f.to_pod) ||
-                        !pump(f.pod.get(), f.local.get(), pod != 0, (local & POLLOUT) != 0, &f.to_local);
+    const bool failed =
+        !pump(f.local.get(), f.pod.get(), local != 0, (pod & POLLOUT) != 0, &f.to_pod) ||
+        !pump(f.pod.get(), f.local.get(), pod != 0, (local & POLLOUT) != 0, &f.to_local);
     return !failed && !f.done();
   }
 
@@ -179,14 +191,16 @@ class Forwarder {
 };
 
 // The port of the pod that a Service's port leads to; any other target's ports are the pod's own.
-Result<uint16_t> remote_port(const config::ObjectStore& store, const Context& context, const std::string& target,
-                             const config::Object& pod, uint16_t port) {
-  const Target parsed = MELTEMI_TRY(parse_target({target.find('/') == std::string::npos ? "pod/" + target : target}));
+Result<uint16_t> remote_port(const config::ObjectStore& store, const Context& context,
+                             const std::string& target, const config::Object& pod, uint16_t port) {
+  const Target parsed =
+      MELTEMI_TRY(parse_target({target.find('/') == std::string::npos ? "pod/" + target : target}));
   if (parsed.kind->kind != Kind::kService) return port;
   const ObjectPtr service = store.find(Kind::kService, context.ns(), parsed.names.at(0));
   for (const auto& candidate : service->as<config::kube::Service>().spec().ports())
     if (candidate.port() == port)
-      if (const uint16_t number = sandbox::resolve_target_port(candidate, pod); number != 0) return number;
+      if (const uint16_t number = sandbox::resolve_target_port(candidate, pod); number != 0)
+        return number;
   return fail(Reason::kNotFound, Fault::kConfig,
               fmt::format("Service {} does not have a service port {}", parsed.names[0], port));
 }
@@ -195,18 +209,22 @@ Status forward(const Context& context, const PortForwardOptions& options) {
   const sandbox::Directory directory = context.open(sandbox::View::kMerged);
   const ObjectPtr pod = MELTEMI_TRY(find_pod(context, directory.store(), options.target));
   if (sandbox::is_finished(*pod) || sandbox::pod_ips(*pod).empty())
-    return fail(Reason::kNotFound, Fault::kConfig, fmt::format("pod {} is not running", pod->name()));
+    return fail(Reason::kNotFound, Fault::kConfig,
+                fmt::format("pod {} is not running", pod->name()));
   const auto& spec = pod->as<config::kube::Pod>().spec();
   const sandbox::Layout& layout = context.layout();
-  sys::Netns netns = MELTEMI_TRY(sys::Netns::open(sys::Netns::named_path(
-      spec.host_network() ? layout.node_netns(spec.node_name()) : layout.pod_netns(pod->meta().uid()))));
+  sys::Netns netns = MELTEMI_TRY(sys::Netns::open(
+      sys::Netns::named_path(spec.host_network() ? layout.node_netns(spec.node_name())
+                                                 : layout.pod_netns(pod->meta().uid()))));
   std::vector<Listener> listeners;
   for (const std::string& text : options.ports) {
     const auto ports = parse_ports(text);
     if (!ports)
-      return fail(Reason::kBadConfig, Fault::kConfig, fmt::format("\"{}\" is not LOCAL:REMOTE, PORT or :REMOTE", text));
+      return fail(Reason::kBadConfig, Fault::kConfig,
+                  fmt::format("\"{}\" is not LOCAL:REMOTE, PORT or :REMOTE", text));
     Listener listener = MELTEMI_TRY(listen_on(options.address, *ports));
-    listener.remote = MELTEMI_TRY(remote_port(directory.store(), context, options.target, *pod, ports->remote));
+    listener.remote =
+        MELTEMI_TRY(remote_port(directory.store(), context, options.target, *pod, ports->remote));
     listeners.push_back(std::move(listener));
   }
   sigset_t set;
@@ -214,7 +232,8 @@ Status forward(const Context& context, const PortForwardOptions& options) {
   for (const int s : {SIGINT, SIGTERM, SIGHUP}) ::sigaddset(&set, s);
   ::sigprocmask(SIG_BLOCK, &set, nullptr);
   const UniqueFd stop(::signalfd(-1, &set, SFD_CLOEXEC));
-  for (const Listener& l : listeners) print("Forwarding from {}:{} -> {}\n", options.address, l.local, l.remote);
+  for (const Listener& l : listeners)
+    print("Forwarding from {}:{} -> {}\n", options.address, l.local, l.remote);
   ::fflush(stdout);
   Forwarder(std::move(netns), sandbox::pod_ips(*pod), std::move(listeners)).run(stop.get());
   return {};

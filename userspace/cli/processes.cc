@@ -78,9 +78,12 @@ int get_mesh(const Context& context, const std::string& output, bool no_headers)
   if (output == "wide") header.insert(header.end(), {"NETNS", "LOG"});
   Table table(header);
   for (const MeshProcess& p : *processes) {
-    std::vector<std::string> row{p.name, p.node.empty() ? "<none>" : p.node, std::to_string(p.pid),
+    std::vector<std::string> row{p.name,
+                                 p.node.empty() ? "<none>" : p.node,
+                                 std::to_string(p.pid),
                                  p.pid != 0 ? "Running" : fmt::format("Down ({})", p.last_end),
-                                 std::to_string(p.restarts), age_of(p.started)};
+                                 std::to_string(p.restarts),
+                                 age_of(p.started)};
     if (output == "wide") row.insert(row.end(), {p.netns, p.log});
     table.add(std::move(row));
   }
@@ -91,7 +94,8 @@ int get_mesh(const Context& context, const std::string& output, bool no_headers)
 int get_nodes(const Context& context, const std::string& output, bool no_headers) {
   std::vector<std::string> nodes;
   std::error_code error;
-  for (const auto& entry : std::filesystem::directory_iterator(context.layout().run_dir() + "/nodes", error))
+  for (const auto& entry :
+       std::filesystem::directory_iterator(context.layout().run_dir() + "/nodes", error))
     nodes.push_back(entry.path().filename());
   std::sort(nodes.begin(), nodes.end(), [](const std::string& a, const std::string& b) {
     return sandbox::node_index(a) < sandbox::node_index(b);

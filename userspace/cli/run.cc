@@ -67,11 +67,13 @@ Status create(const Context& context, const Object& pod) {
   if (has_errors(problems)) return fail(to_error(problems));
   Manifests manifests = MELTEMI_TRY(Manifests::open(context));
   if (!manifests.merged().find(Kind::kNamespace, "", pod.ns()))
-    return fail(Reason::kNotFound, Fault::kConfig,
-                fmt::format("namespaces \"{0}\" not found. Create it: meltemi create ns {0}", pod.ns()));
+    return fail(
+        Reason::kNotFound, Fault::kConfig,
+        fmt::format("namespaces \"{0}\" not found. Create it: meltemi create ns {0}", pod.ns()));
   if (manifests.merged().find(Kind::kPod, pod.ns(), pod.name()))
     return fail(Reason::kBadConfig, Fault::kConfig,
-                fmt::format("pods \"{0}\" already exists. Delete it: meltemi delete pod {0} -n {1}", pod.name(), pod.ns()));
+                fmt::format("pods \"{0}\" already exists. Delete it: meltemi delete pod {0} -n {1}",
+                            pod.name(), pod.ns()));
   MELTEMI_TRY(manifests.apply(pod));
   return {};
 }
@@ -91,8 +93,8 @@ Result<ObjectPtr> wait_for(const Context& context, const Object& pod, Duration t
         for (const auto& c : now->as<kube::Pod>().status().container_statuses())
           if (why.empty()) why = c.state().waiting().message();
       return fail(Reason::kRequestTimeout, Fault::kUpstream,
-                  fmt::format("pod {} does not run after {} s{}{}", pod.name(), timeout / std::chrono::seconds(1),
-                              why.empty() ? "" : ": ", why));
+                  fmt::format("pod {} does not run after {} s{}{}", pod.name(),
+                              timeout / std::chrono::seconds(1), why.empty() ? "" : ": ", why));
     }
     std::this_thread::sleep_for(std::chrono::milliseconds(kPollMilliseconds));
   }
@@ -113,7 +115,8 @@ class Attachment {
     const sandbox::Layout& layout = context.layout();
     log_path_ = sandbox::container_log(layout, spec.node_name(), pod->meta().uid(), container, 0);
     if (!with_stdin) return;
-    const std::string fifo = sandbox::container_stdin(layout, spec.node_name(), pod->meta().uid(), container);
+    const std::string fifo =
+        sandbox::container_stdin(layout, spec.node_name(), pod->meta().uid(), container);
     input_.reset(::open(fifo.c_str(), O_WRONLY | O_NONBLOCK | O_CLOEXEC));
     // From here on the end of our input is the end of the pod's.
     (void)sys::write_file_atomically(fifo + ".attached", "", 0600);
@@ -125,7 +128,8 @@ class Attachment {
       const bool ended = has_ended();
       copy_output();
       if (ended) return true;
-      pollfd polled[] = {{interrupt_fd, POLLIN, 0}, {input_.valid() && pending_.empty() ? 0 : -1, POLLIN, 0}};
+      pollfd polled[] = {{interrupt_fd, POLLIN, 0},
+                         {input_.valid() && pending_.empty() ? 0 : -1, POLLIN, 0}};
       ::poll(polled, 2, kPollMilliseconds);
       if (polled[0].revents != 0) return false;
       if (polled[1].revents != 0) read_input();
@@ -202,7 +206,8 @@ Result<int> run_attached(const Context& context, const Object& pod, const RunOpt
 
 int run_command(const Context& context, const RunOptions& options) {
   if (options.command.empty()) {
-    complain("error: a command is needed, as images are not pulled: run {} -- COMMAND\n", options.name);
+    complain("error: a command is needed, as images are not pulled: run {} -- COMMAND\n",
+             options.name);
     return kExitUsage;
   }
   const auto pod = make_pod(context, options);

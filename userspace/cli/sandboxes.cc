@@ -18,7 +18,8 @@
 namespace meltemi::cli {
 namespace {
 
-constexpr const char* kBinaries[] = {"meltemid", "meltemi-agent", "meltemi-cni", "ztunnel", "waypoint"};
+constexpr const char* kBinaries[] = {"meltemid", "meltemi-agent", "meltemi-cni", "ztunnel",
+                                     "waypoint"};
 
 std::string this_program() {
   std::error_code error;
@@ -62,15 +63,18 @@ int sandbox_up_command(const std::string& name, int nodes) {
     MELTEMI_TRY(check_root());
     MELTEMI_TRY(sandbox::check_sandbox_name(name));
     if (nodes < 1 || nodes > sandbox::kMaxNodes)
-      return fail(Reason::kBadConfig, Fault::kConfig, fmt::format("--nodes {}: use 1 to {}", nodes, sandbox::kMaxNodes));
+      return fail(Reason::kBadConfig, Fault::kConfig,
+                  fmt::format("--nodes {}: use 1 to {}", nodes, sandbox::kMaxNodes));
     MELTEMI_TRY(check_binaries(bin_dir()));
     const MonoTime began = MonoClock::now();
     MELTEMI_TRY(sandbox::sandbox_up({name, nodes, bin_dir()},
                                     [](const std::string& step) { complain("  {}\n", step); }));
     const auto took = std::chrono::duration<double>(MonoClock::now() - began).count();
     print("sandbox \"{}\" is up: {} node{}, {:.1f} s\n", name, nodes, nodes == 1 ? "" : "s", took);
-    complain("Try: meltemi get mesh; meltemi apply -f FILE; meltemi get pods -A -o wide\n"
-             "End: meltemi sandbox down{}\n", name_option(name));
+    complain(
+        "Try: meltemi get mesh; meltemi apply -f FILE; meltemi get pods -A -o wide\n"
+        "End: meltemi sandbox down{}\n",
+        name_option(name));
     return {};
   };
   return finish(up());
@@ -108,7 +112,8 @@ int sandbox_list_command() {
 
 int sandbox_status_command(const std::string& name) {
   const sandbox::Layout layout(name);
-  if (const Status running = sandbox::require_running(layout); !running) return report(running.error());
+  if (const Status running = sandbox::require_running(layout); !running)
+    return report(running.error());
   const Context context(name, "default");
   print("sandbox \"{}\" runs in {}\n\n", name, layout.run_dir());
   const int nodes = get_nodes(context, "", false);
@@ -122,10 +127,13 @@ int sandbox_status_command(const std::string& name) {
 }
 
 int internal_command(const std::vector<std::string>& words) {
-  if (const Status logging = log::init("info", log::Format::kPlain); !logging) return report(logging.error());
   Status ended;
   if (words.size() == 4 && words[0] == "kubelet") {
-    ::setenv("PATH", fmt::format("{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", words[3]).c_str(), 1);
+    ::setenv(
+        "PATH",
+        fmt::format("{}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", words[3])
+            .c_str(),
+        1);
     ended = sandbox::run_kubelet({words[1], number(words[2]), words[3]});
   } else if (words.size() == 5 && words[0] == "supervisor") {
     ended = sandbox::run_supervisor({.sandbox = words[1],

@@ -40,7 +40,7 @@ struct RunOptions {
   bool attach = false;
   bool remove = false;  // --rm
   bool quiet = false;
-  Duration timeout = std::chrono::minutes(1);    // until it runs
+  Duration timeout = std::chrono::minutes(1);  // until it runs
 };
 int run_command(const Context& context, const RunOptions& options);
 

@@ -14,7 +14,8 @@ constexpr size_t kGap = 3;
 
 // Columns a terminal needs for UTF-8 text, one for each code point.
 size_t width(const std::string& text) {
-  return static_cast<size_t>(std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; }));
+  return static_cast<size_t>(
+      std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; }));
 }
 
 std::string clean(const std::string& cell) {

@@ -70,15 +70,20 @@ Status enroll(Manifests& manifests, const std::string& ns, const WaypointOptions
   auto& labels = *object.mutable_meta().mutable_labels();
   const auto old = labels.find(std::string(kUseWaypoint));
   if (old != labels.end() && old->second != options.name && !options.overwrite)
-    return fail(Reason::kBadConfig, Fault::kConfig,
-                fmt::format("namespace {} is enrolled with waypoint {} already. Add --overwrite to change it",
-                            ns, old->second));
+    return fail(
+        Reason::kBadConfig, Fault::kConfig,
+        fmt::format(
+            "namespace {} is enrolled with waypoint {} already. Add --overwrite to change it", ns,
+            old->second));
   labels[std::string(kUseWaypoint)] = options.name;
   MELTEMI_TRY(manifests.write(object));
   print("namespace {} labeled with \"{}: {}\"\n", ns, kUseWaypoint, options.name);
   if (!is_ambient(object))
-    complain("warning: namespace {0} is not part of the mesh yet, so nothing goes through its waypoint. Enrol it: "
-             "meltemi label ns {0} {1}=ambient\n", ns, kDataplaneMode);
+    complain(
+        "warning: namespace {0} is not part of the mesh yet, so nothing goes through its waypoint. "
+        "Enrol it: "
+        "meltemi label ns {0} {1}=ambient\n",
+        ns, kDataplaneMode);
   return {};
 }
 
@@ -92,8 +97,9 @@ Status wait_programmed(const Context& context, const WaypointOptions& options) {
     if (MonoClock::now() > deadline) {
       const kube::Condition* c = gateway ? condition(*gateway, "Programmed") : nullptr;
       return fail(Reason::kRequestTimeout, Fault::kUpstream,
-                  fmt::format("waypoint {}/{} is not programmed after {} s{}{}", context.ns(), options.name,
-                              options.timeout / std::chrono::seconds(1), c ? ": " : "", c ? c->message() : ""));
+                  fmt::format("waypoint {}/{} is not programmed after {} s{}{}", context.ns(),
+                              options.name, options.timeout / std::chrono::seconds(1),
+                              c ? ": " : "", c ? c->message() : ""));
     }
     std::this_thread::sleep_for(std::chrono::milliseconds(100));
   }
@@ -105,11 +111,13 @@ Status apply(const Context& context, const WaypointOptions& options) {
     Manifests manifests = MELTEMI_TRY(Manifests::open(context));
     if (!manifests.user().find(Kind::kNamespace, "", context.ns()))
       return fail(Reason::kNotFound, Fault::kConfig,
-                  fmt::format("namespaces \"{0}\" not found. Create it: meltemi create ns {0}", context.ns()));
+                  fmt::format("namespaces \"{0}\" not found. Create it: meltemi create ns {0}",
+                              context.ns()));
     const ObjectPtr old = manifests.user().find(Kind::kGateway, context.ns(), options.name);
     if (old && !is_waypoint(*old))
       return fail(Reason::kBadConfig, Fault::kConfig,
-                  fmt::format("{} exists and is no waypoint. Choose another --name", old->key().to_string()));
+                  fmt::format("{} exists and is no waypoint. Choose another --name",
+                              old->key().to_string()));
     MELTEMI_TRY(manifests.apply(gateway));
     print("waypoint {}/{} applied\n", context.ns(), options.name);
     if (options.enroll_namespace) MELTEMI_TRY(enroll(manifests, context.ns(), options));
@@ -120,25 +128,31 @@ Status apply(const Context& context, const WaypointOptions& options) {
 
 Status remove(const Context& context, const WaypointOptions& options) {
   if (options.names.empty() && !options.all)
-    return fail(Reason::kBadConfig, Fault::kConfig, "must either specify a waypoint name or delete all using --all");
+    return fail(Reason::kBadConfig, Fault::kConfig,
+                "must either specify a waypoint name or delete all using --all");
   Manifests manifests = MELTEMI_TRY(Manifests::open(context));
   std::vector<std::string> names = options.names;
   if (options.all)
-    for (const ObjectPtr& gateway : waypoints(manifests.user(), context.ns())) names.push_back(gateway->name());
+    for (const ObjectPtr& gateway : waypoints(manifests.user(), context.ns()))
+      names.push_back(gateway->name());
   if (names.empty()) complain("No waypoints found in {} namespace.\n", context.ns());
   for (const std::string& name : names) {
     const ObjectPtr gateway = manifests.user().find(Kind::kGateway, context.ns(), name);
     if (!gateway) return no_such_object(config::kind_info(Kind::kGateway), name);
     if (!is_waypoint(*gateway))
-      return fail(Reason::kBadConfig, Fault::kConfig,
-                  fmt::format("{} is no waypoint (class {}). Delete it with: meltemi delete gateway {}",
-                              gateway->key().to_string(), gateway->as<kube::Gateway>().spec().gateway_class_name(), name));
+      return fail(
+          Reason::kBadConfig, Fault::kConfig,
+          fmt::format("{} is no waypoint (class {}). Delete it with: meltemi delete gateway {}",
+                      gateway->key().to_string(),
+                      gateway->as<kube::Gateway>().spec().gateway_class_name(), name));
     MELTEMI_TRY(manifests.erase(gateway->key()));
     print("waypoint {}/{} deleted\n", context.ns(), name);
     const ObjectPtr ns = manifests.user().find(Kind::kNamespace, "", context.ns());
     if (ns && ns->label(kUseWaypoint) == name)
-      complain("warning: namespace {0} still names waypoint {1}. Remove the label: meltemi label ns {0} {2}-\n",
-               context.ns(), name, kUseWaypoint);
+      complain(
+          "warning: namespace {0} still names waypoint {1}. Remove the label: meltemi label ns {0} "
+          "{2}-\n",
+          context.ns(), name, kUseWaypoint);
   }
   return {};
 }
@@ -147,16 +161,20 @@ Status remove(const Context& context, const WaypointOptions& options) {
 
 Result<Object> waypoint_gateway(const std::string& ns, const WaypointOptions& options) {
   if (options.name.empty() || options.name == "none")
-    return fail(Reason::kBadConfig, Fault::kConfig, "\"none\" is a reserved waypoint name. Choose another --name");
+    return fail(Reason::kBadConfig, Fault::kConfig,
+                "\"none\" is a reserved waypoint name. Choose another --name");
   static constexpr std::string_view kTraffic[] = {"", "service", "workload", "all", "none"};
   if (std::find(std::begin(kTraffic), std::end(kTraffic), options.traffic) == std::end(kTraffic))
-    return fail(Reason::kBadConfig, Fault::kConfig,
-                fmt::format("invalid traffic type: {}. Valid options are: service, workload, all, none", options.traffic));
+    return fail(
+        Reason::kBadConfig, Fault::kConfig,
+        fmt::format("invalid traffic type: {}. Valid options are: service, workload, all, none",
+                    options.traffic));
   Object gateway = Object::make(Kind::kGateway, ns, options.name);
   auto& labels = *gateway.mutable_meta().mutable_labels();
   if (!options.traffic.empty()) labels[std::string(kWaypointFor)] = options.traffic;
   if (!options.service_account.empty()) {
-    (*gateway.mutable_meta().mutable_annotations())[std::string(kForServiceAccount)] = options.service_account;
+    (*gateway.mutable_meta().mutable_annotations())[std::string(kForServiceAccount)] =
+        options.service_account;
     if (options.traffic.empty()) labels[std::string(kWaypointFor)] = "workload";
   }
   gateway.edit<kube::Gateway>([](kube::Gateway& body) {
@@ -178,8 +196,12 @@ int waypoint_generate(const Context& context, const WaypointOptions& options) {
   return kExitOk;
 }
 
-int waypoint_apply(const Context& context, const WaypointOptions& options) { return finish(apply(context, options)); }
-int waypoint_delete(const Context& context, const WaypointOptions& options) { return finish(remove(context, options)); }
+int waypoint_apply(const Context& context, const WaypointOptions& options) {
+  return finish(apply(context, options));
+}
+int waypoint_delete(const Context& context, const WaypointOptions& options) {
+  return finish(remove(context, options));
+}
 
 int waypoint_list(const Context& context, const WaypointOptions& options) {
   const sandbox::Directory directory = context.open(sandbox::View::kMerged);
@@ -192,7 +214,8 @@ int waypoint_list(const Context& context, const WaypointOptions& options) {
   if (options.all_namespaces) header.insert(header.begin(), "NAMESPACE");
   Table table(std::move(header));
   for (const ObjectPtr& gateway : found) {
-    std::vector<std::string> row{gateway->name(), revision_of(*gateway), traffic_of(*gateway), programmed(*gateway)};
+    std::vector<std::string> row{gateway->name(), revision_of(*gateway), traffic_of(*gateway),
+                                 programmed(*gateway)};
     if (options.all_namespaces) row.insert(row.begin(), gateway->ns());
     table.add(std::move(row));
   }
@@ -206,13 +229,15 @@ int waypoint_status(const Context& context, const WaypointOptions& options) {
   if (options.all_namespaces) header.insert(header.begin(), "NAMESPACE");
   Table table(std::move(header));
   bool all_programmed = true;
-  for (const ObjectPtr& gateway : waypoints(directory.store(), options.all_namespaces ? "" : context.ns())) {
+  for (const ObjectPtr& gateway :
+       waypoints(directory.store(), options.all_namespaces ? "" : context.ns())) {
     if (!options.names.empty() && gateway->name() != options.names[0]) continue;
     const kube::Condition* c = condition(*gateway, "Programmed");
     all_programmed = all_programmed && c != nullptr && c->status() == "True";
-    std::vector<std::string> row{gateway->name(), c == nullptr ? "Unknown" : c->status(), "Programmed",
-                                 c == nullptr ? "Pending" : c->reason(),
-                                 c == nullptr ? "the control plane has not looked at it yet" : c->message()};
+    std::vector<std::string> row{
+        gateway->name(), c == nullptr ? "Unknown" : c->status(), "Programmed",
+        c == nullptr ? "Pending" : c->reason(),
+        c == nullptr ? "the control plane has not looked at it yet" : c->message()};
     if (options.all_namespaces) row.insert(row.begin(), gateway->ns());
     table.add(std::move(row));
   }

@@ -1,5 +1,5 @@
-// `waypoint apply|generate|list|status|delete`: istioctl's commands and words for Gateways of a waypoint
-// class. Must never touch a Gateway of another class.
+// `waypoint apply|generate|list|status|delete`: istioctl's commands and words for Gateways of a
+// waypoint class. Must never touch a Gateway of another class.
 #pragma once
 
 #include <string>
@@ -29,7 +29,8 @@ int waypoint_list(const Context& context, const WaypointOptions& options);
 int waypoint_status(const Context& context, const WaypointOptions& options);
 int waypoint_delete(const Context& context, const WaypointOptions& options);
 
-// The Gateway that apply writes and generate prints. Error: a reserved name, an unknown traffic type.
+// The Gateway that apply writes and generate prints. Error: a reserved name, an unknown traffic
+// type.
 Result<config::Object> waypoint_gateway(const std::string& ns, const WaypointOptions& options);
 
 }  // namespace meltemi::cli

@@ -14,7 +14,9 @@ using config::Value;
 
 constexpr char kInterface[] = "eth0";
 
-Value text(std::string_view s) { return Value::of_string(s); }
+Value text(std::string_view s) {
+  return Value::of_string(s);
+}
 
 Value ip_entry(const IpAddress& ip, const IpAddress& gateway) {
   Value entry = Value::map();
@@ -46,7 +48,9 @@ std::string error_message(const std::string& answer) {
 }  // namespace
 
 CniPlugin::CniPlugin(std::string binary, std::string agent_socket, std::string log_file)
-    : binary_(std::move(binary)), agent_socket_(std::move(agent_socket)), log_file_(std::move(log_file)) {}
+    : binary_(std::move(binary)),
+      agent_socket_(std::move(agent_socket)),
+      log_file_(std::move(log_file)) {}
 
 std::string CniPlugin::configuration(const CniPod& pod) const {
   Value result = Value::map();
@@ -70,8 +74,12 @@ std::string CniPlugin::configuration(const CniPod& pod) const {
   return config::to_json(conf);
 }
 
-Status CniPlugin::add(const CniPod& pod, Duration deadline) const { return call("ADD", pod, deadline); }
-Status CniPlugin::del(const CniPod& pod, Duration deadline) const { return call("DEL", pod, deadline); }
+Status CniPlugin::add(const CniPod& pod, Duration deadline) const {
+  return call("ADD", pod, deadline);
+}
+Status CniPlugin::del(const CniPod& pod, Duration deadline) const {
+  return call("DEL", pod, deadline);
+}
 
 Status CniPlugin::call(std::string_view command, const CniPod& pod, Duration deadline) const {
   const UniqueFd input = MELTEMI_TRY(memory_file(configuration(pod)));
@@ -100,7 +108,8 @@ Status CniPlugin::call(std::string_view command, const CniPod& pod, Duration dea
   }
   if (WIFEXITED(*ended) && WEXITSTATUS(*ended) == 0) return {};
   return fail(Reason::kUnsupported, Fault::kUpstream,
-              fmt::format("meltemi-cni {}: {}", command, error_message(MELTEMI_TRY(memory_file_content(output)))));
+              fmt::format("meltemi-cni {}: {}", command,
+                          error_message(MELTEMI_TRY(memory_file_content(output)))));
 }
 
 }  // namespace meltemi::sandbox

@@ -1,5 +1,6 @@
-// Calls the real CNI plugin of the mesh (CNI spec 1.0), chained behind the sandbox's own network: the
-// result that it gets as prevResult is what the sandbox has made. Must never touch the network itself.
+// Calls the real CNI plugin of the mesh (CNI spec 1.0), chained behind the sandbox's own network:
+// the result that it gets as prevResult is what the sandbox has made. Must never touch the network
+// itself.
 #pragma once
 
 #include <string>
@@ -21,7 +22,8 @@ class CniPlugin {
   // `binary`: meltemi-cni. `agent_socket` goes into its configuration, `log_file` too.
   CniPlugin(std::string binary, std::string agent_socket, std::string log_file);
 
-  // Blocks until the plugin has answered, at most `deadline`. The error is the plugin's own message.
+  // Blocks until the plugin has answered, at most `deadline`. The error is the plugin's own
+  // message.
   Status add(const CniPod& pod, Duration deadline) const;
   Status del(const CniPod& pod, Duration deadline) const;
 

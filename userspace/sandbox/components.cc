@@ -17,7 +17,9 @@ namespace {
 
 const log::Scope scope("components");
 
-std::string xds_address() { return fmt::format("https://{}:{}", fabric_address().v4.to_string(), kXdsPort); }
+std::string xds_address() {
+  return fmt::format("https://{}:{}", fabric_address().v4.to_string(), kXdsPort);
+}
 
 std::string token_path(const Layout& layout, std::string_view node, std::string_view account) {
   return fmt::format("{}/{}.{}", layout.token_dir(), node, account);
@@ -63,16 +65,16 @@ ComponentSpec control_plane(const Layout& layout, const std::string& bin_dir) {
   return {.name = "meltemid",
           .node = "",
           .argv = {bin_dir + "/meltemid"},
-          .environment = {"CONFIG_DIR=" + layout.config_dir(), "STATE_DIR=" + layout.control_state_dir(),
-                          "CA_DIR=" + layout.ca_dir(),
+          .environment = {"CONFIG_DIR=" + layout.config_dir(),
+                          "STATE_DIR=" + layout.control_state_dir(), "CA_DIR=" + layout.ca_dir(),
                           "TOKEN_PUBLIC_KEY=" + layout.token_public_key()},
           .netns = layout.fabric_netns(),
           .cgroup = layout.control_cgroup(),
           .log = log_path(layout, "meltemid", "")};
 }
 
-std::vector<ComponentSpec> node_components(const Layout& layout, int index, const std::string& bin_dir,
-                                           const std::string& self) {
+std::vector<ComponentSpec> node_components(const Layout& layout, int index,
+                                           const std::string& bin_dir, const std::string& self) {
   const std::string node = node_name(index);
   const auto spec = [&](std::string name, std::vector<std::string> argv,
                         std::vector<std::string> environment) {
@@ -86,7 +88,8 @@ std::vector<ComponentSpec> node_components(const Layout& layout, int index, cons
   };
   return {spec("meltemi-agent", {bin_dir + "/meltemi-agent"}, agent_environment(layout, index)),
           spec("ztunnel", {bin_dir + "/ztunnel"}, ztunnel_environment(layout, index)),
-          spec("kubelet", {self, "internal", "kubelet", layout.name(), std::to_string(index), bin_dir}, {})};
+          spec("kubelet",
+               {self, "internal", "kubelet", layout.name(), std::to_string(index), bin_dir}, {})};
 }
 
 std::vector<ComponentToken> component_tokens(const Layout& layout, std::string_view node) {
@@ -103,7 +106,8 @@ Status Component::start() {
   spawn.argv = spec_.argv;
   spawn.environment = spec_.environment;
   const char* path = std::getenv("PATH");
-  spawn.environment.push_back(fmt::format("PATH={}", path == nullptr ? "/usr/sbin:/usr/bin:/sbin:/bin" : path));
+  spawn.environment.push_back(
+      fmt::format("PATH={}", path == nullptr ? "/usr/sbin:/usr/bin:/sbin:/bin" : path));
   spawn.replace_environment = true;
   spawn.netns = &netns;
   spawn.cgroup = &cgroup;

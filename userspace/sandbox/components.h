@@ -1,6 +1,6 @@
-// The mesh's own processes in a sandbox: which ones there are, what they are told, where they run; and
-// keeping them running. Nothing in them knows that it is in a sandbox: what is here is what a manifest
-// would say.
+// The mesh's own processes in a sandbox: which ones there are, what they are told, where they run;
+// and keeping them running. Nothing in them knows that it is in a sandbox: what is here is what a
+// manifest would say.
 #pragma once
 
 #include <string>
@@ -25,8 +25,8 @@ struct ComponentSpec {
 
 // `bin_dir` holds the binaries; `self` is the program that also is the kubelet.
 ComponentSpec control_plane(const Layout& layout, const std::string& bin_dir);
-std::vector<ComponentSpec> node_components(const Layout& layout, int index, const std::string& bin_dir,
-                                           const std::string& self);
+std::vector<ComponentSpec> node_components(const Layout& layout, int index,
+                                           const std::string& bin_dir, const std::string& self);
 // The tokens' files of a node's components: name of the service account, path.
 struct ComponentToken {
   std::string service_account;

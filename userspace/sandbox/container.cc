@@ -23,15 +23,16 @@ namespace {
 // What Docker and containerd leave to a container, without NET_RAW: it would allow setting the mark
 // that exempts a socket from capture.
 constexpr int kKeptCapabilities[] = {
-    CAP_CHOWN,    CAP_DAC_OVERRIDE, CAP_FSETID, CAP_FOWNER,           CAP_MKNOD,      CAP_SETGID,
-    CAP_SETUID,   CAP_SETFCAP,      CAP_SETPCAP, CAP_NET_BIND_SERVICE, CAP_SYS_CHROOT, CAP_KILL,
-    CAP_AUDIT_WRITE};
+    CAP_CHOWN,      CAP_DAC_OVERRIDE, CAP_FSETID,     CAP_FOWNER,  CAP_MKNOD,
+    CAP_SETGID,     CAP_SETUID,       CAP_SETFCAP,    CAP_SETPCAP, CAP_NET_BIND_SERVICE,
+    CAP_SYS_CHROOT, CAP_KILL,         CAP_AUDIT_WRITE};
 
-// File systems without files of the machine; /proc, /sys and /dev are shared, the rest is not needed.
+// File systems without files of the machine; /proc, /sys and /dev are shared, the rest is not
+// needed.
 const std::set<std::string, std::less<>> kVirtualTypes = {
-    "proc", "sysfs",  "devtmpfs", "devpts",  "cgroup",   "cgroup2",    "bpf",   "mqueue",  "debugfs",
-    "tracefs", "securityfs", "pstore",  "hugetlbfs", "autofs", "binfmt_misc", "configfs", "nsfs",
-    "fusectl", "efivarfs", "rpc_pipefs", "overlay"};
+    "proc",        "sysfs",    "devtmpfs", "devpts",     "cgroup",   "cgroup2",    "bpf",
+    "mqueue",      "debugfs",  "tracefs",  "securityfs", "pstore",   "hugetlbfs",  "autofs",
+    "binfmt_misc", "configfs", "nsfs",     "fusectl",    "efivarfs", "rpc_pipefs", "overlay"};
 
 bool below(std::string_view path, std::string_view directory) {
   return path == directory || (path.starts_with(directory) && path[directory.size()] == '/');
@@ -111,9 +112,9 @@ Result<ContainerRoot> ContainerRoot::prepare(Options options) {
     const std::string layer = fmt::format("{}/layer{}", options.directory, i);
     MELTEMI_TRY(sys::make_directories(layer + "/upper", 0755));
     MELTEMI_TRY(sys::make_directories(layer + "/work", 0755));
-    root.overlays_.push_back({i == 0 ? root.root_ : root.root_ + lowers[i],
-                              fmt::format("lowerdir={0},upperdir={1}/upper,workdir={1}/work",
-                                          lowers[i], layer)});
+    root.overlays_.push_back(
+        {i == 0 ? root.root_ : root.root_ + lowers[i],
+         fmt::format("lowerdir={0},upperdir={1}/upper,workdir={1}/work", lowers[i], layer)});
   }
   for (const char* path : {"/proc", "/sys", "/dev"}) root.shared_.push_back(path);
   root.options_ = std::move(options);
@@ -148,7 +149,8 @@ int ContainerRoot::attach_volumes(const int* trees) const {
     if (m.read_only) {
       mount_attr attributes{};
       attributes.attr_set = MOUNT_ATTR_RDONLY;
-      if (::mount_setattr(trees[i], "", AT_EMPTY_PATH, &attributes, sizeof attributes) < 0) return errno;
+      if (::mount_setattr(trees[i], "", AT_EMPTY_PATH, &attributes, sizeof attributes) < 0)
+        return errno;
     }
     if (::move_mount(trees[i], "", AT_FDCWD, m.target.c_str(), MOVE_MOUNT_F_EMPTY_PATH) < 0)
       return errno;
@@ -187,7 +189,8 @@ int ContainerRoot::enter() const {
 
   if (::unshare(CLONE_NEWUTS) < 0) return errno;
   if (::sethostname(options_.hostname.data(), options_.hostname.size()) < 0) return errno;
-  const char* directory = options_.working_directory.empty() ? "/" : options_.working_directory.c_str();
+  const char* directory =
+      options_.working_directory.empty() ? "/" : options_.working_directory.c_str();
   if (::chdir(directory) < 0) return errno;
   if (fifo >= 0) {
     // Blocking from here on. The other end is held open by the kubelet until somebody attaches.

@@ -1,6 +1,7 @@
-// A container as the sandbox has it: a process with a root of its own (an overlay over the machine's
-// files, so that what it writes stays its own), in its pod's network namespace and cgroup, with the
-// capabilities that a container usually has. Must never change a file of the machine.
+// A container as the sandbox has it: a process with a root of its own (an overlay over the
+// machine's files, so that what it writes stays its own), in its pod's network namespace and
+// cgroup, with the capabilities that a container usually has. Must never change a file of the
+// machine.
 #pragma once
 
 #include <sys/types.h>
@@ -14,7 +15,8 @@
 
 namespace meltemi::sandbox {
 
-// What a container's root consists of. Made before the process, entered by it between clone and exec.
+// What a container's root consists of. Made before the process, entered by it between clone and
+// exec.
 class ContainerRoot {
  public:
   struct Mount {
@@ -45,8 +47,8 @@ class ContainerRoot {
   int write_file(const char* path, const std::string& content) const;
 
   Options options_;
-  std::string root_;                // the new root's mount point
-  std::vector<Overlay> overlays_;   // of the machine's real file systems, / first
+  std::string root_;                 // the new root's mount point
+  std::vector<Overlay> overlays_;    // of the machine's real file systems, / first
   std::vector<std::string> shared_;  // /proc, /sys, /dev: the machine's own
 };
 
@@ -65,8 +67,8 @@ struct ContainerNamespaces {
   int enter() const;
 };
 
-// Runs `argv` in the container of which `pid` is a process: same namespaces, environment, cgroup, and
-// capabilities. stdin, stdout and stderr as in SpawnOptions.
+// Runs `argv` in the container of which `pid` is a process: same namespaces, environment, cgroup,
+// and capabilities. stdin, stdout and stderr as in SpawnOptions.
 struct ExecOptions {
   std::vector<std::string> argv;
   std::string netns_path, cgroup;

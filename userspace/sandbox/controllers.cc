@@ -196,8 +196,7 @@ class Planner {
 
   void plan_deployment(const Object& deployment) {
     const auto& spec = deployment.as<kube::Deployment>().spec();
-    const std::string tmpl_text =
-        config::to_yaml(config::encode_message(spec.template_()));
+    const std::string tmpl_text = config::to_yaml(config::encode_message(spec.template_()));
     const std::string set_name =
         fmt::format("{}-{}", deployment.name(), encode_hash(stable_hash(tmpl_text), 10));
     Group current, old;
@@ -205,15 +204,18 @@ class Planner {
       const auto& owners = pod->desired.meta().owner_references();
       (!owners.empty() && owners[0].name() == set_name ? current : old).push_back(pod);
     }
-    const size_t replicas = static_cast<size_t>(spec.has_replicas() ? std::max(spec.replicas(), 0) : 1);
+    const size_t replicas =
+        static_cast<size_t>(spec.has_replicas() ? std::max(spec.replicas(), 0) : 1);
     const size_t ready = plan_replicas(deployment, spec.template_(), set_name, current, replicas);
     for (const LivePod* pod : old)
-      if (ready >= replicas && !pod->terminating()) plan_.remove.push_back(pod->desired.meta().uid());
+      if (ready >= replicas && !pod->terminating())
+        plan_.remove.push_back(pod->desired.meta().uid());
   }
 
   void plan_replica_set(const Object& set) {
     const auto& spec = set.as<kube::ReplicaSet>().spec();
-    const size_t replicas = static_cast<size_t>(spec.has_replicas() ? std::max(spec.replicas(), 0) : 1);
+    const size_t replicas =
+        static_cast<size_t>(spec.has_replicas() ? std::max(spec.replicas(), 0) : 1);
     plan_replicas(set, spec.template_(), set.name(), group(set), replicas);
   }
 
@@ -254,8 +256,12 @@ class Planner {
 
 }  // namespace
 
-bool LivePod::finished() const { return reported && is_finished(*reported); }
-bool LivePod::ready() const { return reported && is_ready(*reported); }
+bool LivePod::finished() const {
+  return reported && is_finished(*reported);
+}
+bool LivePod::ready() const {
+  return reported && is_ready(*reported);
+}
 
 uint64_t stable_hash(std::string_view text) {
   uint64_t h = 14695981039346656037ull;  // FNV-1a: the same in every build, unlike std::hash
@@ -265,12 +271,13 @@ uint64_t stable_hash(std::string_view text) {
 
 std::string encode_hash(uint64_t hash, size_t length) {
   std::string out;
-  for (size_t i = 0; i < length; ++i, hash /= kAlphabet.size()) out += kAlphabet[hash % kAlphabet.size()];
+  for (size_t i = 0; i < length; ++i, hash /= kAlphabet.size())
+    out += kAlphabet[hash % kAlphabet.size()];
   return out;
 }
 
-PodPlan plan_pods(const ObjectStore& wanted, const LivePods& live, const std::vector<NodeInfo>& nodes,
-                  const std::function<std::string()>& suffix) {
+PodPlan plan_pods(const ObjectStore& wanted, const LivePods& live,
+                  const std::vector<NodeInfo>& nodes, const std::function<std::string()>& suffix) {
   return Planner(wanted, live, nodes, suffix).run();
 }
 

@@ -1,6 +1,7 @@
-// Kubernetes' controllers, as far as a sandbox has them: Deployments, ReplicaSets and Jobs become pods,
-// and the scheduler places them. Pure: what is wanted and what lives go in, what to create, change and
-// delete comes out. Must never decide by time, so that a plan for a settled state is empty.
+// Kubernetes' controllers, as far as a sandbox has them: Deployments, ReplicaSets and Jobs become
+// pods, and the scheduler places them. Pure: what is wanted and what lives go in, what to create,
+// change and delete comes out. Must never decide by time, so that a plan for a settled state is
+// empty.
 #pragma once
 
 #include <cstdint>

@@ -52,7 +52,8 @@ bool Directory::scan(const std::string& directory, int layer, std::map<std::stri
   std::filesystem::recursive_directory_iterator it(directory, error), end;
   for (; !error && it != end; it.increment(error)) {
     const std::string name = it->path().filename();
-    const bool skipped = name.starts_with('.') || (layer == kUserLayer && it.depth() == 0 && name == "state");
+    const bool skipped =
+        name.starts_with('.') || (layer == kUserLayer && it.depth() == 0 && name == "state");
     if (skipped && it->is_directory(error)) it.disable_recursion_pending();
     if (!skipped && is_manifest(name)) changed |= look_at(it->path(), layer, seen);
   }

@@ -1,6 +1,6 @@
-// A sandbox's config directory as objects: the one place where CLI, supervisor and kubelet read YAML
-// from. Re-reads only files that changed. Must never write: writers are in objects_file.h (user's
-// manifests), the supervisor and the kubelets (state/node) and meltemid (state/control).
+// A sandbox's config directory as objects: the one place where CLI, supervisor and kubelet read
+// YAML from. Re-reads only files that changed. Must never write: writers are in objects_file.h
+// (user's manifests), the supervisor and the kubelets (state/node) and meltemid (state/control).
 #pragma once
 
 #include <sys/types.h>
@@ -49,7 +49,8 @@ class Directory {
 
   std::string root_;
   View view_;
-  std::unique_ptr<config::ObjectStore> store_;  // stays where it is when this moves: the tree points to it
+  std::unique_ptr<config::ObjectStore>
+      store_;  // stays where it is when this moves: the tree points to it
   config::ManifestTree tree_;
   std::map<std::string, Stamp> files_;
 };

@@ -28,9 +28,9 @@ constexpr uint16_t kOpcodeMask = 0x7800;
 enum Rcode : uint16_t { kNoError = 0, kFormatError = 1, kNameError = 3, kNotImplemented = 4 };
 
 struct Question {
-  std::string name;    // lower case, dotted, no trailing dot
+  std::string name;  // lower case, dotted, no trailing dot
   uint16_t type = 0;
-  size_t end = 0;      // offset after the question
+  size_t end = 0;  // offset after the question
 };
 
 // The one question of a message; nullopt if malformed.

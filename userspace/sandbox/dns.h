@@ -1,6 +1,7 @@
-// Cluster DNS (RFC 1035): answers A and AAAA for the Services of the sandbox, NXDOMAIN for everything
-// else. A peer's bytes are parsed here: messages are bounded, names are checked, compression pointers
-// in questions are refused. Must never forward a query: nothing of a sandbox leaves it.
+// Cluster DNS (RFC 1035): answers A and AAAA for the Services of the sandbox, NXDOMAIN for
+// everything else. A peer's bytes are parsed here: messages are bounded, names are checked,
+// compression pointers in questions are refused. Must never forward a query: nothing of a sandbox
+// leaves it.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +17,8 @@
 
 namespace meltemi::sandbox {
 
-inline constexpr size_t kMaxDnsUdpBytes = 1232;  // of an answer; longer ones get TC (RFC 6891, flag day 2020)
+inline constexpr size_t kMaxDnsUdpBytes =
+    1232;  // of an answer; longer ones get TC (RFC 6891, flag day 2020)
 inline constexpr size_t kMaxDnsTcpBytes = 65535;
 inline constexpr uint32_t kDnsTtlSeconds = 5;
 
@@ -33,7 +35,8 @@ struct DnsZone {
 DnsZone build_zone(const config::ObjectStore& store,
                    const std::map<std::string, std::vector<IpAddress>>& fixed);
 
-// The answer to one message, at most `max_bytes`; empty: nothing is to be sent (no DNS query at all).
+// The answer to one message, at most `max_bytes`; empty: nothing is to be sent (no DNS query at
+// all).
 std::string answer_dns(ByteView query, const DnsZone& zone, size_t max_bytes);
 
 // A thread that serves UDP and TCP on port 53 of the cluster DNS address, in the fabric.

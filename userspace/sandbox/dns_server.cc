@@ -28,15 +28,16 @@ constexpr Duration kTcpIdle = std::chrono::seconds(10);
 constexpr uint16_t kDnsPort = 53;
 
 Result<UniqueFd> open_socket(const sys::Netns& netns, const IpAddress& ip, int type) {
-  UniqueFd fd = MELTEMI_TRY(
-      sys::socket_in(netns, ip.is_v4() ? AF_INET : AF_INET6, type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  UniqueFd fd = MELTEMI_TRY(sys::socket_in(netns, ip.is_v4() ? AF_INET : AF_INET6,
+                                           type | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   const int one = 1;
   ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
   sockaddr_storage address;
   const socklen_t length = SocketAddress{ip, kDnsPort}.to_sockaddr(address);
   if (::bind(fd.get(), reinterpret_cast<sockaddr*>(&address), length) < 0)
     return fail_errno(errno, fmt::format("cluster DNS: bind {}:53", ip.to_string()));
-  if (type == SOCK_STREAM && ::listen(fd.get(), 64) < 0) return fail_errno(errno, "cluster DNS: listen");
+  if (type == SOCK_STREAM && ::listen(fd.get(), 64) < 0)
+    return fail_errno(errno, "cluster DNS: listen");
   return fd;
 }
 
@@ -77,7 +78,8 @@ void DnsServer::State::answer_datagrams(int fd) {
     const std::string answer =
         answer_dns({buffer, static_cast<size_t>(n)}, *current(), kMaxDnsUdpBytes);
     if (!answer.empty())
-      (void)::sendto(fd, answer.data(), answer.size(), 0, reinterpret_cast<sockaddr*>(&from), length);
+      (void)::sendto(fd, answer.data(), answer.size(), 0, reinterpret_cast<sockaddr*>(&from),
+                     length);
   }
 }
 

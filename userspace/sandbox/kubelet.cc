@@ -26,11 +26,10 @@ class Kubelet {
   Kubelet(Layout layout, int index, std::string bin_dir, TokenIssuer tokens)
       : node_(std::move(layout), index, std::move(bin_dir), std::move(tokens)) {}
 
-  // What an earlier kubelet of this node has left: its pods' processes end and start anew, because only
-  // the parent of a process learns how it ends.
+  // What an earlier kubelet of this node has left: its pods' processes end and start anew, because
+  // only the parent of a process learns how it ends.
   void clear_leftovers() {
-    const auto cgroup = sys::Cgroup::open(node_.layout.node_cgroup(node_.node) + "/pods");
-    if (cgroup) (void)cgroup->kill_all();
+    clear_cgroup(node_.layout.node_cgroup(node_.node) + "/pods");
     for (const auto& [uid, path] : files()) {
       const Status removed = remove_pod_network(node_.layout, node_.index, uid);
       if (!removed) scope.warn("{}: {}", uid, removed.error().to_string());
@@ -82,7 +81,8 @@ class Kubelet {
   std::map<std::string, std::string> files() const {
     std::map<std::string, std::string> out;
     std::error_code error;
-    for (const auto& entry : std::filesystem::directory_iterator(node_.layout.node_pods_dir(node_.node), error)) {
+    for (const auto& entry :
+         std::filesystem::directory_iterator(node_.layout.node_pods_dir(node_.node), error)) {
       const std::string name = entry.path().filename();
       if (!name.starts_with('.') && name.ends_with(".yaml"))
         out[name.substr(0, name.size() - 5)] = entry.path();

@@ -1,6 +1,6 @@
-// Kubelet's part: runs the pods that the supervisor has placed on one node. A process of its own, in the
-// node's namespace and `system` cgroup, because probes must come from there. Watches a directory of Pod
-// manifests, one file a pod.
+// Kubelet's part: runs the pods that the supervisor has placed on one node. A process of its own,
+// in the node's namespace and `system` cgroup, because probes must come from there. Watches a
+// directory of Pod manifests, one file a pod.
 #pragma once
 
 #include "userspace/base/error.h"

@@ -1,6 +1,6 @@
-// Where everything of one sandbox lies, and which addresses it uses: run directory, cgroups, namespace
-// names, subnets. Pure: computes names and never touches what they name. Two sandboxes share nothing,
-// so their addresses may be the same.
+// Where everything of one sandbox lies, and which addresses it uses: run directory, cgroups,
+// namespace names, subnets. Pure: computes names and never touches what they name. Two sandboxes
+// share nothing, so their addresses may be the same.
 #pragma once
 
 #include <string>
@@ -19,8 +19,8 @@ inline constexpr uint16_t kReadinessPort = 15021;
 inline constexpr std::string_view kClusterDomain = "cluster.local";
 inline constexpr std::string_view kSystemNamespace = "istio-system";
 
-// 1-12 characters of [a-z0-9], starting with a letter. No dash: "a" and "a-b" could not be told apart
-// by the prefix of a namespace's name, and `down` removes by prefix.
+// 1-12 characters of [a-z0-9], starting with a letter. No dash: "a" and "a-b" could not be told
+// apart by the prefix of a namespace's name, and `down` removes by prefix.
 Status check_sandbox_name(std::string_view name);
 
 class Layout {
@@ -35,34 +35,48 @@ class Layout {
   std::string config_dir() const { return run_dir() + "/config"; }  // the user's YAML
   std::string node_state_dir() const { return config_dir() + "/state/node"; }
   std::string control_state_dir() const { return config_dir() + "/state/control"; }
-  std::string bpf_dir() const { return run_dir() + "/bpf"; }         // a bpffs of its own
-  std::string pods_dir() const { return run_dir() + "/pods"; }       // a tmpfs: the pods' files
-  std::string ca_dir() const { return run_dir() + "/ca"; }           // meltemid's
+  std::string bpf_dir() const { return run_dir() + "/bpf"; }    // a bpffs of its own
+  std::string pods_dir() const { return run_dir() + "/pods"; }  // a tmpfs: the pods' files
+  std::string ca_dir() const { return run_dir() + "/ca"; }      // meltemid's
   std::string root_cert() const { return ca_dir() + "/root-cert.pem"; }
-  std::string token_dir() const { return run_dir() + "/tokens"; }    // signing key, components' tokens
+  std::string token_dir() const {
+    return run_dir() + "/tokens";
+  }  // signing key, components' tokens
   std::string token_key() const { return token_dir() + "/signing-key.pem"; }
   std::string token_public_key() const { return token_dir() + "/signing-key.pub.pem"; }
   std::string log_dir() const { return run_dir() + "/logs"; }
-  std::string lock_file() const { return run_dir() + "/lock"; }       // held by a live supervisor
-  std::string config_lock() const { return run_dir() + "/config.lock"; }  // held while writing config/
+  std::string lock_file() const { return run_dir() + "/lock"; }  // held by a live supervisor
+  std::string config_lock() const {
+    return run_dir() + "/config.lock";
+  }  // held while writing config/
   std::string processes_file() const { return run_dir() + "/processes.yaml"; }
-  // A file named by a pod's uid asks for its deletion; its content is the grace period in seconds, or
-  // nothing for the pod's own. For pods that no manifest of a user stands for.
+  // A file named by a pod's uid asks for its deletion; its content is the grace period in seconds,
+  // or nothing for the pod's own. For pods that no manifest of a user stands for.
   std::string deletions_dir() const { return run_dir() + "/deletions"; }
-  std::string settings_file() const { return run_dir() + "/settings.yaml"; }  // how it was brought up
+  std::string settings_file() const {
+    return run_dir() + "/settings.yaml";
+  }  // how it was brought up
 
   // Per node.
-  std::string node_dir(std::string_view node) const { return run_dir() + "/nodes/" + std::string(node); }
+  std::string node_dir(std::string_view node) const {
+    return run_dir() + "/nodes/" + std::string(node);
+  }
   std::string node_pods_dir(std::string_view node) const { return node_dir(node) + "/pods"; }
   std::string node_log_dir(std::string_view node) const { return node_dir(node) + "/logs"; }
   std::string agent_run_dir(std::string_view node) const { return node_dir(node) + "/agent"; }
-  std::string agent_socket(std::string_view node) const { return agent_run_dir(node) + "/agent.sock"; }
-  std::string node_bpf_dir(std::string_view node) const { return bpf_dir() + "/" + std::string(node); }
+  std::string agent_socket(std::string_view node) const {
+    return agent_run_dir(node) + "/agent.sock";
+  }
+  std::string node_bpf_dir(std::string_view node) const {
+    return bpf_dir() + "/" + std::string(node);
+  }
 
   // Relative to the cgroup2 mount.
   std::string cgroup() const { return "meltemi/" + name_; }
   std::string control_cgroup() const { return cgroup() + "/control"; }
-  std::string node_cgroup(std::string_view node) const { return cgroup() + "/" + std::string(node); }
+  std::string node_cgroup(std::string_view node) const {
+    return cgroup() + "/" + std::string(node);
+  }
   std::string system_cgroup(std::string_view node) const { return node_cgroup(node) + "/system"; }
   std::string pod_cgroup(std::string_view node, std::string_view uid) const {
     return node_cgroup(node) + "/pods/" + std::string(uid);
@@ -90,16 +104,16 @@ struct AddressPair {
   IpAddress v4;
   IpAddress v6;
 };
-AddressPair fabric_address();             // the bridge: meltemid, cluster DNS, default gateway of nodes
+AddressPair fabric_address();  // the bridge: meltemid, cluster DNS, default gateway of nodes
 AddressPair node_address(int index);
 AddressPair pod_address(int index, int host);  // host 2..254
 Cidr pod_cidr_v4(int index);
 Cidr pod_cidr_v6(int index);
 Cidr fabric_cidr_v4();
 Cidr fabric_cidr_v6();
-Cidr service_cidr_v4();  // 10.96.0.0/16
-Cidr service_cidr_v6();  // a /112
-AddressPair dns_address();                // in the service range, served in the fabric
+Cidr service_cidr_v4();                      // 10.96.0.0/16
+Cidr service_cidr_v6();                      // a /112
+AddressPair dns_address();                   // in the service range, served in the fabric
 AddressPair service_address(uint16_t host);  // host 0..65535 within both service ranges
 // Next hop of a pod: the host side of its veth, the same for every pod.
 AddressPair pod_gateway();

@@ -40,7 +40,8 @@ std::optional<std::string> next_line(int fd, std::string* buffer, MonoTime deadl
     }
     const auto left = std::chrono::ceil<std::chrono::milliseconds>(deadline - MonoClock::now());
     pollfd p{fd, POLLIN, 0};
-    if (left.count() <= 0 || ::poll(&p, 1, static_cast<int>(left.count())) <= 0) return std::nullopt;
+    if (left.count() <= 0 || ::poll(&p, 1, static_cast<int>(left.count())) <= 0)
+      return std::nullopt;
     char chunk[512];
     const ssize_t n = ::read(fd, chunk, sizeof chunk);
     if (n <= 0) return std::nullopt;
@@ -49,7 +50,8 @@ std::optional<std::string> next_line(int fd, std::string* buffer, MonoTime deadl
 }
 
 // The supervisor lives in the sandbox's cgroup: whatever becomes of it, `down` finds it there.
-Result<sys::Process> start_supervisor(const UpOptions& options, const Layout& layout, int ready_fd) {
+Result<sys::Process> start_supervisor(const UpOptions& options, const Layout& layout,
+                                      int ready_fd) {
   MELTEMI_TRY(sys::make_directories(layout.log_dir(), 0755));
   const std::string log = layout.log_dir() + "/supervisor.log";
   const UniqueFd output(::open(log.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644));
@@ -58,8 +60,13 @@ Result<sys::Process> start_supervisor(const UpOptions& options, const Layout& la
   sys::SpawnOptions spawn;
   std::error_code error;
   const std::string self = std::filesystem::read_symlink("/proc/self/exe", error);
-  spawn.argv = {self, "internal", "supervisor", options.sandbox,
-                std::to_string(options.nodes), options.bin_dir, std::to_string(ready_fd)};
+  spawn.argv = {self,
+                "internal",
+                "supervisor",
+                options.sandbox,
+                std::to_string(options.nodes),
+                options.bin_dir,
+                std::to_string(ready_fd)};
   spawn.cgroup = &cgroup;
   spawn.directory = "/";
   spawn.stdout_fd = spawn.stderr_fd = output.get();
@@ -113,14 +120,16 @@ Status require_running(const Layout& layout) {
                           layout.name(), name));
 }
 
-Status sandbox_up(const UpOptions& options, const std::function<void(const std::string&)>& progress) {
+Status sandbox_up(const UpOptions& options,
+                  const std::function<void(const std::string&)>& progress) {
   MELTEMI_TRY(check_sandbox_name(options.sandbox));
   const Layout layout(options.sandbox);
   if (is_running(layout))
-    return fail(Reason::kBadConfig, Fault::kConfig,
-                fmt::format("sandbox \"{}\" is running already. Take it down first (meltemi sandbox "
-                            "down), or give another --name",
-                            options.sandbox));
+    return fail(
+        Reason::kBadConfig, Fault::kConfig,
+        fmt::format("sandbox \"{}\" is running already. Take it down first (meltemi sandbox "
+                    "down), or give another --name",
+                    options.sandbox));
   if (const auto remains = MELTEMI_TRY(find_remains(layout)); !remains.empty()) {
     progress(fmt::format("clearing what a crashed sandbox left ({} things)", remains.size()));
     MELTEMI_TRY(remove_everything(layout));
@@ -137,6 +146,8 @@ Status sandbox_up(const UpOptions& options, const std::function<void(const std::
   return fail(std::move(error));
 }
 
-Status sandbox_down(const Layout& layout) { return remove_everything(layout); }
+Status sandbox_down(const Layout& layout) {
+  return remove_everything(layout);
+}
 
 }  // namespace meltemi::sandbox

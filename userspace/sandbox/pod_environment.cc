@@ -64,11 +64,13 @@ Result<std::string> load_key(const PodContext& c, Kind kind, const kube::KeySele
                  "Add the key, or set optional: true");
 }
 
-Result<std::string> value_from(const PodContext& c, const kube::EnvVarSource& source, bool* absent) {
+Result<std::string> value_from(const PodContext& c, const kube::EnvVarSource& source,
+                               bool* absent) {
   if (source.has_field_ref()) return downward_field(c, source.field_ref().field_path());
   if (source.has_config_map_key_ref())
     return load_key(c, Kind::kConfigMap, source.config_map_key_ref(), absent);
-  if (source.has_secret_key_ref()) return load_key(c, Kind::kSecret, source.secret_key_ref(), absent);
+  if (source.has_secret_key_ref())
+    return load_key(c, Kind::kSecret, source.secret_key_ref(), absent);
   return std::string();
 }
 
@@ -168,8 +170,10 @@ Status write_files(const std::string& directory, const Files& files) {
   for (const auto& [name, content] : files) {
     const std::filesystem::path relative(name);
     if (relative.is_absolute() || name.find("..") != std::string::npos)
-      return fail(Reason::kBadConfig, Fault::kConfig,
-                  fmt::format("volume path \"{}\" leaves its volume. Use a relative path without ..", name));
+      return fail(
+          Reason::kBadConfig, Fault::kConfig,
+          fmt::format("volume path \"{}\" leaves its volume. Use a relative path without ..",
+                      name));
     const std::string path = directory + "/" + name;
     MELTEMI_TRY(sys::make_directories(std::filesystem::path(path).parent_path(), 0755));
     MELTEMI_TRY(sys::write_file_atomically(path, content, 0644));
@@ -189,7 +193,8 @@ bool wants_token(const PodContext& c) {
 
 Status write_token_volume(const PodContext& c) {
   Files files;
-  files["token"] = MELTEMI_TRY(c.tokens->sign(subject_of(*c.pod), "https://kubernetes.default.svc"));
+  files["token"] =
+      MELTEMI_TRY(c.tokens->sign(subject_of(*c.pod), "https://kubernetes.default.svc"));
   files["namespace"] = c.pod->ns();
   if (const auto root = sys::read_file(c.layout->root_cert())) files["ca.crt"] = *root;
   return write_files(fmt::format("{}/{}", c.volume_dir, kTokenVolume), files);
@@ -209,9 +214,11 @@ Result<std::string> downward_field(const PodContext& c, const std::string& path)
   if (path == "spec.serviceAccountName") return spec.service_account_name();
   if (path == "status.podIP") return c.pod_ips.empty() ? std::string() : c.pod_ips[0].to_string();
   if (path == "status.podIPs") return join_ips(c.pod_ips);
-  if (path == "status.hostIP") return c.host_ips.empty() ? std::string() : c.host_ips[0].to_string();
+  if (path == "status.hostIP")
+    return c.host_ips.empty() ? std::string() : c.host_ips[0].to_string();
   if (path == "status.hostIPs") return join_ips(c.host_ips);
-  if (const auto key = subscript(path, "metadata.labels"); !key.empty()) return std::string(pod.label(key));
+  if (const auto key = subscript(path, "metadata.labels"); !key.empty())
+    return std::string(pod.label(key));
   if (const auto key = subscript(path, "metadata.annotations"); !key.empty())
     return std::string(pod.annotation(key));
   return fail(Reason::kBadConfig, Fault::kConfig,
@@ -255,8 +262,8 @@ Result<std::vector<std::string>> container_environment(const PodContext& c,
   for (const kube::EnvFromSource& source : container.env_from()) {
     const bool secret = source.has_secret_ref();
     const auto& ref = secret ? source.secret_ref() : source.config_map_ref();
-    const Files files =
-        MELTEMI_TRY(load_data(c, secret ? Kind::kSecret : Kind::kConfigMap, ref.name(), ref.optional()));
+    const Files files = MELTEMI_TRY(
+        load_data(c, secret ? Kind::kSecret : Kind::kConfigMap, ref.name(), ref.optional()));
     for (const auto& [key, value] : files) values[source.prefix() + key] = value;
   }
   for (const kube::EnvVar& variable : container.env()) {
@@ -295,7 +302,8 @@ Result<std::vector<ContainerRoot::Mount>> container_mounts(const PodContext& c,
     out.push_back({std::move(source), mount.mount_path(), mount.read_only()});
   }
   if (!token_mounted && wants_token(c))
-    out.push_back({fmt::format("{}/{}", c.volume_dir, kTokenVolume), std::string(kServiceAccountPath), true});
+    out.push_back(
+        {fmt::format("{}/{}", c.volume_dir, kTokenVolume), std::string(kServiceAccountPath), true});
   return out;
 }
 

@@ -87,8 +87,17 @@ NodeContext::NodeContext(Layout l, int i, std::string bin, TokenIssuer t)
       node(node_name(i)),
       bin_dir(std::move(bin)),
       tokens(std::move(t)),
-      cni(bin_dir + "/meltemi-cni", layout.agent_socket(node), layout.node_log_dir(node) + "/cni.log"),
+      cni(bin_dir + "/meltemi-cni", layout.agent_socket(node),
+          layout.node_log_dir(node) + "/cni.log"),
       objects_(layout.config_dir(), View::kWanted) {}
+
+void clear_cgroup(const std::string& path) {
+  const auto cgroup = sys::Cgroup::open(path);
+  if (!cgroup) return;
+  (void)cgroup->kill_all();
+  // What was killed leaves its cgroup a moment later.
+  for (int i = 0; i < 250 && !cgroup->remove(); ++i) std::this_thread::sleep_for(milliseconds(20));
+}
 
 int NodeContext::take_host() {
   const std::lock_guard lock(mutex_);
@@ -165,7 +174,8 @@ class PodWorker::Life {
     c->spec = specs_.back().get();
     c->init = init;
     const auto probe = [](bool has, const kube::Probe& p) { return has ? &p : nullptr; };
-    c->readiness = ProbeState(probe(c->spec->has_readiness_probe(), c->spec->readiness_probe()), false);
+    c->readiness =
+        ProbeState(probe(c->spec->has_readiness_probe(), c->spec->readiness_probe()), false);
     c->liveness = ProbeState(probe(c->spec->has_liveness_probe(), c->spec->liveness_probe()), true);
     c->startup = ProbeState(probe(c->spec->has_startup_probe(), c->spec->startup_probe()), false);
     set_waiting(c.get(), init ? "PodInitializing" : "ContainerCreating");
@@ -190,7 +200,8 @@ class PodWorker::Life {
     for (const auto& c : containers_)
       if (c->running) polled.push_back({c->process.pidfd(), POLLIN, 0});
     const auto left = std::chrono::ceil<milliseconds>(deadline - MonoClock::now());
-    ::poll(polled.data(), polled.size(), static_cast<int>(std::clamp<int64_t>(left.count(), 0, 60'000)));
+    ::poll(polled.data(), polled.size(),
+           static_cast<int>(std::clamp<int64_t>(left.count(), 0, 60'000)));
     uint64_t drained;
     while (::read(wake_.get(), &drained, sizeof drained) > 0) {
     }
@@ -215,20 +226,23 @@ class PodWorker::Life {
   }
 
   Status try_set_up() {
-    MELTEMI_TRY(sys::make_directories(fmt::format("{}/{}", node_.layout.node_log_dir(node_.node), uid()), 0755));
+    MELTEMI_TRY(sys::make_directories(
+        fmt::format("{}/{}", node_.layout.node_log_dir(node_.node), uid()), 0755));
     if (host_network()) {
       network_.addresses = node_address(node_.index);
       have_ips_ = true;
     } else {
       host_ = node_.take_host();
       if (host_ == 0)
-        return fail(Reason::kLimitExceeded, Fault::kConfig,
-                    fmt::format("{} has no free pod address left. Delete pods, or bring up more nodes", node_.node));
+        return fail(
+            Reason::kLimitExceeded, Fault::kConfig,
+            fmt::format("{} has no free pod address left. Delete pods, or bring up more nodes",
+                        node_.node));
       network_ = MELTEMI_TRY(create_pod_network(node_.layout, node_.index, uid(), host_));
       have_ips_ = true;
     }
-    // The address is told before the plugin is asked: the control plane decides by it, and the plugin
-    // waits for that decision.
+    // The address is told before the plugin is asked: the control plane decides by it, and the
+    // plugin waits for that decision.
     report();
     if (!host_network()) MELTEMI_TRY(node_.cni.add(cni_pod(), kCniDeadline));
     const PodContext context = this->context();
@@ -256,7 +270,8 @@ class PodWorker::Life {
     host_ = 0;
   }
 
-  // --- containers ---------------------------------------------------------------------------------
+  // --- containers
+  // ---------------------------------------------------------------------------------
 
   PodContext context() const {
     PodContext c;
@@ -289,7 +304,8 @@ class PodWorker::Life {
     for (const std::string& word : c.spec->args()) spawn.argv.push_back(expand(word, values));
     if (spawn.argv.empty())
       return fail(Reason::kBadConfig, Fault::kConfig,
-                  fmt::format("container {} has no command. Add one: images are not pulled", c.spec->name()));
+                  fmt::format("container {} has no command. Add one: images are not pulled",
+                              c.spec->name()));
     root.directory = fmt::format("{}/{}/{}", node_.layout.pods_dir(), uid(), c.spec->name());
     root.hostname = spec().hostname().empty() ? pod_.name() : spec().hostname();
     root.resolv_conf = resolv_conf(pod_.ns());
@@ -300,7 +316,8 @@ class PodWorker::Life {
   }
 
   Status launch(Container& c, sys::SpawnOptions* spawn, ContainerRoot::Options root) {
-    const std::string log = container_log(node_.layout, node_.node, uid(), c.spec->name(), c.restarts);
+    const std::string log =
+        container_log(node_.layout, node_.node, uid(), c.spec->name(), c.restarts);
     const UniqueFd output(::open(log.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644));
     if (!output.valid()) return fail_errno(errno, "open " + log);
     const sys::Netns netns = MELTEMI_TRY(sys::Netns::open(netns_path()));
@@ -348,7 +365,7 @@ class PodWorker::Life {
     if (!status) return false;
     c.running = false;
     c.stdin_holder.reset();
-    if (const auto cgroup = sys::Cgroup::open(cgroup_of(c))) (void)cgroup->kill_all();
+    clear_cgroup(cgroup_of(c));
     set_terminated(&c, *status);
     return true;
   }
@@ -428,7 +445,8 @@ class PodWorker::Life {
   }
 
   bool all_ended() const {
-    return std::all_of(containers_.begin(), containers_.end(), [](const auto& c) { return c->ended; });
+    return std::all_of(containers_.begin(), containers_.end(),
+                       [](const auto& c) { return c->ended; });
   }
 
   MonoTime next_event() const {
@@ -455,8 +473,8 @@ class PodWorker::Life {
     if (!written) scope.warn("{}: {}", who(), written.error().to_string());
   }
 
-  // The pod has come to its end by itself: its address is free again, its status and logs stay until it
-  // is deleted.
+  // The pod has come to its end by itself: its address is free again, its status and logs stay
+  // until it is deleted.
   void finish() {
     for (const auto& c : containers_) {
       if (c->init && !c->ended) continue;
@@ -468,7 +486,8 @@ class PodWorker::Life {
     while (!take_update()) wait(MonoTime::max());
   }
 
-  // --- probes -------------------------------------------------------------------------------------
+  // --- probes
+  // -------------------------------------------------------------------------------------
 
   void probe(Container& c) {
     if (c.startup.exists() && !c.startup.result()) {
@@ -524,10 +543,15 @@ class PodWorker::Life {
   }
 
   // Kubelet does not verify the certificate either.
-  static Status https_probe(const SocketAddress& to, const kube::HttpGetAction& action, Duration timeout) {
+  static Status https_probe(const SocketAddress& to, const kube::HttpGetAction& action,
+                            Duration timeout) {
     const UniqueFd null(::open("/dev/null", O_WRONLY | O_CLOEXEC));
     sys::SpawnOptions spawn;
-    spawn.argv = {"curl", "-ksf", "-o", "/dev/null", "--max-time",
+    spawn.argv = {"curl",
+                  "-ksf",
+                  "-o",
+                  "/dev/null",
+                  "--max-time",
                   fmt::format("{}", timeout / std::chrono::seconds(1)),
                   fmt::format("https://{}{}", to.to_string(), action.path())};
     spawn.stdout_fd = spawn.stderr_fd = null.get();
@@ -536,16 +560,19 @@ class PodWorker::Life {
   }
 
   void restart_container(Container& c, std::string_view which) {
-    scope.warn("{}: container {} failed its {} probe and is restarted", who(), c.spec->name(), which);
+    scope.warn("{}: container {} failed its {} probe and is restarted", who(), c.spec->name(),
+               which);
     stop_container(c, MonoClock::now() + grace());
     if (reap(c)) after_end(c);
   }
 
-  // --- the end --------------------------------------------------------------------------------------
+  // --- the end
+  // --------------------------------------------------------------------------------------
 
   Duration grace() const {
     const auto& meta = pod_.meta();
-    if (is_terminating(pod_)) return std::chrono::seconds(std::max<int64_t>(0, meta.deletion_grace_period_seconds()));
+    if (is_terminating(pod_))
+      return std::chrono::seconds(std::max<int64_t>(0, meta.deletion_grace_period_seconds()));
     return std::chrono::seconds(spec().termination_grace_period_seconds());
   }
 
@@ -558,7 +585,8 @@ class PodWorker::Life {
       const int n = ::poll(&p, 1, static_cast<int>(std::clamp<int64_t>(left.count(), 0, 1000)));
       if (n > 0) return;
       if (left <= milliseconds(0)) break;
-      if (take_update() && MonoClock::now() + grace() < deadline) deadline = MonoClock::now() + grace();
+      if (take_update() && MonoClock::now() + grace() < deadline)
+        deadline = MonoClock::now() + grace();
     }
     (void)c.process.signal(SIGKILL);
     ::poll(&p, 1, 5000);
@@ -572,23 +600,23 @@ class PodWorker::Life {
     const MonoTime deadline = MonoClock::now() + grace();
     for (const auto& c : containers_) stop_container(*c, deadline);
     for (const auto& c : containers_) reap(*c);
-    if (const auto cgroup = sys::Cgroup::open(node_.layout.pod_cgroup(node_.node, uid()))) {
-      (void)cgroup->kill_all();
-      for (int i = 0; i < 100 && !cgroup->remove(); ++i) std::this_thread::sleep_for(milliseconds(20));
-    }
+    clear_cgroup(node_.layout.pod_cgroup(node_.node, uid()));
     tear_down_network();
   }
 
   void remove_files() {
     std::error_code error;
     std::filesystem::remove_all(fmt::format("{}/{}", node_.layout.pods_dir(), uid()), error);
-    std::filesystem::remove_all(fmt::format("{}/{}", node_.layout.node_log_dir(node_.node), uid()), error);
+    std::filesystem::remove_all(fmt::format("{}/{}", node_.layout.node_log_dir(node_.node), uid()),
+                                error);
     std::filesystem::remove(pod_state_file(node_.layout, pod_.ns(), pod_.name()), error);
     // Last: its absence is what tells the supervisor that the pod is gone.
-    std::filesystem::remove(fmt::format("{}/{}.yaml", node_.layout.node_pods_dir(node_.node), uid()), error);
+    std::filesystem::remove(
+        fmt::format("{}/{}.yaml", node_.layout.node_pods_dir(node_.node), uid()), error);
   }
 
-  // --- status ---------------------------------------------------------------------------------------
+  // --- status
+  // ---------------------------------------------------------------------------------------
 
   bool pod_ready() const {
     return !finished_ && std::all_of(containers_.begin(), containers_.end(),
@@ -644,8 +672,10 @@ class PodWorker::Life {
     const bool ready = pod_ready();
     add_condition(&out, "PodScheduled", true, "");
     add_condition(&out, "Initialized", phase() != "Pending", "ContainersNotInitialized");
-    add_condition(&out, "ContainersReady", ready, finished_ ? "PodCompleted" : "ContainersNotReady");
-    add_condition(&out, "Ready", ready && !is_terminating(pod_), finished_ ? "PodCompleted" : "ContainersNotReady");
+    add_condition(&out, "ContainersReady", ready,
+                  finished_ ? "PodCompleted" : "ContainersNotReady");
+    add_condition(&out, "Ready", ready && !is_terminating(pod_),
+                  finished_ ? "PodCompleted" : "ContainersNotReady");
     for (const auto& c : containers_)
       fill(*c, c->init ? out.add_init_container_statuses() : out.add_container_statuses());
     return out;
@@ -658,8 +688,8 @@ class PodWorker::Life {
     copy.edit<kube::Pod>([&](kube::Pod& body) { *body.mutable_status() = status; });
     std::string text = config::objects_to_yaml({copy});
     if (text == reported_) return;
-    const Status written =
-        sys::write_file_atomically(pod_state_file(node_.layout, pod_.ns(), pod_.name()), text, 0644);
+    const Status written = sys::write_file_atomically(
+        pod_state_file(node_.layout, pod_.ns(), pod_.name()), text, 0644);
     if (!written) {
       scope.error("{}: {}", who(), written.error().to_string());
       return;
@@ -690,8 +720,12 @@ PodWorker::PodWorker(NodeContext* node, config::Object pod)
         gone_ = true;
       }) {}
 
-PodWorker::~PodWorker() { thread_.join(); }
+PodWorker::~PodWorker() {
+  thread_.join();
+}
 
-void PodWorker::update(config::Object pod) { life_->update(std::move(pod)); }
+void PodWorker::update(config::Object pod) {
+  life_->update(std::move(pod));
+}
 
 }  // namespace meltemi::sandbox

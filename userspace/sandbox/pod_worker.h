@@ -1,6 +1,6 @@
-// One pod on its node: network, CNI, containers, probes, restarts, termination, and the status file that
-// everybody else reads. One thread a pod: its life is a straight line, and a pod that hangs hangs alone.
-// Must never report a pod ready that does not run, nor leave its network behind.
+// One pod on its node: network, CNI, containers, probes, restarts, termination, and the status file
+// that everybody else reads. One thread a pod: its life is a straight line, and a pod that hangs
+// hangs alone. Must never report a pod ready that does not run, nor leave its network behind.
 #pragma once
 
 #include <atomic>
@@ -66,6 +66,11 @@ class PodWorker {
   std::atomic<bool> gone_ = false;
   std::thread thread_;
 };
+
+// Kills what is in a cgroup and removes it with all below. It must go: once a cgroup has been
+// killed, Linux (seen on 6.18) kills every process that clone3 puts into it, because the kill
+// sequence that it compares is the parent's cgroup's.
+void clear_cgroup(const std::string& path);
 
 // Where a container's output goes: one file for each start.
 std::string container_log(const Layout& layout, std::string_view node, std::string_view uid,

@@ -38,7 +38,8 @@ Status wait_for(int fd, short events, MonoTime deadline, std::string_view what) 
 }
 
 Result<UniqueFd> connect_to(const SocketAddress& to, MonoTime deadline) {
-  UniqueFd fd(::socket(to.ip.is_v4() ? AF_INET : AF_INET6, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+  UniqueFd fd(
+      ::socket(to.ip.is_v4() ? AF_INET : AF_INET6, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
   if (!fd.valid()) return fail_errno(errno, "socket");
   sockaddr_storage address;
   const socklen_t length = to.to_sockaddr(address);
@@ -65,7 +66,8 @@ std::string request_text(const SocketAddress& to, const kube::HttpGetAction& act
     else
       headers += fmt::format("{}: {}\r\n", header.name(), header.value());
   }
-  return fmt::format("GET {} HTTP/1.1\r\nHost: {}\r\n{}Connection: close\r\n\r\n", path, host, headers);
+  return fmt::format("GET {} HTTP/1.1\r\nHost: {}\r\n{}Connection: close\r\n\r\n", path, host,
+                     headers);
 }
 
 // The status code of "HTTP/1.x NNN ..."; 0 if it is none.
@@ -132,12 +134,12 @@ int ProbeState::failure_threshold() const {
 }
 
 bool ProbeState::take(bool success, MonoTime now) {
-  const int period = probe_->period_seconds() > 0 ? probe_->period_seconds() : kDefaultPeriodSeconds;
+  const int period =
+      probe_->period_seconds() > 0 ? probe_->period_seconds() : kDefaultPeriodSeconds;
   next_ = now + std::chrono::seconds(period);
   streak_ = success == last_ ? streak_ + 1 : 1;
   last_ = success;
-  const int needed = success ? std::max(1, probe_->success_threshold())
-                             : failure_threshold();
+  const int needed = success ? std::max(1, probe_->success_threshold()) : failure_threshold();
   if (streak_ < needed || result_ == success) return false;
   result_ = success;
   return true;

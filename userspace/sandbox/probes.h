@@ -1,6 +1,7 @@
-// Kubelet's probes: HTTP, TCP and exec, from the node's namespace (or the machine would not be asking
-// as kubelet does), with limits. Blocks the calling thread for at most the probe's timeout. Must be
-// called by a process of the node's `system` cgroup: the kernel then gives the probe its address.
+// Kubelet's probes: HTTP, TCP and exec, from the node's namespace (or the machine would not be
+// asking as kubelet does), with limits. Blocks the calling thread for at most the probe's timeout.
+// Must be called by a process of the node's `system` cgroup: the kernel then gives the probe its
+// address.
 #pragma once
 
 #include <string>
@@ -22,8 +23,8 @@ Status tcp_probe(const SocketAddress& to, Duration timeout);
 // Schedule and thresholds of one probe. Time comes in, decisions come out.
 class ProbeState {
  public:
-  // `probe` must outlive this; may be null: always successful. `initially`: the result before the first
-  // answer.
+  // `probe` must outlive this; may be null: always successful. `initially`: the result before the
+  // first answer.
   ProbeState(const meltemi::kube::v1::Probe* probe, bool initially);
 
   bool exists() const { return probe_ != nullptr; }
@@ -33,8 +34,8 @@ class ProbeState {
   // Takes one answer; true if result() changed.
   bool take(bool success, MonoTime now);
   bool result() const { return result_; }
-  // The last answers were failures, as many as the threshold. A startup probe's end, whose result was
-  // false all along.
+  // The last answers were failures, as many as the threshold. A startup probe's end, whose result
+  // was false all along.
   bool failures_exceeded() const { return !last_ && streak_ >= failure_threshold(); }
   const meltemi::kube::v1::Probe& probe() const { return *probe_; }
 

@@ -111,7 +111,8 @@ std::string dnat_text(const ServiceTarget& t) {
   for (size_t i = 0; i < t.endpoints.size(); ++i)
     map += fmt::format("{}{} : {} . {}", i == 0 ? "" : ", ", i, t.endpoints[i].ip.to_string(),
                        t.endpoints[i].port);
-  return fmt::format("dnat {} to numgen random mod {} map {{ {} }}", family, t.endpoints.size(), map);
+  return fmt::format("dnat {} to numgen random mod {} map {{ {} }}", family, t.endpoints.size(),
+                     map);
 }
 
 void add_targets(const ObjectStore& store, const Object& service, std::vector<ServiceTarget>* out) {
@@ -156,7 +157,9 @@ bool is_finished(const Object& pod) {
   return phase == "Succeeded" || phase == "Failed";
 }
 
-bool is_terminating(const Object& pod) { return !pod.meta().deletion_timestamp().empty(); }
+bool is_terminating(const Object& pod) {
+  return !pod.meta().deletion_timestamp().empty();
+}
 
 bool is_ready(const Object& pod) {
   if (is_finished(pod) || is_terminating(pod)) return false;
@@ -227,7 +230,8 @@ std::string render_nft(const std::vector<ServiceTarget>& targets) {
   std::set<IpAddress> endpoints;
   for (const ServiceTarget& t : targets) {
     if (t.endpoints.empty()) {
-      refuse += fmt::format("    {} {}\n", match_text(t), t.udp ? "reject" : "reject with tcp reset");
+      refuse +=
+          fmt::format("    {} {}\n", match_text(t), t.udp ? "reject" : "reject with tcp reset");
       continue;
     }
     dnat += fmt::format("    {} {}\n", match_text(t), dnat_text(t));
@@ -239,14 +243,16 @@ std::string render_nft(const std::vector<ServiceTarget>& targets) {
     const char* family = ip.is_v4() ? "ip" : "ip6";
     hairpin += fmt::format("    {0} saddr {1} {0} daddr {1} masquerade\n", family, ip.to_string());
   }
-  // "add" before "delete": deleting what is not there would fail, and the whole input is one transaction.
+  // "add" before "delete": deleting what is not there would fail, and the whole input is one
+  // transaction.
   return fmt::format(
       "add table inet meltemi-sandbox\n"
       "delete table inet meltemi-sandbox\n"
       "table inet meltemi-sandbox {{\n"
       "  chain services {{\n{0}  }}\n"
       "  chain refuse {{\n{1}  }}\n"
-      "  chain prerouting {{\n    type nat hook prerouting priority dstnat\n    jump services\n  }}\n"
+      "  chain prerouting {{\n    type nat hook prerouting priority dstnat\n    jump services\n  "
+      "}}\n"
       "  chain output-nat {{\n    type nat hook output priority -100\n    jump services\n  }}\n"
       "  chain postrouting {{\n    type nat hook postrouting priority srcnat\n{2}  }}\n"
       "  chain forward {{\n    type filter hook forward priority filter\n    jump refuse\n  }}\n"

@@ -1,6 +1,6 @@
-// Kubernetes' part in Services: cluster addresses, endpoints, and kube-proxy's translation rules for
-// pods that are not enrolled and for the node itself (enrolled pods never reach them). Pure: objects in,
-// objects and text out; the supervisor writes the files and runs nft.
+// Kubernetes' part in Services: cluster addresses, endpoints, and kube-proxy's translation rules
+// for pods that are not enrolled and for the node itself (enrolled pods never reach them). Pure:
+// objects in, objects and text out; the supervisor writes the files and runs nft.
 #pragma once
 
 #include <string>
@@ -11,10 +11,10 @@
 
 namespace meltemi::sandbox {
 
-// The Services of `wanted` that need an address from the cluster's range and their runtime copies with
-// clusterIP(s) filled in. Addresses that `runtime` holds are kept; a new one starts at a hash of the
-// name, so that a Service that comes back most likely gets the address it had. A Service for which no
-// address is left stays out.
+// The Services of `wanted` that need an address from the cluster's range and their runtime copies
+// with clusterIP(s) filled in. Addresses that `runtime` holds are kept; a new one starts at a hash
+// of the name, so that a Service that comes back most likely gets the address it had. A Service for
+// which no address is left stays out.
 std::vector<config::Object> assign_cluster_ips(const config::ObjectStore& wanted,
                                                const config::ObjectStore& runtime);
 
@@ -25,12 +25,12 @@ bool is_terminating(const config::Object& pod);
 std::vector<IpAddress> pod_ips(const config::Object& pod);
 // All addresses of a Service; empty if headless or not assigned yet.
 std::vector<IpAddress> cluster_ips(const config::Object& service);
-// The port number that `target` (a number, a container port's name, or absent: `port`) means in `pod`;
-// 0 if the pod has no port of that name.
+// The port number that `target` (a number, a container port's name, or absent: `port`) means in
+// `pod`; 0 if the pod has no port of that name.
 uint16_t resolve_target_port(const config::kube::ServicePort& port, const config::Object& pod);
 
 struct ServiceTarget {
-  IpAddress address;        // the Service's
+  IpAddress address;  // the Service's
   bool udp = false;
   uint16_t port = 0;
   std::vector<SocketAddress> endpoints;  // of the same family, ready ones only; empty: refuse

@@ -55,19 +55,25 @@ uint64_t random_u64() {
   return value;
 }
 
-std::string random_suffix() { return encode_hash(random_u64(), 5); }
+std::string random_suffix() {
+  return encode_hash(random_u64(), 5);
+}
 
 std::string random_uid() {  // RFC 9562 version 4
   const uint64_t a = random_u64(), b = random_u64();
   return fmt::format("{:08x}-{:04x}-4{:03x}-{:04x}-{:012x}", static_cast<uint32_t>(a >> 32),
-                     (a >> 16) & 0xffff, a & 0xfff, 0x8000 | ((b >> 48) & 0x3fff), b & 0xffffffffffff);
+                     (a >> 16) & 0xffff, a & 0xfff, 0x8000 | ((b >> 48) & 0x3fff),
+                     b & 0xffffffffffff);
 }
 
-std::string now_text() { return format_rfc3339(std::chrono::system_clock::now()).substr(0, 19) + "Z"; }
+std::string now_text() {
+  return format_rfc3339(std::chrono::system_clock::now()).substr(0, 19) + "Z";
+}
 
 std::string service_state_file(const Layout& layout, const Object& service) {
   // No namespace starts with a capital letter, so no pod's file has this name.
-  return fmt::format("{}/Service.{}.{}.yaml", layout.node_state_dir(), service.ns(), service.name());
+  return fmt::format("{}/Service.{}.{}.yaml", layout.node_state_dir(), service.ns(),
+                     service.name());
 }
 
 class Supervisor {
@@ -136,8 +142,8 @@ class Supervisor {
 
   Status make_files() {
     for (const std::string& directory :
-         {layout_.config_dir(), layout_.node_state_dir(), layout_.control_state_dir(), layout_.log_dir(),
-          layout_.ca_dir(), layout_.pods_dir(), layout_.deletions_dir()})
+         {layout_.config_dir(), layout_.node_state_dir(), layout_.control_state_dir(),
+          layout_.log_dir(), layout_.ca_dir(), layout_.pods_dir(), layout_.deletions_dir()})
       MELTEMI_TRY(sys::make_directories(directory, 0755));
     MELTEMI_TRY(sys::mount_bpffs(layout_.bpf_dir()));
     if (::mount("meltemi", layout_.pods_dir().c_str(), "tmpfs", 0, "mode=0755") < 0)
@@ -161,8 +167,9 @@ class Supervisor {
     ns.mutable_meta().set_uid(random_uid());
     ns.mutable_meta().set_creation_timestamp(now_text());
     (*ns.mutable_meta().mutable_labels())["kubernetes.io/metadata.name"] = std::string(name);
-    return sys::write_file_atomically(fmt::format("{}/namespaces.{}.yaml", layout_.config_dir(), name),
-                                      config::objects_to_yaml({ns}), 0644);
+    return sys::write_file_atomically(
+        fmt::format("{}/namespaces.{}.yaml", layout_.config_dir(), name),
+        config::objects_to_yaml({ns}), 0644);
   }
 
   Status write_settings() {
@@ -191,7 +198,9 @@ class Supervisor {
   }
 
   static std::map<std::string, std::string> node_labels(const std::string& name) {
-    return {{"kubernetes.io/hostname", name}, {"kubernetes.io/os", "linux"}, {"kubernetes.io/arch", "amd64"}};
+    return {{"kubernetes.io/hostname", name},
+            {"kubernetes.io/os", "linux"},
+            {"kubernetes.io/arch", "amd64"}};
   }
 
   Status watch_directories() {
@@ -203,7 +212,8 @@ class Supervisor {
     return {};
   }
 
-  // --- the mesh's processes ------------------------------------------------------------------------
+  // --- the mesh's processes
+  // ------------------------------------------------------------------------
 
   Status start(ComponentSpec spec) {
     Component component(std::move(spec));
@@ -223,8 +233,8 @@ class Supervisor {
       for (const Component& c : components_)
         if (c.restarts() > 3)
           return fail(Reason::kSystem, Fault::kInternal,
-                      fmt::format("{} {} does not stay up ({}). See {}", c.spec().name, c.spec().node,
-                                  c.last_end(), c.spec().log));
+                      fmt::format("{} {} does not stay up ({}). See {}", c.spec().name,
+                                  c.spec().node, c.last_end(), c.spec().log));
       if (MonoClock::now() > deadline)
         return fail(Reason::kRequestTimeout, Fault::kInternal,
                     fmt::format("{} is not there after {} s ({}). See the logs in {}", what,
@@ -241,7 +251,8 @@ class Supervisor {
     });
   }
 
-  Status wait_ready(const std::string& netns_name, const IpAddress& ip, uint16_t port, const char* path) {
+  Status wait_ready(const std::string& netns_name, const IpAddress& ip, uint16_t port,
+                    const char* path) {
     const sys::Netns netns = MELTEMI_TRY(sys::Netns::open(sys::Netns::named_path(netns_name)));
     kube::HttpGetAction get;
     get.set_path(path);
@@ -290,7 +301,8 @@ class Supervisor {
     if (!written) scope.error("{}", written.error().to_string());
   }
 
-  // --- Kubernetes' controllers -----------------------------------------------------------------------
+  // --- Kubernetes' controllers
+  // -----------------------------------------------------------------------
 
   void reconcile() {
     wanted_.refresh();
@@ -357,7 +369,8 @@ class Supervisor {
     const auto& spec = live.desired.as<kube::Pod>().spec();
     if (spec.node_name().empty() || !is_node(spec.node_name())) {
       std::error_code error;
-      std::filesystem::remove(pod_state_file(layout_, live.desired.ns(), live.desired.name()), error);
+      std::filesystem::remove(pod_state_file(layout_, live.desired.ns(), live.desired.name()),
+                              error);
       live_.erase(uid);
       return;
     }
@@ -389,7 +402,8 @@ class Supervisor {
   }
 
   bool is_node(const std::string& name) const {
-    return std::any_of(nodes_.begin(), nodes_.end(), [&](const NodeInfo& n) { return n.name == name; });
+    return std::any_of(nodes_.begin(), nodes_.end(),
+                       [&](const NodeInfo& n) { return n.name == name; });
   }
 
   void hand_over(const Object& pod) {
@@ -413,7 +427,8 @@ class Supervisor {
     if (!written) scope.error("{}", written.error().to_string());
   }
 
-  // --- Services ----------------------------------------------------------------------------------------
+  // --- Services
+  // ----------------------------------------------------------------------------------------
 
   void assign_services() {
     std::set<std::string> kept;

@@ -1,5 +1,5 @@
-// The service account tokens of a sandbox: what Kubernetes' TokenRequest API would hand out. The signing
-// key lies in the sandbox's run directory, readable by root only, and goes away with it.
+// The service account tokens of a sandbox: what Kubernetes' TokenRequest API would hand out. The
+// signing key lies in the sandbox's run directory, readable by root only, and goes away with it.
 #pragma once
 
 #include <string>

@@ -30,7 +30,9 @@ constexpr char kUplink[] = "eth0";
 constexpr char kPodInterface[] = "eth0";
 constexpr Duration kKillDeadline = std::chrono::seconds(10);
 
-std::string host_interface(std::string_view uid) { return fmt::format("pod-{}", uid.substr(0, 8)); }
+std::string host_interface(std::string_view uid) {
+  return fmt::format("pod-{}", uid.substr(0, 8));
+}
 
 Status add_address(Netlink& netlink, const std::string& link, const IpAddress& ip, uint8_t length) {
   const uint32_t index = MELTEMI_TRY(netlink.index(link));
@@ -74,8 +76,10 @@ Status configure_pod_side(const Netns& pod, const AddressPair& ip) {
   return {};
 }
 
-// The node's side: the next hop's address, and a route to the pod that speaks with the node's address.
-Status configure_node_side(Netlink& node, const std::string& link, const AddressPair& ip, int index) {
+// The node's side: the next hop's address, and a route to the pod that speaks with the node's
+// address.
+Status configure_node_side(Netlink& node, const std::string& link, const AddressPair& ip,
+                           int index) {
   MELTEMI_TRY(add_address(node, link, pod_gateway().v4, 32));
   MELTEMI_TRY(add_address(node, link, pod_gateway().v6, 64));
   MELTEMI_TRY(node.set_up(link));
@@ -104,7 +108,8 @@ std::vector<std::string> entries(const std::string& directory) {
 
 std::vector<std::string> namespaces_of(const Layout& layout) {
   std::vector<std::string> out = entries("/run/netns");
-  std::erase_if(out, [&](const std::string& name) { return !name.starts_with(layout.netns_prefix()); });
+  std::erase_if(out,
+                [&](const std::string& name) { return !name.starts_with(layout.netns_prefix()); });
   return out;
 }
 
@@ -148,7 +153,8 @@ Status remove_cgroup(const Layout& layout) {
     if (MonoClock::now() > deadline) return removed;
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
   }
-  ::rmdir(std::filesystem::path(directory).parent_path().c_str());  // stays if another sandbox is in it
+  ::rmdir(
+      std::filesystem::path(directory).parent_path().c_str());  // stays if another sandbox is in it
   return {};
 }
 
@@ -181,8 +187,7 @@ Status create_fabric(const Layout& layout, int nodes) {
   MELTEMI_TRY(add_unreachable(netlink, service_cidr_v4()));
   MELTEMI_TRY(add_unreachable(netlink, service_cidr_v6()));
   const uint32_t bridge = MELTEMI_TRY(netlink.index(kBridge));
-  for (int node = 1; node <= nodes; ++node)
-    MELTEMI_TRY(add_pod_cidr_routes(netlink, node, bridge));
+  for (int node = 1; node <= nodes; ++node) MELTEMI_TRY(add_pod_cidr_routes(netlink, node, bridge));
   return {};
 }
 
@@ -190,8 +195,8 @@ Status create_node(const Layout& layout, int index, int nodes) {
   const std::string name = node_name(index);
   const Netns node = MELTEMI_TRY(Netns::create_named(layout.node_netns(name)));
   MELTEMI_TRY(tune_namespace(node, true));
-  Netlink fabric =
-      MELTEMI_TRY(Netlink::open_in(MELTEMI_TRY(Netns::open(Netns::named_path(layout.fabric_netns())))));
+  Netlink fabric = MELTEMI_TRY(
+      Netlink::open_in(MELTEMI_TRY(Netns::open(Netns::named_path(layout.fabric_netns())))));
   MELTEMI_TRY(fabric.add_veth(name, kUplink, node));
   MELTEMI_TRY(fabric.set_master(name, kBridge));
   MELTEMI_TRY(fabric.set_up(name));

@@ -15,7 +15,8 @@ Result<Watch> Watch::create() {
 }
 
 Status Watch::add(const std::string& directory) {
-  constexpr uint32_t kEvents = IN_CLOSE_WRITE | IN_MOVED_TO | IN_MOVED_FROM | IN_DELETE | IN_ONLYDIR;
+  constexpr uint32_t kEvents =
+      IN_CLOSE_WRITE | IN_MOVED_TO | IN_MOVED_FROM | IN_DELETE | IN_ONLYDIR;
   if (::inotify_add_watch(fd_.get(), directory.c_str(), kEvents) < 0)
     return fail_errno(errno, "watch " + directory);
   return {};

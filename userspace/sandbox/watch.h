@@ -1,5 +1,5 @@
-// Waits until one of some directories changes (inotify). A hint, not a truth: whoever is woken reads the
-// directories again, and does so now and then without being woken.
+// Waits until one of some directories changes (inotify). A hint, not a truth: whoever is woken
+// reads the directories again, and does so now and then without being woken.
 #pragma once
 
 #include <string>
@@ -22,8 +22,8 @@ class Watch {
   UniqueFd fd_;
 };
 
-// SIGTERM and SIGINT as a readable descriptor; blocks their default action in the calling thread and
-// all that it starts from here on.
+// SIGTERM and SIGINT as a readable descriptor; blocks their default action in the calling thread
+// and all that it starts from here on.
 Result<UniqueFd> termination_fd();
 
 }  // namespace meltemi::sandbox
