@@ -38,6 +38,7 @@ void Socket::resume() {
   if (!paused_ || !fd_) return;
   paused_ = false;
   if (ended_) return;
+  unwatch();
   if (!held_.empty() || end_ <= 0) {
     loop_->at_turn_end(*this);
   } else if (mode_ == Mode::kDirect && !in_ && read_at_turn_end_) {
@@ -54,7 +55,23 @@ void Socket::pause() {
     cancelling_ = true;
     mode_ = Mode::kDirect;
     loop_->cancel(in_);
+  } else if (!in_) {
+    loop_->at_turn_end(*this);
   }
+}
+
+// A paused socket still hears of a reset.
+void Socket::watch() {
+  if (in_ || ended_ || end_ <= 0 || !fd_) return;
+  watching_ = true;
+  in_ = loop_->poll(fd_.get(), 0, poll_in_);
+}
+
+void Socket::unwatch() {
+  if (!watching_) return;
+  watching_ = false;
+  loop_->forget(in_);
+  in_ = {};
 }
 
 bool Socket::deliver(ByteSpan data) {
@@ -67,10 +84,11 @@ bool Socket::deliver(ByteSpan data) {
 }
 
 void Socket::finish(int32_t res) {
-  if (paused_ || !held_.empty()) {
+  if (res == 0 && (paused_ || !held_.empty())) {
     end_ = res;
     return;
   }
+  held_.clear();  // void after a reset
   ended_ = true;
   if (res == 0) {
     handler_->on_socket_eof();
@@ -80,6 +98,7 @@ void Socket::finish(int32_t res) {
 }
 
 void Socket::on_turn_end() {
+  if (paused_) return watch();
   read_at_turn_end_ = false;
   while (!paused_ && !held_.empty()) {
     // Through the scratch buffer, for its headroom and because handlers may write to it.
@@ -90,7 +109,7 @@ void Socket::on_turn_end() {
     held_.drop(piece.iov_len);
     if (!deliver(out)) return;
   }
-  if (paused_) return;
+  if (paused_) return watch();
   if (end_ <= 0) {
     const int32_t res = end_;
     end_ = 1;
@@ -121,25 +140,35 @@ void Socket::on_received(int32_t res, ByteSpan data, bool more) {
         loop_->cancel(in_);
       }
     }
-    if (!in_ && !paused_ && held_.empty()) loop_->at_turn_end(*this);
+    if (!in_) loop_->at_turn_end(*this);
     return;
   }
   if (res == -ECANCELED || res == -ENOBUFS) {
     // Goes on in whatever way is right by now, in the next turn.
-    if (!paused_) loop_->at_turn_end(*this);
-    else read_at_turn_end_ = true;
+    read_at_turn_end_ = paused_;
+    loop_->at_turn_end(*this);
     return;
   }
   finish(res);
 }
 
-void Socket::on_readable() {
+void Socket::on_readable(int32_t events) {
   in_ = {};
-  if (paused_) {
+  const bool watched = std::exchange(watching_, false);
+  if (!paused_) return read_direct();
+  if (!watched) {
     read_at_turn_end_ = true;
+    loop_->at_turn_end(*this);
     return;
   }
-  read_direct();
+  // Not re-armed without an error: a FIN alone would fire again and again.
+  int err = 0;
+  socklen_t length = sizeof err;
+  if (events >= 0 && !(events & POLLERR)) return;
+  if (getsockopt(fd_.get(), SOL_SOCKET, SO_ERROR, &err, &length) < 0 || err == 0) return;
+  held_.clear();
+  ended_ = true;
+  handler_->on_socket_error(err);
 }
 
 void Socket::read_direct() {
@@ -158,6 +187,7 @@ void Socket::read_direct() {
     if (!deliver(buffer.first(static_cast<size_t>(n)))) return;
     if (paused_) {
       read_at_turn_end_ = true;
+      loop_->at_turn_end(*this);
       return;
     }
     if (static_cast<size_t>(n) < want) break;
@@ -210,6 +240,7 @@ void Socket::close(bool reset) {
   if (in_) loop_->forget(in_);
   if (out_) loop_->forget(out_);
   in_ = out_ = {};
+  watching_ = false;
   held_.clear();
   TurnHook::unlink();
   if (reset) set_reset_on_close(fd_.get());

@@ -39,7 +39,8 @@ class Socket final : private RecvCompletion, private TurnHook {
   bool is_open() const { return fd_.valid(); }
   int fd() const { return fd_.get(); }
 
-  // No on_socket_data/eof/error after pause() until resume().
+  // No on_socket_data/eof after pause() until resume(). A reset is told all the same: what was not
+  // read is void then, and a stalled flow must not outlive its peer.
   void resume();
   void pause();
   bool paused() const { return paused_; }
@@ -63,7 +64,7 @@ class Socket final : private RecvCompletion, private TurnHook {
   enum class Mode : uint8_t { kMultishot, kDirect };
   struct PollIn final : Completion {
     explicit PollIn(Socket& s) : socket(s) {}
-    void on_complete(int32_t res, bool more) override { socket.on_readable(); }
+    void on_complete(int32_t res, bool more) override { socket.on_readable(res); }
     Socket& socket;
   };
   struct PollOut final : Completion {
@@ -74,9 +75,11 @@ class Socket final : private RecvCompletion, private TurnHook {
   void on_received(int32_t res, ByteSpan data, bool more) override;
   void on_turn_end() override;  // what resume() could not do on its caller's stack
   bool deliver(ByteSpan data);  // false: the socket was closed inside
-  void on_readable();
+  void on_readable(int32_t events);
   void on_writable();
   void arm();
+  void watch();
+  void unwatch();
   void read_direct();
   void deliver_held();
   void finish(int32_t res);
@@ -96,6 +99,7 @@ class Socket final : private RecvCompletion, private TurnHook {
   bool cancelling_ = false;
   bool ended_ = false;  // eof or error was delivered
   bool read_at_turn_end_ = false;
+  bool watching_ = false;  // in_ only waits for a reset, since we are paused
   uint8_t small_reads_ = 0;
 };
 

@@ -179,6 +179,32 @@ TEST_P(SocketTest, ResetIsAnErrorAndFinIsNot) {
   }
 }
 
+TEST_P(SocketTest, PausedSocketHearsOfAReset) {
+  for (const size_t bytes : {size_t{0}, size_t{300}, size_t{400'000}}) {
+    Pair p = tcp_pair();
+    Sink sink;
+    Socket socket;
+    socket.open(loop(), std::move(p.server), sink);
+    sink.on_bytes = [&] { socket.pause(); };
+    socket.resume();
+    loop().run_once(MonoTime{});
+    if (bytes == 0) {
+      socket.pause();
+    } else {
+      const std::vector<uint8_t> data(bytes, 'x');
+      ASSERT_GT(send(p.client.get(), data.data(), bytes, MSG_DONTWAIT), 0);
+      EXPECT_TRUE(run_until([&] { return socket.paused(); }));
+    }
+    for (int i = 0; i < 5; ++i) loop().run_once(MonoClock::now() + std::chrono::milliseconds(1));
+    EXPECT_EQ(sink.error, 0);
+    set_reset_on_close(p.client.get());
+    p.client.reset();
+    EXPECT_TRUE(run_until([&] { return sink.error != 0; })) << bytes;
+    EXPECT_EQ(sink.error, ECONNRESET);
+    EXPECT_EQ(sink.eofs, 0);
+  }
+}
+
 TEST_P(SocketTest, CloseByResetReachesThePeer) {
   Pair p = tcp_pair();
   Sink sink;
