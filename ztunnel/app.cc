@@ -110,9 +110,15 @@ Status App::start_operators() {
   });
   telemetry::add_metrics_routes(metrics_server_, registry_);
   telemetry::add_readiness_route(readiness_server_, readiness_);
-  MELTEMI_TRY(admin_.start({*SocketAddress::parse(settings_.admin_listen)}));
-  MELTEMI_TRY(metrics_server_.start({*SocketAddress::parse(settings_.metrics_listen)}));
-  return readiness_server_.start({*SocketAddress::parse(settings_.readiness_listen)});
+  const auto serve = [](telemetry::HttpServer& server, std::string_view row, const std::string& at) {
+    Status started = server.start({*SocketAddress::parse(at)});
+    if (started) return started;
+    started.error().detail = fmt::format("--{}: {}", row, started.error().detail);
+    return started;
+  };
+  MELTEMI_TRY(serve(admin_, "admin-listen", settings_.admin_listen));
+  MELTEMI_TRY(serve(metrics_server_, "metrics-listen", settings_.metrics_listen));
+  return serve(readiness_server_, "readiness-listen", settings_.readiness_listen);
 }
 
 // On the thread that applies configuration.

@@ -11,7 +11,7 @@ import time
 
 
 def listen(port):
-    s = socket.create_server(("0.0.0.0", port), backlog=1024)
+    s = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024)
     print("ready", flush=True)
     return s
 
@@ -28,7 +28,8 @@ def web(port):
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            body = f"{self.client_address[0]} saw {self.path} SECRET-MARKER\n".encode()
+            client = self.client_address[0].removeprefix("::ffff:")
+            body = f"{client} saw {self.path} SECRET-MARKER\n".encode()
             self.send_response(200)
             self.send_header("content-length", str(len(body)))
             self.end_headers()
@@ -37,7 +38,10 @@ def web(port):
         def log_message(self, *_):
             pass
 
-    server = http.server.ThreadingHTTPServer(("0.0.0.0", port), Handler)
+    class Server(http.server.ThreadingHTTPServer):
+        address_family = socket.AF_INET6
+
+    server = Server(("::", port), Handler)
     print("ready", flush=True)
     server.serve_forever()
 

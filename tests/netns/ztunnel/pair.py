@@ -23,7 +23,7 @@ sys.path.insert(0, os.path.join(ROOT, "tests", "support"))
 import netlab  # noqa: E402
 
 NAMESPACE = "test"
-VIP = "10.98.0.1"
+VIP, VIP6 = "10.98.0.1", "fd00:98::1"
 
 RULES = """
 table ip istio {
@@ -39,6 +39,9 @@ table ip istio {
     ip daddr != 127.0.0.1 meta l4proto tcp meta mark & 0xfff != 0x539 redirect to :15001; }
 }
 """
+
+# The same for IPv6.
+RULES += RULES.replace("table ip ", "table ip6 ").replace("ip daddr", "ip6 daddr").replace("127.0.0.1", "::1")
 
 
 def field(number, payload):
@@ -129,10 +132,13 @@ class Node:
         netlab.run("ip", "netns", "add", self.netns)
         netlab.run("ip", "-n", self.netns, "link", "set", "lo", "up")
         pair.run_in(self, ["nft", "-f", "-"], input=RULES, check=True)
-        netlab.run("ip", "-n", pod_netns, "rule", "add", "fwmark", "0x111/0xfff", "pref", "32764",
-                   "lookup", "100")
-        netlab.run("ip", "-n", pod_netns, "route", "add", "local", "0.0.0.0/0", "dev", "lo", "table",
-                   "100")
+        self.ip6 = "fd00:97::" + ip.rsplit(".", 1)[1]
+        netlab.run("ip", "-n", pod_netns, "addr", "add", self.ip6 + "/64", "dev", "eth0", "nodad")
+        for family, everything in (("-4", "0.0.0.0/0"), ("-6", "::/0")):
+            netlab.run("ip", family, "-n", pod_netns, "rule", "add", "fwmark", "0x111/0xfff", "pref",
+                       "32764", "lookup", "100")
+            netlab.run("ip", family, "-n", pod_netns, "route", "add", "local", everything, "dev", "lo",
+                       "table", "100")
         self.zds = ZdsServer(f"{self.dir}/zds.sock",
                              {self.uid: (letter, NAMESPACE, account, pod_netns)})
 
@@ -193,6 +199,7 @@ class Pair:
             # An address outside of the mesh, on b's side and past its rules.
             netlab.run("ip", "-n", self.lab.a, "route", "add", "default", "via", self.lab.ip_b)
             netlab.run("ip", "-n", self.lab.b, "route", "add", "default", "via", self.lab.ip_a)
+            netlab.run("ip", "-6", "-n", self.lab.a, "route", "add", "default", "via", self.b.ip6)
         except BaseException:
             self.close()
             raise
@@ -201,7 +208,7 @@ class Pair:
     def workload(self, node):
         serves = {f"{NAMESPACE}/echo.{NAMESPACE}.svc.cluster.local": {"80": 8080, "81": 8081}}
         return {"uid": f"Kubernetes//Pod/{NAMESPACE}/{node.letter}", "name": node.letter,
-                "namespace": NAMESPACE, "workloadIps": [node.ip],
+                "namespace": NAMESPACE, "workloadIps": [node.ip, node.ip6],
                 "protocol": "HBONE" if self.hbone else "TCP", "node": f"node-{node.letter}",
                 "trustDomain": "cluster.local", "serviceAccount": node.account,
                 "canonicalName": node.letter, "workloadName": node.letter,
@@ -212,7 +219,7 @@ class Pair:
     def write_config(self):
         config = {"workloads": [self.workload(self.a), self.workload(self.b)],
                   "services": [{"name": "echo", "namespace": NAMESPACE,
-                                "hostname": f"echo.{NAMESPACE}.svc.cluster.local", "vips": [f"/{VIP}"],
+                                "hostname": f"echo.{NAMESPACE}.svc.cluster.local", "vips": [f"/{VIP}", f"/{VIP6}"],
                                 "ports": {"80": 8080, "81": 8081}, "endpoints": {},
                                 "subjectAltNames": []}],
                   "policies": self.policies}

@@ -8,7 +8,7 @@ import unittest
 
 import pair
 import netlab
-from pair import NAMESPACE, VIP, Pair
+from pair import NAMESPACE, VIP, VIP6, Pair
 
 APPS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "apps.py")
 PYTHON = "/usr/bin/python3"
@@ -66,6 +66,16 @@ class Tunnel(PairTest):
         inbound = p.b.wait_log("connection complete", 'direction="inbound"', f"dst.hbone_addr={p.b.ip}:8080")
         self.assertIn('src.identity="spiffe://cluster.local/ns/test/sa/client"', inbound)
         self.assertIn("reason=ok", inbound)
+
+    def test_ipv6_as_well(self):
+        p = self.pair
+        self.serve(p.b, "web", 8080)
+        self.serve(p.b, "digest", 8081)
+        done = p.curl(p.a, f"http://[{VIP6}]/six", "-g")
+        self.assertEqual(done.stdout, f"{p.a.ip6} saw /six SECRET-MARKER\n", done.stderr + p.a.log() + p.b.log())
+        p.b.wait_log(f"src.addr=[{p.a.ip6}]:", f"dst.hbone_addr=[{p.b.ip6}]:8080", "reason=ok")
+        self.assertIn(p.a.ip6, p.curl(p.a, f"http://[{p.b.ip6}]:8080/", "-g").stdout)
+        self.assertEqual(self.app(p.a, "upload", VIP6, 81, 8 << 20), "same")
 
     def test_plaintext_never_on_the_wire(self):
         p = self.pair
