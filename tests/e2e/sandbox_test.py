@@ -414,6 +414,67 @@ class Enrolment(unittest.TestCase):
         SANDBOX.cli("delete", "ns", "late")
 
 
+class Waypoints(unittest.TestCase):
+    """A waypoint's life by istioctl's commands, in a namespace of its own."""
+
+    @classmethod
+    def setUpClass(cls):
+        SANDBOX.cli("create", "ns", "l7")
+        cls.addClassCleanup(SANDBOX.cli, "delete", "ns", "l7")
+        SANDBOX.cli("label", "ns", "l7", "istio.io/dataplane-mode=ambient")
+        SANDBOX.apply(server("app"), ns="l7")
+        SANDBOX.apply(sleeper("caller"), ns="l7")
+        SANDBOX.wait_ready("app", "caller", ns="l7")
+        SANDBOX.wait_enrolled("app", "caller", ns="l7")
+
+    def pods(self):
+        return SANDBOX.get("pods", "-n", "l7", "-l", "gateway.networking.k8s.io/gateway-name=waypoint")
+
+    def passes(self, path):
+        """A call that the waypoint has logged."""
+        SANDBOX.curl("caller", f"http://app{path}", ns="l7")
+        return f'path="{path}"' in SANDBOX.cli("logs", "-n", "l7", "deploy/waypoint").out
+
+    def test_generate_prints_what_apply_takes(self):
+        out = SANDBOX.cli("waypoint", "generate", "-n", "l7", "--name", "other", "--for", "all").out
+        self.assertIn("gatewayClassName: istio-waypoint", out)
+        self.assertIn("istio.io/waypoint-for: all", out)
+        self.assertEqual(SANDBOX.cli("waypoint", "generate", "--for", "nothing", check=False).code, 65)
+        self.assertEqual(SANDBOX.cli("waypoint", "generate", "--name", "none", check=False).code, 65)
+
+    def test_life(self):
+        done = SANDBOX.cli("waypoint", "apply", "-n", "l7", "--enroll-namespace", "--wait")
+        self.assertIn("waypoint l7/waypoint applied", done.out)
+        self.assertIn("waypoint", SANDBOX.cli("waypoint", "list", "-n", "l7").out)
+        self.assertIn("True", SANDBOX.cli("waypoint", "status", "-n", "l7").out)
+        wait("calls pass the waypoint", lambda: self.passes("/through"))
+        self.assertFalse(self.pods()[0]["status"]["meltemi"]["enrolled"], "a waypoint is never captured")
+
+        pid = self.pods()[0]["status"]["meltemi"]["pids"][0]
+        os.kill(pid, signal.SIGKILL)
+        wait("the waypoint restarted", lambda: self.pods()[0]["status"]["containerStatuses"][0]["restartCount"] >= 1)
+        wait("calls pass it again", lambda: self.passes("/again"))
+        wait("and are answered", lambda: SANDBOX.curl("caller", "http://app/", ns="l7")[0] == "200")
+
+        done = SANDBOX.cli("waypoint", "delete", "waypoint", "-n", "l7")
+        self.assertIn("label ns l7 istio.io/use-waypoint-", done.err, "what is left to do is told")
+        SANDBOX.cli("label", "ns", "l7", "istio.io/use-waypoint-")
+        wait("its pods gone", lambda: not self.pods())
+        wait("calls go straight again", lambda: SANDBOX.curl("caller", "http://app/", ns="l7")[0] == "200")
+
+    def test_delete_touches_waypoints_only(self):
+        SANDBOX.apply("""
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: front}
+spec: {gatewayClassName: somebody-elses, listeners: [{name: http, port: 80, protocol: HTTP}]}
+""", ns="l7", check=False)
+        done = SANDBOX.cli("waypoint", "delete", "front", "-n", "l7", check=False)
+        self.assertNotEqual(done.code, 0)
+        SANDBOX.cli("waypoint", "delete", "--all", "-n", "l7")
+        self.assertNotIn("front", done.out)
+
+
 class Recovery(unittest.TestCase):
     """kill -9 of each of the mesh's processes: traffic works again, by itself."""
 
@@ -439,6 +500,14 @@ class Recovery(unittest.TestCase):
     def test_ztunnel(self):
         for node in ("node1", "node2"):
             self.killed("ztunnel", node)
+        self.works()
+
+    def test_kubelet(self):
+        # Only the parent of a process learns how it ends, so a new kubelet starts its pods anew.
+        self.killed("kubelet", "node1")
+        self.killed("kubelet", "node2")
+        SANDBOX.wait_ready("web", "near", "far", ns="mesh")
+        SANDBOX.wait_enrolled("web", "near", "far", ns="mesh")
         self.works()
 
     def test_agent(self):
