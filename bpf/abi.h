@@ -1,20 +1,21 @@
 /* The one contract between Meltemi's BPF programs and its processes: marks, addresses, map keys and
  * values. Included by BPF C, by the agent and by ztunnel; plain C, fixed-width integers, no padding
- * that is not named. Changing any layout below changes MELTEMI_ABI_VERSION, and with it the directory
- * in which maps and links are pinned, so that two versions never share a map.
+ * that is not named. Changing any layout below changes MELTEMI_ABI_VERSION, and with it the
+ * directory in which maps and links are pinned, so that two versions never share a map.
  *
  * How capture works (design section 2): nothing is rewritten.
  *
  *   outbound   The connect hook of the node's cgroup marks a TCP socket of an enrolled netns with
- *              MELTEMI_CAPTURE_MARK. Inside the pod, `ip rule` pref 1 sends marked packets to table
- *              MELTEMI_ROUTE_TABLE, whose only route is `local default dev lo src <pod IP>`. The SYN
- *              thus arrives on lo for an address that is not the pod's, and the sk_lookup program
- *              of the pod gives it to the outbound listener. The accepted socket's local address is
- *              the original destination, its remote address the pod.
- *   inbound    A SYN for the pod's own address from the network goes to the inbound listener, whatever
- *              its port; accepted local address = what the client wanted, remote = the client.
- *   to app     ztunnel dials the app with the capture mark, IP_TRANSPARENT and the client's address as
- *              source: the SYN comes in on lo for an own address and is passed to the app. With
+ *              MELTEMI_CAPTURE_MARK. Inside the pod, `ip rule` pref 1 sends marked packets to
+ *              table MELTEMI_ROUTE_TABLE, whose only route is `local default dev lo src <pod IP>`.
+ *              The SYN thus arrives on lo for an address that is not the pod's, and the sk_lookup
+ *              program of the pod gives it to the outbound listener. The accepted socket's local
+ *              address is the original destination, its remote address the pod.
+ *   inbound    A SYN for the pod's own address from the network goes to the inbound listener,
+ *              whatever its port; accepted local address = what the client wanted, remote = the
+ *              client.
+ *   to app     ztunnel dials the app with the capture mark, IP_TRANSPARENT and the client's address
+ *              as source: the SYN comes in on lo for an own address and is passed to the app. With
  *              tcp_fwmark_accept the app's socket inherits the mark and answers over lo; with
  *              fwmark_reflect so does the kernel's RST where nobody listens.
  *   own dials  Every other socket of ztunnel in a pod's netns, the listeners included, carries the
@@ -48,7 +49,7 @@ typedef __u64 meltemi_u64;
 
 #define MELTEMI_ABI_VERSION 1
 
-/* --- marks and routing -------------------------------------------------------------------------- */
+/* --- marks and routing ----------------------------------------------------------------------- */
 
 /* Set by the connect hook, and by ztunnel on dials to the app. Default of CAPTURE_MARK. */
 #define MELTEMI_CAPTURE_MARK 0x6d31u
@@ -56,13 +57,13 @@ typedef __u64 meltemi_u64;
 #define MELTEMI_TUNNEL_MARK 0x539u
 /* Routing table in the pod netns; number of no other well-known user. */
 #define MELTEMI_ROUTE_TABLE 0x6d31u
-/* ip rule priorities in the pod netns. The kernel's own rule 0 (`lookup local`) is moved to 2, so that
- * marked packets to an own address arrive with iif lo: ingress_ifindex then tells ztunnel's dial from
- * the network, which it does not if `local` is consulted first. */
+/* ip rule priorities in the pod netns. The kernel's own rule 0 (`lookup local`) is moved to 2, so
+ * that marked packets to an own address arrive with iif lo: ingress_ifindex then tells ztunnel's
+ * dial from the network, which it does not if `local` is consulted first. */
 #define MELTEMI_RULE_PRIORITY_CAPTURE 1u
 #define MELTEMI_RULE_PRIORITY_LOCAL 2u
 
-/* --- ports and addresses ------------------------------------------------------------------------ */
+/* --- ports and addresses --------------------------------------------------------------------- */
 
 #define MELTEMI_HBONE_PORT 15008u
 /* Source of kubelet's probes of enrolled pods, in the node netns (Istio's addresses). */
@@ -79,28 +80,28 @@ struct meltemi_address {
 };
 MELTEMI_ABI_ASSERT(sizeof(struct meltemi_address) == 16, "meltemi_address");
 
-/* --- enrolled pods ------------------------------------------------------------------------------ */
+/* --- enrolled pods --------------------------------------------------------------------------- */
 
-/* Local addresses of one pod that are looked at; the agent refuses to enrol a pod with more. Every slot
- * is compared, without branches, which keeps both the run and the verification of each pod's program
- * short; slots that are not used are all zero, an address that no packet has. */
+/* Local addresses of one pod that are looked at; the agent refuses to enrol a pod with more. Every
+ * slot is compared, without branches, which keeps both the run and the verification of each pod's
+ * program short; slots that are not used are all zero, an address that no packet has. */
 #define MELTEMI_POD_ADDRESSES 8u
 
 enum meltemi_pod_flags {
-  /* Inbound plaintext is dropped while no inbound listener exists; otherwise it goes to the app. The
-   * sockmap slot stays filled while any process holds the listener, so this decides only when agent
-   * and ztunnel are both gone. Outbound without a listener is always dropped: passing it on would
-   * hand a SYN for <VIP>:80 to the pod's own port 80. */
+  /* Inbound plaintext is dropped while no inbound listener exists; otherwise it goes to the app.
+   * The sockmap slot stays filled while any process holds the listener, so this decides only when
+   * agent and ztunnel are both gone. Outbound without a listener is always dropped: passing it on
+   * would hand a SYN for <VIP>:80 to the pod's own port 80. */
   MELTEMI_POD_STRICT = 1u << 0,
-  /* Un-enrolment has begun: new inbound connections pass to the app. Flows that ztunnel has accepted
-   * go on. */
+  /* Un-enrolment has begun: new inbound connections pass to the app. Flows that ztunnel has
+   * accepted go on. */
   MELTEMI_POD_DRAINING = 1u << 1,
   /* `excluded` has entries for this pod; without it the connect hook does not look. */
   MELTEMI_POD_EXCLUSIONS = 1u << 2,
 };
 
-/* Value of `enrolled` (key: netns cookie, u64) and of each pod's `pod` array (key: 0). `address` holds
- * every non-loopback address that is local in the netns, the pod's own IPs first. Presence in
+/* Value of `enrolled` (key: netns cookie, u64) and of each pod's `pod` array (key: 0). `address`
+ * holds every non-loopback address that is local in the netns, the pod's own IPs first. Presence in
  * `enrolled` is what turns capture on: written last, deleted first. */
 struct meltemi_pod {
   meltemi_u32 flags;
@@ -116,9 +117,9 @@ enum meltemi_listener_slot {
   MELTEMI_LISTENER_SLOTS = 2,
 };
 
-/* Key of the trie `excluded`: destinations that a pod reaches uncaptured. The prefix covers netns and
- * port exactly, then the leading bits of the address. Port 0 is every port; a port without a CIDR has
- * prefix length MELTEMI_EXCLUSION_FIXED_BITS. Ports are host order. */
+/* Key of the trie `excluded`: destinations that a pod reaches uncaptured. The prefix covers netns
+ * and port exactly, then the leading bits of the address. Port 0 is every port; a port without a
+ * CIDR has prefix length MELTEMI_EXCLUSION_FIXED_BITS. Ports are host order. */
 struct meltemi_exclusion {
   meltemi_u32 prefix_bits; /* of what follows */
   meltemi_u32 port;
@@ -136,22 +137,23 @@ struct meltemi_probe {
 };
 MELTEMI_ABI_ASSERT(sizeof(struct meltemi_probe) == 24, "meltemi_probe");
 
-/* --- counters ----------------------------------------------------------------------------------- */
+/* --- counters -------------------------------------------------------------------------------- */
 
 /* Index into the per-CPU array `counters` (u64). */
 enum meltemi_counter {
-  MELTEMI_COUNT_CAPTURED = 0,        /* connects that were marked */
-  MELTEMI_COUNT_EXCLUDED = 1,        /* connects let through by `excluded` */
-  MELTEMI_COUNT_CAPTURE_FAILED = 2,  /* mark or device binding refused by the kernel: EPERM to the app */
-  MELTEMI_COUNT_PROBE_BOUND = 3,     /* host connects that became probes */
-  MELTEMI_COUNT_PROBE_FAILED = 4,    /* bind to the probe address refused: sent as it was */
+  MELTEMI_COUNT_CAPTURED = 0, /* connects that were marked */
+  MELTEMI_COUNT_EXCLUDED = 1, /* connects let through by `excluded` */
+  MELTEMI_COUNT_CAPTURE_FAILED =
+      2, /* mark or device binding refused by the kernel: EPERM to the app */
+  MELTEMI_COUNT_PROBE_BOUND = 3,      /* host connects that became probes */
+  MELTEMI_COUNT_PROBE_FAILED = 4,     /* bind to the probe address refused: sent as it was */
   MELTEMI_COUNT_OUTBOUND_DROPPED = 5, /* no outbound listener */
-  MELTEMI_COUNT_INBOUND_DROPPED = 6, /* no inbound listener, STRICT */
-  MELTEMI_COUNT_INBOUND_PASSED = 7,  /* no inbound listener, not STRICT: plaintext to the app */
+  MELTEMI_COUNT_INBOUND_DROPPED = 6,  /* no inbound listener, STRICT */
+  MELTEMI_COUNT_INBOUND_PASSED = 7,   /* no inbound listener, not STRICT: plaintext to the app */
   MELTEMI_COUNTERS = 8,
 };
 
-/* --- limits ------------------------------------------------------------------------------------- */
+/* --- limits ---------------------------------------------------------------------------------- */
 
 #define MELTEMI_MAX_PODS 4096u        /* of one node */
 #define MELTEMI_MAX_EXCLUSIONS 65536u /* of one node */

@@ -1,7 +1,7 @@
-/* Outbound capture: marks the TCP connects of enrolled pods, so that the pod's routing sends them to lo
- * and its sk_lookup program to ztunnel (abi.h). Attached to the node's cgroup; acts on sockets by their
- * netns, so a socket stays what it was born as. Must never rewrite an address, nor touch another
- * protocol than TCP: replies to the pod's UDP sockets would be lost. */
+/* Outbound capture: marks the TCP connects of enrolled pods, so that the pod's routing sends them
+ * to lo and its sk_lookup program to ztunnel (abi.h). Attached to the node's cgroup; acts on
+ * sockets by their netns, so a socket stays what it was born as. Must never rewrite an address, nor
+ * touch another protocol than TCP: replies to the pod's UDP sockets would be lost. */
 #include "kernel.h"
 
 #include <bpf/bpf_helpers.h>
@@ -13,7 +13,7 @@
 const volatile meltemi_u32 capture_mark = MELTEMI_CAPTURE_MARK;
 const volatile meltemi_u32 tunnel_mark = MELTEMI_TUNNEL_MARK;
 
-static __always_inline int is_excluded(meltemi_u64 netns_cookie, const struct meltemi_address *to,
+static __always_inline int is_excluded(meltemi_u64 netns_cookie, const struct meltemi_address* to,
                                        meltemi_u32 port) {
   struct meltemi_exclusion key = {
       .prefix_bits = MELTEMI_EXCLUSION_FIXED_BITS + 128,
@@ -26,9 +26,9 @@ static __always_inline int is_excluded(meltemi_u64 netns_cookie, const struct me
   return bpf_map_lookup_elem(&excluded, &key) != 0;
 }
 
-/* A socket bound to a device would skip the route over lo and leave the pod as plaintext wherever the
- * host answers ARP for everything (proxy_arp), so the binding is lifted first. */
-static __always_inline int capture(struct bpf_sock_addr *ctx, const struct bpf_sock *sk) {
+/* A socket bound to a device would skip the route over lo and leave the pod as plaintext wherever
+ * the host answers ARP for everything (proxy_arp), so the binding is lifted first. */
+static __always_inline int capture(struct bpf_sock_addr* ctx, const struct bpf_sock* sk) {
   int mark = capture_mark;
   int no_device = 0;
   if (sk->bound_dev_if &&
@@ -38,18 +38,17 @@ static __always_inline int capture(struct bpf_sock_addr *ctx, const struct bpf_s
   return ALLOW;
 }
 
-static __always_inline int on_connect(struct bpf_sock_addr *ctx, const struct meltemi_address *to) {
+static __always_inline int on_connect(struct bpf_sock_addr* ctx, const struct meltemi_address* to) {
   /* An MPTCP subflow shows as TCP, on the socket that sends the SYN. */
   if (ctx->protocol != IPPROTO_TCP) return ALLOW;
-  struct bpf_sock *sk = ctx->sk;
+  struct bpf_sock* sk = ctx->sk;
   if (!sk || sk->mark == tunnel_mark) return ALLOW;
   if (is_loopback(to) || is_link_local_v6(to)) return ALLOW;
 
   meltemi_u64 cookie = bpf_get_netns_cookie(ctx);
-  const struct meltemi_pod *pod = bpf_map_lookup_elem(&enrolled, &cookie);
+  const struct meltemi_pod* pod = bpf_map_lookup_elem(&enrolled, &cookie);
   if (!pod || is_own_address(pod, to)) return ALLOW;
-  if ((pod->flags & MELTEMI_POD_EXCLUSIONS) &&
-      is_excluded(cookie, to, bpf_ntohs(ctx->user_port))) {
+  if ((pod->flags & MELTEMI_POD_EXCLUSIONS) && is_excluded(cookie, to, bpf_ntohs(ctx->user_port))) {
     count(MELTEMI_COUNT_EXCLUDED);
     return ALLOW;
   }
@@ -60,7 +59,7 @@ static __always_inline int on_connect(struct bpf_sock_addr *ctx, const struct me
 }
 
 SEC("cgroup/connect4")
-int capture_v4(struct bpf_sock_addr *ctx) {
+int capture_v4(struct bpf_sock_addr* ctx) {
   struct meltemi_address to;
   set_v4(&to, ctx->user_ip4);
   return on_connect(ctx, &to);
@@ -68,7 +67,7 @@ int capture_v4(struct bpf_sock_addr *ctx) {
 
 /* Also v4-mapped destinations: their connect never reaches the connect4 hook. */
 SEC("cgroup/connect6")
-int capture_v6(struct bpf_sock_addr *ctx) {
+int capture_v6(struct bpf_sock_addr* ctx) {
   struct meltemi_address to = {
       {{ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3]}}};
   return on_connect(ctx, &to);

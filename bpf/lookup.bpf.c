@@ -1,8 +1,8 @@
-/* Steering inside a pod's netns: decides for each new TCP connection whether one of ztunnel's listeners
- * gets it, or whoever is bound to the port. Loaded once a node, cloned once a pod with maps of its own
- * (agent/bpf_store.cc), attached to the pod's netns. It runs once per connection, before binds are
- * looked at; established flows never come here. Must never pass a captured SYN to the pod's own
- * listeners: the port may be taken by something else. */
+/* Steering inside a pod's netns: decides for each new TCP connection whether one of ztunnel's
+ * listeners gets it, or whoever is bound to the port. Loaded once a node, cloned once a pod with
+ * maps of its own (agent/bpf_store.cc), attached to the pod's netns. It runs once per connection,
+ * before binds are looked at; established flows never come here. Must never pass a captured SYN to
+ * the pod's own listeners: the port may be taken by something else. */
 #include "kernel.h"
 
 #include <bpf/bpf_helpers.h>
@@ -20,8 +20,8 @@ struct {
   __uint(map_flags, BPF_F_RDONLY_PROG);
 } pod_config SEC(".maps");
 
-/* ztunnel's listeners in the pod's netns. The kernel empties a slot when the last holder of the socket
- * is gone, so an empty slot means that agent and ztunnel are both dead. */
+/* ztunnel's listeners in the pod's netns. The kernel empties a slot when the last holder of the
+ * socket is gone, so an empty slot means that agent and ztunnel are both dead. */
 struct {
   __uint(type, BPF_MAP_TYPE_SOCKMAP);
   __uint(max_entries, MELTEMI_LISTENER_SLOTS);
@@ -33,21 +33,21 @@ struct {
 const volatile struct meltemi_address probe_v4 = {};
 const volatile struct meltemi_address probe_v6 = {};
 
-static __always_inline int assign(struct bpf_sk_lookup *ctx, meltemi_u32 slot) {
-  struct bpf_sock *listener = bpf_map_lookup_elem(&listeners, &slot);
+static __always_inline int assign(struct bpf_sk_lookup* ctx, meltemi_u32 slot) {
+  struct bpf_sock* listener = bpf_map_lookup_elem(&listeners, &slot);
   if (!listener) return 0;
   long error = bpf_sk_assign(ctx, listener, BPF_SK_LOOKUP_F_REPLACE);
   bpf_sk_release(listener);
   return error == 0;
 }
 
-static __always_inline int to_outbound(struct bpf_sk_lookup *ctx) {
+static __always_inline int to_outbound(struct bpf_sk_lookup* ctx) {
   if (assign(ctx, MELTEMI_LISTENER_OUTBOUND)) return SK_PASS;
   count(MELTEMI_COUNT_OUTBOUND_DROPPED);
   return SK_DROP;
 }
 
-static __always_inline int to_inbound(struct bpf_sk_lookup *ctx, meltemi_u32 flags) {
+static __always_inline int to_inbound(struct bpf_sk_lookup* ctx, meltemi_u32 flags) {
   if (assign(ctx, MELTEMI_LISTENER_INBOUND)) return SK_PASS;
   if (flags & MELTEMI_POD_STRICT) {
     count(MELTEMI_COUNT_INBOUND_DROPPED);
@@ -58,8 +58,8 @@ static __always_inline int to_inbound(struct bpf_sk_lookup *ctx, meltemi_u32 fla
 }
 
 /* Only for declared ports: the address alone opens nothing. */
-static __always_inline int is_probe(const struct meltemi_address *remote,
-                                    const struct meltemi_address *local, meltemi_u32 port) {
+static __always_inline int is_probe(const struct meltemi_address* remote,
+                                    const struct meltemi_address* local, meltemi_u32 port) {
   struct meltemi_address v4 = probe_v4;
   struct meltemi_address v6 = probe_v6;
   if (!same_address(remote, &v4) && !same_address(remote, &v6)) return 0;
@@ -67,16 +67,16 @@ static __always_inline int is_probe(const struct meltemi_address *remote,
   return bpf_map_lookup_elem(&probes, &key) != 0;
 }
 
-static __always_inline int steer(struct bpf_sk_lookup *ctx, const struct meltemi_address *local,
-                                 const struct meltemi_address *remote) {
+static __always_inline int steer(struct bpf_sk_lookup* ctx, const struct meltemi_address* local,
+                                 const struct meltemi_address* remote) {
   meltemi_u32 key = 0;
-  const struct meltemi_pod *pod = bpf_map_lookup_elem(&pod_config, &key);
+  const struct meltemi_pod* pod = bpf_map_lookup_elem(&pod_config, &key);
   if (!pod || is_loopback(local) || is_link_local_v6(local)) return SK_PASS;
 
   int from_lo = ctx->ingress_ifindex == LOOPBACK_IFINDEX;
-  /* Came by the marked route: an address that is not the pod's, over lo. The same from the network is
-   * an address added since the pod was enrolled, hence inbound: nobody outside may ever speak as the
-   * pod. */
+  /* Came by the marked route: an address that is not the pod's, over lo. The same from the network
+   * is an address added since the pod was enrolled, hence inbound: nobody outside may ever speak as
+   * the pod. */
   if (from_lo && !is_own_address(pod, local)) return to_outbound(ctx);
   if (is_own_address(pod, remote)) return SK_PASS; /* self call; from the network it is a martian */
   if (from_lo) return SK_PASS;                     /* ztunnel dials the app */
@@ -87,7 +87,7 @@ static __always_inline int steer(struct bpf_sk_lookup *ctx, const struct meltemi
 }
 
 SEC("sk_lookup")
-int steer_pod(struct bpf_sk_lookup *ctx) {
+int steer_pod(struct bpf_sk_lookup* ctx) {
   struct meltemi_address local, remote;
   if (ctx->protocol != IPPROTO_TCP) return SK_PASS;
   /* One path for both families: the verifier walks `steer` once. */

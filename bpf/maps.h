@@ -1,12 +1,12 @@
-/* The node-wide maps, pinned by name, and what every program needs of them. Written only by the agent;
- * programs read them (but for the counters). */
+/* The node-wide maps, pinned by name, and what every program needs of them. Written only by the
+ * agent; programs read them (but for the counters). */
 #ifndef MELTEMI_BPF_MAPS_H
 #define MELTEMI_BPF_MAPS_H
 
 #include "abi.h"
 
-/* Pods whose connections are captured: netns cookie -> pod. The switch of the whole mesh: an entry is
- * written last on enrolment and deleted first on un-enrolment. */
+/* Pods whose connections are captured: netns cookie -> pod. The switch of the whole mesh: an entry
+ * is written last on enrolment and deleted first on un-enrolment. */
 struct {
   __uint(type, BPF_MAP_TYPE_HASH);
   __uint(max_entries, MELTEMI_MAX_PODS);
@@ -47,7 +47,7 @@ struct {
 
 static __always_inline void count(enum meltemi_counter counter) {
   meltemi_u32 key = counter;
-  meltemi_u64 *value = bpf_map_lookup_elem(&counters, &key);
+  meltemi_u64* value = bpf_map_lookup_elem(&counters, &key);
   if (value) ++*value;
 }
 

@@ -1,7 +1,7 @@
-/* Probes: binds a socket of the node's own netns that connects to a declared probe port of an enrolled
- * pod to the probe address, which the pod's sk_lookup lets through to the app (abi.h). No NAT, no
- * ipset, no conntrack. Attached to the node's cgroup beside connect.bpf.c. Must never touch a socket of
- * another netns, so that a pod cannot become a prober. */
+/* Probes: binds a socket of the node's own netns that connects to a declared probe port of an
+ * enrolled pod to the probe address, which the pod's sk_lookup lets through to the app (abi.h). No
+ * NAT, no ipset, no conntrack. Attached to the node's cgroup beside connect.bpf.c. Must never touch
+ * a socket of another netns, so that a pod cannot become a prober. */
 #include "kernel.h"
 
 #include <bpf/bpf_helpers.h>
@@ -11,8 +11,8 @@
 #include "maps.h"
 
 const volatile meltemi_u64 node_netns_cookie = 0;
-/* Who may probe: this cgroup and below, at this depth of the hierarchy. Id 0: any process of the node
- * netns. Keeps hostNetwork pods from borrowing the kubelet's pass. */
+/* Who may probe: this cgroup and below, at this depth of the hierarchy. Id 0: any process of the
+ * node netns. Keeps hostNetwork pods from borrowing the kubelet's pass. */
 const volatile meltemi_u64 prober_cgroup_id = 0;
 const volatile int prober_cgroup_level = 0;
 const volatile struct meltemi_address probe_v4 = {};
@@ -23,7 +23,7 @@ static __always_inline int is_prober(void) {
          bpf_get_current_ancestor_cgroup_id(prober_cgroup_level) == prober_cgroup_id;
 }
 
-static __always_inline int is_probed(struct bpf_sock_addr *ctx, const struct meltemi_address *to) {
+static __always_inline int is_probed(struct bpf_sock_addr* ctx, const struct meltemi_address* to) {
   if (ctx->protocol != IPPROTO_TCP || bpf_get_netns_cookie(ctx) != node_netns_cookie) return 0;
   struct meltemi_probe key = {.address = *to, .port = bpf_ntohs(ctx->user_port)};
   return bpf_map_lookup_elem(&probes, &key) && is_prober();
@@ -35,17 +35,17 @@ static __always_inline void count_bind(long error) {
 }
 
 SEC("cgroup/connect4")
-int probe_from_v4(struct bpf_sock_addr *ctx) {
+int probe_from_v4(struct bpf_sock_addr* ctx) {
   struct meltemi_address to;
   set_v4(&to, ctx->user_ip4);
   if (!is_probed(ctx, &to)) return ALLOW;
   struct sockaddr_in source = {.sin_family = AF_INET, .sin_addr = {probe_v4.word[3]}};
-  count_bind(bpf_bind(ctx, (struct sockaddr *)&source, sizeof(source)));
+  count_bind(bpf_bind(ctx, (struct sockaddr*)&source, sizeof(source)));
   return ALLOW;
 }
 
 SEC("cgroup/connect6")
-int probe_from_v6(struct bpf_sock_addr *ctx) {
+int probe_from_v6(struct bpf_sock_addr* ctx) {
   struct meltemi_address to = {
       {{ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3]}}};
   if (!is_probed(ctx, &to)) return ALLOW;
@@ -53,7 +53,7 @@ int probe_from_v6(struct bpf_sock_addr *ctx) {
   struct meltemi_address address = probe_v6;
   if (is_mapped_v4(&to)) address = probe_v4;
   __builtin_memcpy(&source.sin6_addr, &address, sizeof(address));
-  count_bind(bpf_bind(ctx, (struct sockaddr *)&source, sizeof(source)));
+  count_bind(bpf_bind(ctx, (struct sockaddr*)&source, sizeof(source)));
   return ALLOW;
 }
 

@@ -61,8 +61,8 @@ TEST(BpfLoad, ExclusionsArePerPod) {
   ASSERT_TRUE(store);
   for (const uint64_t cookie : {1, 2})
     for (uint32_t port = 1; port <= 20; ++port)
-      ASSERT_TRUE((*store)->add_exclusion({.prefix_bits = MELTEMI_EXCLUSION_FIXED_BITS,
-                                           .port = port, .netns_cookie = cookie}));
+      ASSERT_TRUE((*store)->add_exclusion(
+          {.prefix_bits = MELTEMI_EXCLUSION_FIXED_BITS, .port = port, .netns_cookie = cookie}));
   ASSERT_TRUE((*store)->remove_exclusions(1));
   ASSERT_TRUE((*store)->remove_exclusions(1));
   ASSERT_TRUE((*store)->remove_exclusions(2));

@@ -1,6 +1,7 @@
 // The truth table of the lookup program for what comes from the network, run by the kernel
-// (BPF_PROG_TEST_RUN) on described lookups. A test run has no ingress interface (the kernel refuses one),
-// so what comes over lo (captured calls, ztunnel's dials) is tested with real sockets: capture_test.
+// (BPF_PROG_TEST_RUN) on described lookups. A test run has no ingress interface (the kernel refuses
+// one), so what comes over lo (captured calls, ztunnel's dials) is tested with real sockets:
+// capture_test.
 #include <arpa/inet.h>
 #include <bpf/bpf.h>
 #include <bpf/libbpf.h>

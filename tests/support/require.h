@@ -1,5 +1,5 @@
-// What a test binary needs of the machine. Declare one static Require; without it the process exits 77
-// before any test runs, which ctest reports as skipped, and says what is missing.
+// What a test binary needs of the machine. Declare one static Require; without it the process exits
+// 77 before any test runs, which ctest reports as skipped, and says what is missing.
 #pragma once
 
 #include <stdio.h>

@@ -99,8 +99,8 @@ class Gauges {
                "What the BPF programs of this node did.");
     static constexpr std::string_view kLabels[] = {"event"};
     static constexpr std::string_view kEvents[MELTEMI_COUNTERS] = {
-        "captured",         "excluded",     "capture_failed",   "probe_bound",
-        "probe_failed",     "outbound_dropped", "inbound_dropped", "inbound_passed"};
+        "captured",     "excluded",         "capture_failed",  "probe_bound",
+        "probe_failed", "outbound_dropped", "inbound_dropped", "inbound_passed"};
     for (size_t i = 0; i < MELTEMI_COUNTERS; ++i)
       out.sample("meltemi_capture_events_total", kLabels, {&kEvents[i], 1}, counters_[i]);
   }
@@ -118,9 +118,8 @@ class Gauges {
 
 void refresh_gauges(Loop& loop, const Node& node, const BpfStore& bpf, Gauges& gauges) {
   if (const auto counters = bpf.counters()) gauges.set(node.numbers(), *counters);
-  loop.after(std::chrono::seconds(1), [l = &loop, n = &node, b = &bpf, g = &gauges] {
-    refresh_gauges(*l, *n, *b, *g);
-  });
+  loop.after(std::chrono::seconds(1),
+             [l = &loop, n = &node, b = &bpf, g = &gauges] { refresh_gauges(*l, *n, *b, *g); });
 }
 
 }  // namespace
@@ -139,16 +138,16 @@ Status run_agent(const Options& o) {
   MELTEMI_TRY(set_up_probe_addresses(probe_addresses(o)));
 
   const std::unique_ptr<Loop> loop = MELTEMI_TRY(Loop::create());
-  Capture capture(*bpf, {static_cast<uint32_t>(o.capture_mark), static_cast<uint32_t>(o.tunnel_mark)},
-                  cookie);
+  Capture capture(
+      *bpf, {static_cast<uint32_t>(o.capture_mark), static_cast<uint32_t>(o.tunnel_mark)}, cookie);
   std::unique_ptr<ControlLink> control;
   NodeOptions node_options{.name = o.node_name,
                            .state_file = o.run_dir + "/enrolments.json",
                            .reconcile_interval = o.reconcile_interval,
                            .drain_timeout = o.drain_timeout,
                            .add_timeout = o.add_timeout};
-  Node node(*loop, capture, *bpf, MELTEMI_TRY(open_cgroup(o.cgroup)), inode, std::move(node_options),
-            [&](const meltemi::node::v1::NodeReport& report) {
+  Node node(*loop, capture, *bpf, MELTEMI_TRY(open_cgroup(o.cgroup)), inode,
+            std::move(node_options), [&](const meltemi::node::v1::NodeReport& report) {
               if (control) control->report(report);
             });
   // Maps first, then the hooks that read them: a new layout takes over without a gap.
@@ -162,8 +161,9 @@ Status run_agent(const Options& o) {
   node.start_reconciling();
 
   if (!o.xds_address.empty()) {
-    control = std::make_unique<ControlLink>(
-        o, *loop, [&](auto changed, const auto& removed) { node.apply(std::move(changed), removed); });
+    control = std::make_unique<ControlLink>(o, *loop, [&](auto changed, const auto& removed) {
+      node.apply(std::move(changed), removed);
+    });
     MELTEMI_TRY(control->start());
   } else {
     scope.warn("no --xds-address: pods are enrolled only as enrolments.json says");
@@ -182,8 +182,7 @@ Status run_agent(const Options& o) {
                                    .body = ready ? "ready\n" : "not ready, pending: xds\n"};
   });
   refresh_gauges(*loop, node, *bpf, gauges);
-  if (!o.health_listen.empty())
-    MELTEMI_TRY(health.start({*SocketAddress::parse(o.health_listen)}));
+  if (!o.health_listen.empty()) MELTEMI_TRY(health.start({*SocketAddress::parse(o.health_listen)}));
 
   MELTEMI_TRY(loop->watch(signals.get(), EPOLLIN, [&](uint32_t) { loop->stop(); }));
   scope.info("agent of node {} serves {} (cgroup {}, pins {})", o.node_name, o.run_dir,
@@ -224,8 +223,8 @@ Status uninstall_agent(const Options& o) {
   const uint64_t cookie = MELTEMI_TRY(MELTEMI_TRY(sys::Netns::current()).cookie());
   const std::unique_ptr<BpfStore> bpf =
       MELTEMI_TRY(BpfStore::load(MELTEMI_TRY(bpf_options(o, cookie))));
-  Capture capture(*bpf, {static_cast<uint32_t>(o.capture_mark), static_cast<uint32_t>(o.tunnel_mark)},
-                  cookie);
+  Capture capture(
+      *bpf, {static_cast<uint32_t>(o.capture_mark), static_cast<uint32_t>(o.tunnel_mark)}, cookie);
   unenrol_all(capture, o.run_dir + "/enrolments.json");
   MELTEMI_TRY(bpf->uninstall());
   return remove_probe_addresses(probe_addresses(o));

@@ -31,17 +31,21 @@ struct SkeletonDeleter {
   void operator()(T* skeleton) const { Destroy(skeleton); }
 };
 using ConnectSkeleton =
-    std::unique_ptr<meltemi_connect_skel, SkeletonDeleter<meltemi_connect_skel, meltemi_connect_skel__destroy>>;
+    std::unique_ptr<meltemi_connect_skel,
+                    SkeletonDeleter<meltemi_connect_skel, meltemi_connect_skel__destroy>>;
 using ProbeSkeleton =
-    std::unique_ptr<meltemi_probe_skel, SkeletonDeleter<meltemi_probe_skel, meltemi_probe_skel__destroy>>;
+    std::unique_ptr<meltemi_probe_skel,
+                    SkeletonDeleter<meltemi_probe_skel, meltemi_probe_skel__destroy>>;
 using LookupSkeleton =
-    std::unique_ptr<meltemi_lookup_skel, SkeletonDeleter<meltemi_lookup_skel, meltemi_lookup_skel__destroy>>;
+    std::unique_ptr<meltemi_lookup_skel,
+                    SkeletonDeleter<meltemi_lookup_skel, meltemi_lookup_skel__destroy>>;
 
 int to_log(enum libbpf_print_level level, const char* format, va_list arguments) {
   if (level == LIBBPF_DEBUG) return 0;
   char line[2048];
   const int n = std::vsnprintf(line, sizeof line, format, arguments);
-  std::string_view text(line, std::clamp<size_t>(n < 0 ? 0 : static_cast<size_t>(n), 0, sizeof line - 1));
+  std::string_view text(line,
+                        std::clamp<size_t>(n < 0 ? 0 : static_cast<size_t>(n), 0, sizeof line - 1));
   while (text.ends_with('\n')) text.remove_suffix(1);
   scope.debug("{}", log::escape(text));
   return n;
@@ -52,7 +56,9 @@ std::unexpected<Error> load_failed(int error, std::string_view what) {
   if (error == EPERM)
     e.detail += "; needs CAP_BPF and CAP_NET_ADMIN (run as root)";
   else if (error == EINVAL || error == ENOTSUP || error == EACCES)
-    e.detail += "; needs Linux 5.17 or newer with CONFIG_CGROUP_BPF (log level bpf=debug shows the verifier)";
+    e.detail +=
+        "; needs Linux 5.17 or newer with CONFIG_CGROUP_BPF (log level bpf=debug shows the "
+        "verifier)";
   return fail(std::move(e));
 }
 
@@ -233,9 +239,8 @@ Status BpfStore::Impl::set_constants() {
     const sys::Cgroup prober = MELTEMI_TRY(sys::Cgroup::open(options.prober_cgroup));
     const std::string mount = MELTEMI_TRY(sys::cgroup2_mount());
     probe->rodata->prober_cgroup_id = MELTEMI_TRY(prober.id());
-    probe->rodata->prober_cgroup_level = static_cast<int>(
-        std::count(prober.path().begin() + static_cast<ptrdiff_t>(mount.size()),
-                   prober.path().end(), '/'));
+    probe->rodata->prober_cgroup_level = static_cast<int>(std::count(
+        prober.path().begin() + static_cast<ptrdiff_t>(mount.size()), prober.path().end(), '/'));
   }
   const meltemi_address v4 = to_abi(options.probe_v4), v6 = to_abi(options.probe_v6);
   std::memcpy(const_cast<meltemi_address*>(&probe->rodata->probe_v4), &v4, sizeof v4);
@@ -270,7 +275,9 @@ Result<std::unique_ptr<BpfStore>> BpfStore::load(BpfOptions options) {
   return std::unique_ptr<BpfStore>(new BpfStore(std::move(impl)));
 }
 
-const std::string& BpfStore::version_directory() const { return impl_->directory; }
+const std::string& BpfStore::version_directory() const {
+  return impl_->directory;
+}
 
 // --- links ---------------------------------------------------------------------------------------
 
@@ -334,7 +341,8 @@ Status BpfStore::attach(const sys::Cgroup& cgroup) {
 Result<bool> BpfStore::attached(const sys::Cgroup& cgroup) const {
   const uint64_t id = MELTEMI_TRY(cgroup.id());
   for (const Hook& hook : impl_->hooks()) {
-    const auto link = MELTEMI_TRY(open_pin(fmt::format("{}/{}", impl_->links_directory(), hook.name)));
+    const auto link =
+        MELTEMI_TRY(open_pin(fmt::format("{}/{}", impl_->links_directory(), hook.name)));
     if (!link) return false;
     const bpf_link_info info = MELTEMI_TRY(link_info(link->get()));
     if (info.type != BPF_LINK_TYPE_CGROUP || info.cgroup.cgroup_id != id) return false;
@@ -396,8 +404,8 @@ Result<std::optional<uint64_t>> BpfStore::listener(uint64_t cookie,
   return fail_errno(errno, "read the pod's SOCKMAP");
 }
 
-// The template's instructions with this pod's maps in place of the template's: 0.1 ms, where opening
-// and loading the object again costs 19 ms.
+// The template's instructions with this pod's maps in place of the template's: 0.1 ms, where
+// opening and loading the object again costs 19 ms.
 Result<UniqueFd> BpfStore::Impl::clone_lookup(const PodMaps& maps) const {
   const bpf_program* program = lookup->progs.steer_pod;
   std::vector<bpf_insn> code(bpf_program__insns(program),

@@ -6,9 +6,9 @@
 //   v<version>-<layout hash>/links/<program>              the node's cgroup hooks
 //   v<version>-<layout hash>/pods/<cookie>/{config,listeners,link}
 // A new agent reuses the maps of its own layout and swaps the programs behind the pinned links
-// (one atomic syscall each), so that no connection ever meets a gap. Pins of another layout are taken
-// over: their links move here once the new maps are filled. Must never unpin on the way out: only
-// uninstall() does, on request.
+// (one atomic syscall each), so that no connection ever meets a gap. Pins of another layout are
+// taken over: their links move here once the new maps are filled. Must never unpin on the way out:
+// only uninstall() does, on request.
 #pragma once
 
 #include <array>

@@ -29,9 +29,8 @@ Result<std::vector<IpAddress>> ordered_addresses(const sys::Netns& netns,
 }
 
 bool listens(const std::vector<sys::TcpSocket>& listening, std::optional<uint64_t> cookie) {
-  return cookie && std::any_of(listening.begin(), listening.end(), [&](const sys::TcpSocket& s) {
-           return s.cookie == *cookie;
-         });
+  return cookie && std::any_of(listening.begin(), listening.end(),
+                               [&](const sys::TcpSocket& s) { return s.cookie == *cookie; });
 }
 
 }  // namespace
@@ -75,8 +74,8 @@ meltemi_pod Capture::config_of(const CapturedPod& pod, const CaptureSpec& spec,
   return out;
 }
 
-// Makes the listeners that nobody holds. One that only ztunnel holds (this process is younger) is left
-// alone: its queue may be full of connections.
+// Makes the listeners that nobody holds. One that only ztunnel holds (this process is younger) is
+// left alone: its queue may be full of connections.
 Status Capture::ensure_listeners(CapturedPod& pod) const {
   const NetnsTruth truth = MELTEMI_TRY(read_truth(pod.netns, pod.addresses, marks_));
   Listeners& l = pod.listeners;
@@ -106,7 +105,8 @@ Status Capture::write_exclusions(const CapturedPod& pod, const CaptureSpec& spec
   key.netns_cookie = pod.cookie;
   for (const Cidr& cidr : spec.exclude_cidrs) {
     // IPv4 prefixes lie behind the 96 bits of ::ffff:0:0/96.
-    key.prefix_bits = MELTEMI_EXCLUSION_FIXED_BITS + cidr.length + (cidr.address.is_v4() ? 96u : 0u);
+    key.prefix_bits =
+        MELTEMI_EXCLUSION_FIXED_BITS + cidr.length + (cidr.address.is_v4() ? 96u : 0u);
     key.port = 0;
     key.address = to_abi(cidr.address);
     MELTEMI_TRY(bpf_.add_exclusion(key));

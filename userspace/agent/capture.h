@@ -1,13 +1,14 @@
 // Enrols one pod in the kernel, undoes it, and reads back what is there. The order is the point:
 //
-//   enrol      sysctls → route → rules → listeners → maps → lookup link → exclusions, probes → last,
-//              the netns cookie into `enrolled`, which is what turns capture on
-//   un-enrol   the cookie first: new connections are the pod's own again. Routing, listeners and link
-//              stay while a captured flow lives (begin_drain, drained), then go in reverse (finish)
+//   enrol      sysctls, route, rules, listeners, maps, lookup link, exclusions, probes; last, the
+//              netns cookie into `enrolled`, which is what turns capture on
+//   un-enrol   the cookie first: new connections are the pod's own again. Routing, listeners and
+//              link stay while a captured flow lives (begin_drain, drained), then go in reverse
+//              (finish)
 //
-// Every step may be repeated, so enrolling again is the repair. A step that fails undoes those before
-// it, unless the pod was captured already: a pod is plain or fully captured, never half. Blocking, a
-// few milliseconds; one thread.
+// Every step may be repeated, so enrolling again is the repair. A step that fails undoes those
+// before it, unless the pod was captured already: a pod is plain or fully captured, never half.
+// Blocking, a few milliseconds; one thread.
 #pragma once
 
 #include <cstdint>
@@ -46,9 +47,9 @@ struct CapturedPod {
 };
 
 // The names of meltemi.node.v1.PodStatus.missing, in the order of enrolment.
-inline constexpr const char* kTruthNames[] = {"sysctl", "route",       "rule",
-                                              "outbound_listener", "inbound_listener",
-                                              "hbone_listener",    "link", "map"};
+inline constexpr const char* kTruthNames[] = {
+    "sysctl",           "route",          "rule", "outbound_listener",
+    "inbound_listener", "hbone_listener", "link", "map"};
 
 class Capture {
  public:

@@ -35,7 +35,8 @@ Result<meltemi::node::v1::PodEnrolment> decode_enrolment(std::string_view name,
     return fail(Reason::kBadRequest, Fault::kUpstream, std::move(what));
   };
   if (!e.ParseFromArray(body.data(), static_cast<int>(body.size()))) return bad("malformed");
-  if (e.uid() != name) return bad(fmt::format("field uid: \"{}\" is not the resource's name", e.uid()));
+  if (e.uid() != name)
+    return bad(fmt::format("field uid: \"{}\" is not the resource's name", e.uid()));
   if (e.name().empty()) return bad("field name: empty");
   if (e.namespace_().empty()) return bad("field namespace: empty");
   return e;
@@ -50,9 +51,13 @@ ControlLink::ControlLink(const Options& options, Loop& loop, Sink sink)
                     [this](const xds::Update& update) { return receive(update); });
 }
 
-Status ControlLink::start() { return client_.start(); }
+Status ControlLink::start() {
+  return client_.start();
+}
 
-void ControlLink::report(const meltemi::node::v1::NodeReport& report) { reports_.report(report); }
+void ControlLink::report(const meltemi::node::v1::NodeReport& report) {
+  reports_.report(report);
+}
 
 // On the client's thread.
 std::vector<xds::Rejection> ControlLink::receive(const xds::Update& update) {

@@ -1,5 +1,6 @@
-// The agent's one line to the control plane: PodEnrolments come down the delta xDS stream, the report of
-// kernel truth goes up. gRPC stays inside xds. Everything from here reaches the node by Loop::post.
+// The agent's one line to the control plane: PodEnrolments come down the delta xDS stream, the
+// report of kernel truth goes up. gRPC stays inside xds. Everything from here reaches the node by
+// Loop::post.
 #pragma once
 
 #include <memory>

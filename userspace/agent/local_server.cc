@@ -23,8 +23,7 @@ struct LocalServer::Connection {
   bool busy = false;
 };
 
-LocalServer::LocalServer(Loop& loop, Handler handler)
-    : loop_(loop), handler_(std::move(handler)) {}
+LocalServer::LocalServer(Loop& loop, Handler handler) : loop_(loop), handler_(std::move(handler)) {}
 
 LocalServer::~LocalServer() {
   for (const auto& [serial, c] : connections_) loop_.unwatch(c->fd.get());

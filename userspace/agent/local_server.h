@@ -1,5 +1,5 @@
-// The agent's own socket (run-dir/agent.sock): the CNI plugin, the CLI and the sandbox call it. Root
-// only, by SO_PEERCRED. A request may be answered later; a connection carries one at a time.
+// The agent's own socket (run-dir/agent.sock): the CNI plugin, the CLI and the sandbox call it.
+// Root only, by SO_PEERCRED. A request may be answered later; a connection carries one at a time.
 #pragma once
 
 #include <functional>

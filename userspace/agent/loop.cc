@@ -78,8 +78,8 @@ void Loop::run_posted() {
 
 int Loop::milliseconds_to_next_timer() const {
   if (timers_.empty()) return -1;
-  const auto left = std::chrono::ceil<std::chrono::milliseconds>(timers_.begin()->first.first -
-                                                                 MonoClock::now());
+  const auto left =
+      std::chrono::ceil<std::chrono::milliseconds>(timers_.begin()->first.first - MonoClock::now());
   return static_cast<int>(std::clamp<int64_t>(left.count(), 0, 3600'000));
 }
 

@@ -1,6 +1,6 @@
-// The agent's one thread: descriptors, timers and work posted from elsewhere. Everything that touches
-// pods runs here, so that nothing of it needs a lock. Callbacks may block for a few milliseconds
-// (netlink, BPF), never for a peer.
+// The agent's one thread: descriptors, timers and work posted from elsewhere. Everything that
+// touches pods runs here, so that nothing of it needs a lock. Callbacks may block for a few
+// milliseconds (netlink, BPF), never for a peer.
 #pragma once
 
 #include <atomic>
@@ -23,11 +23,12 @@ class Loop {
 
   static Result<std::unique_ptr<Loop>> create();
 
-  // Level-triggered epoll events. Watching again replaces events and callback. Unwatch before closing.
+  // Level-triggered epoll events. Watching again replaces events and callback. Unwatch before
+  // closing.
   Status watch(int fd, uint32_t events, std::function<void(uint32_t)> callback);
   void unwatch(int fd);
   TimerId after(Duration delay, std::function<void()> callback);  // once
-  void cancel(TimerId id);  // unknown ids are ignored
+  void cancel(TimerId id);                                        // unknown ids are ignored
 
   // Any thread, also a signal-driven one.
   void post(std::function<void()> work);

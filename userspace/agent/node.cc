@@ -59,17 +59,16 @@ Node::Node(Loop& loop, Capture& capture, BpfStore& bpf, sys::Cgroup cgroup,
       node_netns_inode_(node_netns_inode),
       options_(std::move(options)),
       report_sink_(std::move(report)),
-      zds_(loop,
-           {.pods = [this] { return zds_pods(); },
-            .describe = [this](const std::string& uid) { return zds_describe(uid); },
-            .returned = [this](const std::string& uid,
-                               Listeners l) { listeners_returned(uid, std::move(l)); },
-            .added = [this](const std::string& uid,
-                            const Status& status) { ztunnel_answered(uid, status); },
-            .connection_changed = [this](bool) { changed(); }}) {
+      zds_(loop, {.pods = [this] { return zds_pods(); },
+                  .describe = [this](const std::string& uid) { return zds_describe(uid); },
+                  .returned = [this](const std::string& uid,
+                                     Listeners l) { listeners_returned(uid, std::move(l)); },
+                  .added = [this](const std::string& uid,
+                                  const Status& status) { ztunnel_answered(uid, status); },
+                  .connection_changed = [this](bool) { changed(); }}) {
   const Result<std::string> mount = sys::cgroup2_mount();
-  cgroup_path_ = mount && cgroup_.path().size() > mount->size() ? cgroup_.path().substr(mount->size())
-                                                                : "/";
+  cgroup_path_ =
+      mount && cgroup_.path().size() > mount->size() ? cgroup_.path().substr(mount->size()) : "/";
 }
 
 Node::~Node() = default;
@@ -112,8 +111,7 @@ Node::Pod& Node::find_or_add(const std::string& uid, const std::string& ns,
 // --- one pod -------------------------------------------------------------------------------------
 
 void Node::fail_pod(Pod& pod, const Error& error) {
-  if (pod.message != error.detail)
-    scope.warn("pod {}: {}", pod.record.label(), error.to_string());
+  if (pod.message != error.detail) scope.warn("pod {}: {}", pod.record.label(), error.to_string());
   pod.message = error.detail;
   pod.hopeless = error.reason == Reason::kPermission || error.reason == Reason::kBadConfig;
 }
@@ -130,7 +128,8 @@ bool Node::ensure_namespace(Pod& pod) {
       return false;
     }
     if (!*found) {
-      pod.message = "its network namespace is not known yet: no CNI ADD, and none of its processes runs";
+      pod.message =
+          "its network namespace is not known yet: no CNI ADD, and none of its processes runs";
       return false;
     }
     r.netns_path = **found;
@@ -214,7 +213,8 @@ void Node::read_back(Pod& pod) {
   }
   pod.missing = *missing;
   // Without the node's hooks nothing marks this pod's connections, whatever its own state is.
-  if (!hooks_attached_ && std::find(pod.missing.begin(), pod.missing.end(), "link") == pod.missing.end())
+  if (!hooks_attached_ &&
+      std::find(pod.missing.begin(), pod.missing.end(), "link") == pod.missing.end())
     pod.missing.emplace_back("link");
   if (pod.missing.empty()) pod.message.clear();
 }
@@ -330,7 +330,9 @@ void Node::restore() {
   changed();
 }
 
-Status Node::serve_ztunnel(const std::string& path) { return zds_.listen(path); }
+Status Node::serve_ztunnel(const std::string& path) {
+  return zds_.listen(path);
+}
 
 void Node::start_reconciling() {
   loop_.after(options_.reconcile_interval, [this] {
@@ -369,8 +371,8 @@ void Node::reconcile() {
   changed();
 }
 
-// Pins whose namespace is dead and that no pod owns. Living ones are left to work: an agent without its
-// state file must not break what it does not know.
+// Pins whose namespace is dead and that no pod owns. Living ones are left to work: an agent without
+// its state file must not break what it does not know.
 void Node::collect_garbage() {
   std::set<uint64_t> owned;
   for (const auto& [key, pod] : pods_) owned.insert(pod.record.cookie);
@@ -471,9 +473,10 @@ void Node::apply(std::vector<wire::PodEnrolment> changed_pods,
     if (!found->second.captured)
       pods_.erase(found);  // never had a namespace here, or it is gone
     else
-      scope.info("the control plane knows pod {} no longer; it stays as it is until its namespace "
-                 "ends",
-                 found->second.record.label());
+      scope.info(
+          "the control plane knows pod {} no longer; it stays as it is until its namespace "
+          "ends",
+          found->second.record.label());
   }
   processes_.clear();
   changed();
@@ -483,11 +486,16 @@ void Node::apply(std::vector<wire::PodEnrolment> changed_pods,
 
 void Node::handle(local::Request request, LocalServer::Reply reply) {
   switch (request.call_case()) {
-    case local::Request::kAdd: return on_add(request.add(), std::move(reply));
-    case local::Request::kDel: return on_del(request.del(), reply);
-    case local::Request::kCheck: return on_check(request.check(), reply);
-    case local::Request::kList: return on_list(reply);
-    default: reply(error_response("unknown call"));
+    case local::Request::kAdd:
+      return on_add(request.add(), std::move(reply));
+    case local::Request::kDel:
+      return on_del(request.del(), reply);
+    case local::Request::kCheck:
+      return on_check(request.check(), reply);
+    case local::Request::kList:
+      return on_list(reply);
+    default:
+      reply(error_response("unknown call"));
   }
 }
 
@@ -499,7 +507,8 @@ void Node::on_add(const local::AddPod& add, LocalServer::Reply reply) {
   pod.record.netns_path = add.netns_path();
   pod.record.cni_addresses.clear();
   for (const std::string& bytes : add.addresses())
-    if (const auto ip = IpAddress::from_bytes(as_bytes(bytes))) pod.record.cni_addresses.push_back(*ip);
+    if (const auto ip = IpAddress::from_bytes(as_bytes(bytes)))
+      pod.record.cni_addresses.push_back(*ip);
   pod.hopeless = false;
   const Duration wanted = add.deadline_ms() == 0
                               ? options_.add_timeout
@@ -528,9 +537,9 @@ void Node::retry_waiting(const std::string& key) {
 void Node::on_del(const local::DelPod& del, const LocalServer::Reply& reply) {
   Pod* pod = find(del.uid(), del.namespace_(), del.name());
   // A DEL for an older sandbox of the same pod must not touch the newer one.
-  const bool same = pod != nullptr &&
-                    (del.netns_path().empty() || pod->record.netns_path == del.netns_path() ||
-                     !pod->captured || names_namespace(*pod, del.netns_path()));
+  const bool same =
+      pod != nullptr && (del.netns_path().empty() || pod->record.netns_path == del.netns_path() ||
+                         !pod->captured || names_namespace(*pod, del.netns_path()));
   if (same) {
     for (Waiter& w : pod->waiters) w.reply(error_response("the pod was deleted meanwhile"));
     pod->waiters.clear();
@@ -554,15 +563,14 @@ void Node::on_del(const local::DelPod& del, const LocalServer::Reply& reply) {
 void Node::on_check(const local::CheckPod& check, const LocalServer::Reply& reply) {
   Pod* pod = find(check.uid(), check.namespace_(), check.name());
   if (pod == nullptr)
-    return reply(error_response(
-        fmt::format("pod {}/{} is not known to the agent of node {}", check.namespace_(),
-                    check.name(), options_.name)));
+    return reply(error_response(fmt::format("pod {}/{} is not known to the agent of node {}",
+                                            check.namespace_(), check.name(), options_.name)));
   if (pod->captured && pod->record.wanted()) read_back(*pod);
   local::Response response;
   if (pod->record.wanted() && (!pod->captured || !pod->missing.empty()))
-    response.set_error(fmt::format(
-        "pod {} is to be in the mesh but the kernel lacks: {}", pod->record.label(),
-        pod->captured ? join(pod->missing) : pod->message));
+    response.set_error(fmt::format("pod {} is to be in the mesh but the kernel lacks: {}",
+                                   pod->record.label(),
+                                   pod->captured ? join(pod->missing) : pod->message));
   *response.add_pods() = describe(*pod);
   reply(std::move(response));
   changed();

@@ -1,10 +1,10 @@
-// The pods of this node: what the control plane wants of them (PodEnrolment), what CNI told (a netns),
-// and what the kernel says. Brings the three together, one pod at a time, and never lets one pod's
-// trouble reach another. Lives on the loop's thread.
+// The pods of this node: what the control plane wants of them (PodEnrolment), what CNI told (a
+// netns), and what the kernel says. Brings the three together, one pod at a time, and never lets
+// one pod's trouble reach another. Lives on the loop's thread.
 //
-// A pod's decision that vanishes from xDS changes nothing while its namespace lives: a control plane
-// that forgets must not un-mesh a node. CNI DEL, a decision "do not enrol", or the end of the namespace
-// does.
+// A pod's decision that vanishes from xDS changes nothing while its namespace lives: a control
+// plane that forgets must not un-mesh a node. CNI DEL, a decision "do not enrol", or the end of the
+// namespace does.
 #pragma once
 
 #include <functional>
@@ -74,9 +74,9 @@ class Node {
     std::optional<CaptureSpec> applied;   // what it was last enrolled as
     std::vector<std::string> missing;
     std::vector<std::string> uncaptured;
-    std::string message;      // why enrolment failed, with the fix
+    std::string message;        // why enrolment failed, with the fix
     std::string ztunnel_error;  // why ztunnel does not serve it; it tries again
-    bool hopeless = false;    // trying again will not help until something changes
+    bool hopeless = false;      // trying again will not help until something changes
     MonoTime drain_deadline;
     std::vector<Waiter> waiters;
   };

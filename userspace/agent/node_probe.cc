@@ -11,8 +11,8 @@
 namespace meltemi::agent {
 namespace {
 
-// Before the kernel's own rule of priority 0 nothing can be placed; its `local` table delivers only to
-// this host, and the packets to be stopped here are on their way through. Low numbers therefore.
+// Before the kernel's own rule of priority 0 nothing can be placed; its `local` table delivers only
+// to this host, and the packets to be stopped here are on their way through. Low numbers therefore.
 constexpr uint32_t kPriorityOwn = 1;
 constexpr uint32_t kPriorityDrop = 2;
 

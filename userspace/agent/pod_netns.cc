@@ -17,7 +17,8 @@
 namespace meltemi::agent {
 namespace {
 
-constexpr int kBacklog = 4096;  // SYNs that wait while ztunnel restarts; the kernel caps by somaxconn
+constexpr int kBacklog =
+    4096;  // SYNs that wait while ztunnel restarts; the kernel caps by somaxconn
 
 struct SysctlWanted {
   const char* key;
@@ -58,8 +59,8 @@ Status make_transparent(int fd, bool v6) {
 // In the calling thread's namespace.
 Result<UniqueFd> listen_here(uint16_t port, uint32_t mark, bool transparent) {
   const bool v6 = has_ipv6();
-  UniqueFd fd(::socket(v6 ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK,
-                       IPPROTO_TCP));
+  UniqueFd fd(
+      ::socket(v6 ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, IPPROTO_TCP));
   if (!fd) return fail_errno(errno, "socket");
   if (v6) MELTEMI_TRY(set_option(fd.get(), SOL_IPV6, IPV6_V6ONLY, 0, "IPV6_V6ONLY"));
   MELTEMI_TRY(set_option(fd.get(), SOL_SOCKET, SO_REUSEADDR, 1, "SO_REUSEADDR"));
@@ -90,9 +91,7 @@ struct Rules {
                 .table = MELTEMI_ROUTE_TABLE,
                 .fwmark = mark,
                 .fwmask = 0xffffffff},
-        local{.family = family,
-              .priority = MELTEMI_RULE_PRIORITY_LOCAL,
-              .table = sys::kTableLocal},
+        local{.family = family, .priority = MELTEMI_RULE_PRIORITY_LOCAL, .table = sys::kTableLocal},
         original_local{.family = family, .priority = 0, .table = sys::kTableLocal} {}
 };
 
@@ -114,8 +113,8 @@ Result<std::vector<IpAddress>> local_addresses(const sys::Netns& netns) {
   sys::Netlink netlink = MELTEMI_TRY(sys::Netlink::open_in(netns));
   std::vector<IpAddress> out;
   for (const sys::Address& a : MELTEMI_TRY(netlink.addresses())) {
-    const bool link_local_v6 = !a.ip.is_v4() && a.ip.bytes()[0] == 0xfe &&
-                               (a.ip.bytes()[1] & 0xc0) == 0x80;
+    const bool link_local_v6 =
+        !a.ip.is_v4() && a.ip.bytes()[0] == 0xfe && (a.ip.bytes()[1] & 0xc0) == 0x80;
     if (!a.ip.is_loopback() && !link_local_v6) out.push_back(a.ip);
   }
   return out;
@@ -190,7 +189,8 @@ Status remove_routing(const sys::Netns& netns, uint32_t capture_mark) {
     const Rules rules(family, capture_mark);
     const std::vector<sys::Rule> present = MELTEMI_TRY(netlink.rules(family));
     if (present.empty()) continue;  // the family is not there
-    if (!contains(present, rules.original_local)) MELTEMI_TRY(netlink.add_rule(rules.original_local));
+    if (!contains(present, rules.original_local))
+      MELTEMI_TRY(netlink.add_rule(rules.original_local));
     MELTEMI_TRY(netlink.delete_rule(rules.local));
     MELTEMI_TRY(netlink.delete_rule(rules.capture));
     for (const sys::Route& route : MELTEMI_TRY(netlink.routes(family, MELTEMI_ROUTE_TABLE)))
@@ -232,9 +232,8 @@ Result<NetnsTruth> read_truth(const sys::Netns& netns, const std::vector<IpAddre
 
 Result<size_t> captured_flows(const sys::Netns& netns, uint32_t capture_mark) {
   const auto live = MELTEMI_TRY(sys::tcp_sockets_in(netns, sys::kLiveStates));
-  return static_cast<size_t>(std::count_if(live.begin(), live.end(), [&](const sys::TcpSocket& s) {
-    return s.mark == capture_mark;
-  }));
+  return static_cast<size_t>(std::count_if(
+      live.begin(), live.end(), [&](const sys::TcpSocket& s) { return s.mark == capture_mark; }));
 }
 
 }  // namespace meltemi::agent

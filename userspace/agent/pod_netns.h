@@ -1,6 +1,7 @@
 // The part of capture that lies inside a pod's network namespace: sysctls, routing and listeners
-// (design section 2). Every function may be called again and mends what is missing. Must never leave
-// a moment without a rule that looks up `local`, nor touch a rule or route that is not the mesh's.
+// (design section 2). Every function may be called again and mends what is missing. Must never
+// leave a moment without a rule that looks up `local`, nor touch a rule or route that is not the
+// mesh's.
 #pragma once
 
 #include <cstdint>
@@ -31,9 +32,9 @@ struct Listeners {
   bool complete() const { return outbound && inbound && hbone; }
 };
 
-// Bind, mark, listen. The outbound listener is transparent, so that it may answer as any address. One
-// dual-stack socket, or IPv4 alone where the namespace has IPv6 disabled. Plain TCP, never MPTCP:
-// socket options and sk_lookup need it so.
+// Bind, mark, listen. The outbound listener is transparent, so that it may answer as any address.
+// One dual-stack socket, or IPv4 alone where the namespace has IPv6 disabled. Plain TCP, never
+// MPTCP: socket options and sk_lookup need it so.
 Result<UniqueFd> listen_outbound(const sys::Netns& netns, uint32_t tunnel_mark);
 Result<UniqueFd> listen_inbound(const sys::Netns& netns, uint32_t tunnel_mark);
 // Port 15008. Error with the owner's hint if the pod has taken it.

@@ -64,7 +64,8 @@ Result<PodRecord> record_from_json(const json& in) {
     google::protobuf::util::JsonParseOptions options;
     options.ignore_unknown_fields = true;
     meltemi::node::v1::PodEnrolment decision;
-    if (!google::protobuf::util::JsonStringToMessage(in["decision"].dump(), &decision, options).ok())
+    if (!google::protobuf::util::JsonStringToMessage(in["decision"].dump(), &decision, options)
+             .ok())
       return malformed(fmt::format("the decision of pod {}", r.label()));
     r.decision = std::move(decision);
   }
@@ -79,9 +80,9 @@ Result<CaptureSpec> spec_of(const PodRecord& record) {
   if (!record.decision) return spec;
   const auto& d = *record.decision;
   const auto bad = [&](std::string_view field, std::string_view value) {
-    return fail(Reason::kBadConfig, Fault::kConfig,
-                fmt::format("PodEnrolment of {}: {} \"{}\" is malformed", record.label(), field,
-                            value));
+    return fail(
+        Reason::kBadConfig, Fault::kConfig,
+        fmt::format("PodEnrolment of {}: {} \"{}\" is malformed", record.label(), field, value));
   };
   for (const std::string& wire : d.addresses()) {
     const auto ip = IpAddress::from_bytes(as_bytes(wire));

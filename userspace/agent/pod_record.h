@@ -1,5 +1,5 @@
-// What the agent knows of one pod beyond the kernel, and the file that keeps it over a restart, so that
-// an agent that comes up without a control plane changes nothing (run-dir/enrolments.json).
+// What the agent knows of one pod beyond the kernel, and the file that keeps it over a restart, so
+// that an agent that comes up without a control plane changes nothing (run-dir/enrolments.json).
 #pragma once
 
 #include <cstdint>
@@ -32,12 +32,13 @@ struct PodRecord {
   std::string label() const { return namespace_name + "/" + name; }  // for messages
 };
 
-// Everything that the decision and CNI say, for the kernel. Malformed CIDRs and ports are an error that
-// names them: the control plane validates, but it may be another version.
+// Everything that the decision and CNI say, for the kernel. Malformed CIDRs and ports are an error
+// that names them: the control plane validates, but it may be another version.
 Result<CaptureSpec> spec_of(const PodRecord& record);
 
 std::string records_to_json(const std::vector<PodRecord>& records);
-// Unknown fields are ignored (a newer agent wrote them); what is malformed is an error that names it.
+// Unknown fields are ignored (a newer agent wrote them); what is malformed is an error that names
+// it.
 Result<std::vector<PodRecord>> records_from_json(std::string_view text);
 
 }  // namespace meltemi::agent

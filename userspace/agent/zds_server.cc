@@ -108,8 +108,9 @@ void ZdsServer::on_hello(Connection& c, const std::string& bytes) {
   c.greeted = true;
   c.extended = (hello->capabilities & zds::kListenerFds) != 0;
   if (!c.extended)
-    scope.warn("this ztunnel does not take listeners over ZDS: it serves what its own listeners "
-               "receive, and captured connections wait for one that does");
+    scope.warn(
+        "this ztunnel does not take listeners over ZDS: it serves what its own listeners "
+        "receive, and captured connections wait for one that does");
   for (const std::string& uid : callbacks_.pods()) {
     const std::optional<ZdsPod> pod = callbacks_.describe(uid);
     if (!pod) continue;
@@ -144,11 +145,20 @@ void ZdsServer::send_next(Connection& c) {
 Status ZdsServer::send(Connection& c, const Request& request, bool* skipped) {
   zds::Request message;
   switch (request.kind) {
-    case Request::Kind::kAdd: return send_add(c, request.uid, skipped);
-    case Request::Kind::kKeep: message = zds::Keep{request.uid}; break;
-    case Request::Kind::kDel: message = zds::Del{request.uid}; break;
-    case Request::Kind::kSnapshotSent: message = zds::SnapshotSent{}; break;
-    case Request::Kind::kGetListeners: message = zds::GetListeners{request.uid}; break;
+    case Request::Kind::kAdd:
+      return send_add(c, request.uid, skipped);
+    case Request::Kind::kKeep:
+      message = zds::Keep{request.uid};
+      break;
+    case Request::Kind::kDel:
+      message = zds::Del{request.uid};
+      break;
+    case Request::Kind::kSnapshotSent:
+      message = zds::SnapshotSent{};
+      break;
+    case Request::Kind::kGetListeners:
+      message = zds::GetListeners{request.uid};
+      break;
   }
   const std::string bytes = MELTEMI_TRY(zds::encode(message));
   return sys::send_packet(c.fd.get(), as_bytes(bytes), {}, Duration::zero());
@@ -233,9 +243,8 @@ void ZdsServer::remove(const std::string& uid) {
     const auto found = connections_.find(key);
     if (found == connections_.end()) continue;
     Connection& c = *found->second;
-    std::erase_if(c.queue, [&](const Request& r) {
-      return r.uid == uid && r.kind != Request::Kind::kDel;
-    });
+    std::erase_if(c.queue,
+                  [&](const Request& r) { return r.uid == uid && r.kind != Request::Kind::kDel; });
     c.queue.push_back({Request::Kind::kDel, uid});
     send_next(c);
   }

@@ -1,10 +1,11 @@
-// The agent's end of ZDS: tells each connected ztunnel which pods to serve and hands the listeners over
-// (facts/ztunnel section 1.3; codec/zds.h). One request is under way per connection, in order; a peer
-// that does not answer in time is disconnected and comes back by itself. With a peer that does not
-// know the extension the bytes are Istio's: one netns descriptor, and it binds listeners of its own.
+// The agent's end of ZDS: tells each connected ztunnel which pods to serve and hands the listeners
+// over (facts/ztunnel section 1.3; codec/zds.h). One request is under way per connection, in order;
+// a peer that does not answer in time is disconnected and comes back by itself. With a peer that
+// does not know the extension the bytes are Istio's: one netns descriptor, and it binds listeners
+// of its own.
 //
-// A new connection first gets every pod, then SnapshotSent, then changes. Only the newest connection
-// gets additions (an older one is draining); removals go to all.
+// A new connection first gets every pod, then SnapshotSent, then changes. Only the newest
+// connection gets additions (an older one is draining); removals go to all.
 #pragma once
 
 #include <deque>
@@ -51,7 +52,7 @@ class ZdsServer {
 
   // Mode 0600: ztunnel runs as root.
   Status listen(const std::string& path);
-  void add(const std::string& uid);     // also when something of the pod changed
+  void add(const std::string& uid);  // also when something of the pod changed
   void remove(const std::string& uid);
   bool connected() const { return !connections_.empty(); }
   // The newest connection has the snapshot.

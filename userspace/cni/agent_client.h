@@ -9,8 +9,8 @@
 
 namespace meltemi::cni {
 
-// Errors: kConnectRefused when nobody serves `socket_path` (also: no such file), kRequestTimeout, and
-// what the codec says of malformed answers. An answer with an error text is not an error here.
+// Errors: kConnectRefused when nobody serves `socket_path` (also: no such file), kRequestTimeout,
+// and what the codec says of malformed answers. An answer with an error text is not an error here.
 Result<meltemi::local::v1::Response> call_agent(const std::string& socket_path,
                                                 const meltemi::local::v1::Request& request,
                                                 Duration timeout);

@@ -1,5 +1,5 @@
-// meltemi-cni: environment and stdin in, JSON on stdout, exit code (CNI spec 1.0.0). Nothing else may
-// go to stdout.
+// meltemi-cni: environment and stdin in, JSON on stdout, exit code (CNI spec 1.0.0). Nothing else
+// may go to stdout.
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>

@@ -79,10 +79,14 @@ cni::Outcome<std::string> check(const cni::Environment& env, const cni::Config& 
 cni::Outcome<std::string> dispatch(const cni::Environment& env, const cni::Config& config,
                                    std::string& log) {
   switch (env.command) {
-    case cni::Command::kVersion: return cni::print_version_result(config.cni_version);
-    case cni::Command::kAdd: return add(env, config);
-    case cni::Command::kDel: return del(env, config, log);
-    case cni::Command::kCheck: return check(env, config);
+    case cni::Command::kVersion:
+      return cni::print_version_result(config.cni_version);
+    case cni::Command::kAdd:
+      return add(env, config);
+    case cni::Command::kDel:
+      return del(env, config, log);
+    case cni::Command::kCheck:
+      return check(env, config);
   }
   return failed(cni::Code::kInternal, "unknown command", "");
 }
@@ -90,9 +94,10 @@ cni::Outcome<std::string> dispatch(const cni::Environment& env, const cni::Confi
 Outcome finish(const cni::Outcome<std::string>& result, const std::string& version) {
   if (result) return {.output = *result, .log = "ok"};
   const cni::Failure& f = result.error();
-  return {.exit_code = 1,
-          .output = cni::print_failure(f, version),
-          .log = fmt::format("error {}: {}: {}", static_cast<uint32_t>(f.code), f.message, f.details)};
+  return {
+      .exit_code = 1,
+      .output = cni::print_failure(f, version),
+      .log = fmt::format("error {}: {}: {}", static_cast<uint32_t>(f.code), f.message, f.details)};
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 // The CNI plugin (spec 1.0.0): asks the agent to enrol the pod and blocks until the kernel has
-// everything, or the deadline. Chained: what the plugins before it did passes through untouched. A pod
-// never starts half-enrolled, and DEL never fails for want of an agent.
+// everything, or the deadline. Chained: what the plugins before it did passes through untouched. A
+// pod never starts half-enrolled, and DEL never fails for want of an agent.
 #pragma once
 
 #include <string>
@@ -11,9 +11,9 @@
 
 namespace meltemi::cni {
 
-inline constexpr Duration kAddDeadline = std::chrono::seconds(20);    // told to the agent
-inline constexpr Duration kCallTimeout = std::chrono::seconds(5);     // DEL and CHECK
-inline constexpr Duration kAnswerMargin = std::chrono::seconds(5);    // beyond a deadline told
+inline constexpr Duration kAddDeadline = std::chrono::seconds(20);  // told to the agent
+inline constexpr Duration kCallTimeout = std::chrono::seconds(5);   // DEL and CHECK
+inline constexpr Duration kAnswerMargin = std::chrono::seconds(5);  // beyond a deadline told
 
 struct Outcome {
   int exit_code = 0;

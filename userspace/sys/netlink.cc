@@ -1,5 +1,5 @@
-// rtnetlink messages; see netlink.h. One request, one answer; the buffer of a dump is sized so that the
-// kernel never truncates a message.
+// rtnetlink messages; see netlink.h. One request, one answer; the buffer of a dump is sized so that
+// the kernel never truncates a message.
 #include "userspace/sys/netlink.h"
 
 #include <errno.h>
@@ -68,39 +68,57 @@ H parse(const nlmsghdr* message, F&& each_attribute) {
   return header;
 }
 
-int family_of(const IpAddress& ip) { return ip.is_v4() ? AF_INET : AF_INET6; }
+int family_of(const IpAddress& ip) {
+  return ip.is_v4() ? AF_INET : AF_INET6;
+}
 
 // Unicast and local routes have their type; others are told apart only as "other".
 uint8_t wire_type(Route::Type type) {
   switch (type) {
-    case Route::Type::kLocal: return RTN_LOCAL;
-    case Route::Type::kBlackhole: return RTN_BLACKHOLE;
-    case Route::Type::kUnreachable: return RTN_UNREACHABLE;
-    default: return RTN_UNICAST;
+    case Route::Type::kLocal:
+      return RTN_LOCAL;
+    case Route::Type::kBlackhole:
+      return RTN_BLACKHOLE;
+    case Route::Type::kUnreachable:
+      return RTN_UNREACHABLE;
+    default:
+      return RTN_UNICAST;
   }
 }
 Route::Type route_type(uint8_t wire) {
   switch (wire) {
-    case RTN_UNICAST: return Route::Type::kUnicast;
-    case RTN_LOCAL: return Route::Type::kLocal;
-    case RTN_BLACKHOLE: return Route::Type::kBlackhole;
-    case RTN_UNREACHABLE: return Route::Type::kUnreachable;
-    default: return Route::Type::kOther;
+    case RTN_UNICAST:
+      return Route::Type::kUnicast;
+    case RTN_LOCAL:
+      return Route::Type::kLocal;
+    case RTN_BLACKHOLE:
+      return Route::Type::kBlackhole;
+    case RTN_UNREACHABLE:
+      return Route::Type::kUnreachable;
+    default:
+      return Route::Type::kOther;
   }
 }
 uint8_t wire_action(Rule::Action action) {
   switch (action) {
-    case Rule::Action::kBlackhole: return FR_ACT_BLACKHOLE;
-    case Rule::Action::kUnreachable: return FR_ACT_UNREACHABLE;
-    default: return FR_ACT_TO_TBL;
+    case Rule::Action::kBlackhole:
+      return FR_ACT_BLACKHOLE;
+    case Rule::Action::kUnreachable:
+      return FR_ACT_UNREACHABLE;
+    default:
+      return FR_ACT_TO_TBL;
   }
 }
 Rule::Action rule_action(uint8_t wire) {
   switch (wire) {
-    case FR_ACT_TO_TBL: return Rule::Action::kLookup;
-    case FR_ACT_BLACKHOLE: return Rule::Action::kBlackhole;
-    case FR_ACT_UNREACHABLE: return Rule::Action::kUnreachable;
-    default: return Rule::Action::kOther;
+    case FR_ACT_TO_TBL:
+      return Rule::Action::kLookup;
+    case FR_ACT_BLACKHOLE:
+      return Rule::Action::kBlackhole;
+    case FR_ACT_UNREACHABLE:
+      return Rule::Action::kUnreachable;
+    default:
+      return Rule::Action::kOther;
   }
 }
 
@@ -125,7 +143,6 @@ std::string extended_text(const nlmsghdr* message, const nlmsgerr* error) {
                      });
   return text;
 }
-
 
 // Turns the errnos that mean "it is so already" into success.
 Status forgive(Status status, std::initializer_list<int> accepted, int last_errno) {
@@ -237,11 +254,11 @@ Status Netlink::dump(Message& message, std::string_view what,
         each(m);
         continue;
       }
-      const auto* error = reinterpret_cast<const nlmsgerr*>(reinterpret_cast<const char*>(m) + NLMSG_HDRLEN);
+      const auto* error =
+          reinterpret_cast<const nlmsgerr*>(reinterpret_cast<const char*>(m) + NLMSG_HDRLEN);
       message.last_errno = -error->error;
       if (error->error == 0) return {};
-      return fail_errno(-error->error,
-                        fmt::format("netlink {}{}", what, extended_text(m, error)));
+      return fail_errno(-error->error, fmt::format("netlink {}{}", what, extended_text(m, error)));
     }
   }
 }
@@ -270,8 +287,7 @@ Status Netlink::change_rule(const Rule& rule, uint16_t type, uint16_t flags) {
     const fib_rule_port_range range{rule.dport, rule.dport};
     m.attribute(FRA_DPORT_RANGE, &range, sizeof range);
   }
-  const Status status =
-      transact(m, (type == RTM_NEWRULE ? "add " : "delete ") + rule_text(rule));
+  const Status status = transact(m, (type == RTM_NEWRULE ? "add " : "delete ") + rule_text(rule));
   if (type == RTM_DELRULE) return forgive(status, {ENOENT}, m.last_errno);
   return status;
 }
@@ -283,7 +299,9 @@ Status Netlink::ensure_rule(const Rule& rule) {
   if (MELTEMI_TRY(has_rule(rule))) return {};
   return add_rule(rule);
 }
-Status Netlink::delete_rule(const Rule& rule) { return change_rule(rule, RTM_DELRULE, 0); }
+Status Netlink::delete_rule(const Rule& rule) {
+  return change_rule(rule, RTM_DELRULE, 0);
+}
 
 Result<std::vector<Rule>> Netlink::rules(int family) {
   fib_rule_hdr h{};
@@ -295,21 +313,38 @@ Result<std::vector<Rule>> Netlink::rules(int family) {
     std::optional<IpAddress> from, to;
     const auto header = parse<fib_rule_hdr>(message, [&](const AttributeView& a) {
       switch (a.type) {
-        case FRA_PRIORITY: rule.priority = a.u32(); break;
-        case FRA_TABLE: rule.table = a.u32(); break;
-        case FRA_FWMARK: rule.fwmark = a.u32(); break;
-        case FRA_FWMASK: rule.fwmask = a.u32(); break;
-        case FRA_SRC: from = a.ip(); break;
-        case FRA_DST: to = a.ip(); break;
-        case FRA_IIFNAME: rule.iif = a.text(); break;
-        case FRA_IP_PROTO: rule.ip_protocol = a.u8(); break;
+        case FRA_PRIORITY:
+          rule.priority = a.u32();
+          break;
+        case FRA_TABLE:
+          rule.table = a.u32();
+          break;
+        case FRA_FWMARK:
+          rule.fwmark = a.u32();
+          break;
+        case FRA_FWMASK:
+          rule.fwmask = a.u32();
+          break;
+        case FRA_SRC:
+          from = a.ip();
+          break;
+        case FRA_DST:
+          to = a.ip();
+          break;
+        case FRA_IIFNAME:
+          rule.iif = a.text();
+          break;
+        case FRA_IP_PROTO:
+          rule.ip_protocol = a.u8();
+          break;
         case FRA_DPORT_RANGE: {
           fib_rule_port_range range{};
           std::memcpy(&range, a.data, std::min(a.size, sizeof range));
           if (range.start == range.end) rule.dport = range.start;
           break;
         }
-        default: break;
+        default:
+          break;
       }
     });
     rule.family = header.family;
@@ -358,7 +393,9 @@ Status Netlink::add_route(const Route& route) {
 Status Netlink::replace_route(const Route& route) {
   return change_route(route, RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE);
 }
-Status Netlink::delete_route(const Route& route) { return change_route(route, RTM_DELROUTE, 0); }
+Status Netlink::delete_route(const Route& route) {
+  return change_route(route, RTM_DELROUTE, 0);
+}
 
 Result<std::vector<Route>> Netlink::routes(int family, uint32_t table) {
   rtmsg h{};
@@ -371,12 +408,23 @@ Result<std::vector<Route>> Netlink::routes(int family, uint32_t table) {
     std::optional<IpAddress> destination;
     const auto header = parse<rtmsg>(message, [&](const AttributeView& a) {
       switch (a.type) {
-        case RTA_TABLE: route.table = a.u32(); break;
-        case RTA_DST: destination = a.ip(); break;
-        case RTA_GATEWAY: route.gateway = a.ip(); break;
-        case RTA_PREFSRC: route.preferred_source = a.ip(); break;
-        case RTA_OIF: route.oif = a.u32(); break;
-        default: break;
+        case RTA_TABLE:
+          route.table = a.u32();
+          break;
+        case RTA_DST:
+          destination = a.ip();
+          break;
+        case RTA_GATEWAY:
+          route.gateway = a.ip();
+          break;
+        case RTA_PREFSRC:
+          route.preferred_source = a.ip();
+          break;
+        case RTA_OIF:
+          route.oif = a.u32();
+          break;
+        default:
+          break;
       }
     });
     route.family = header.rtm_family;
@@ -402,9 +450,9 @@ Status Netlink::change_address(const Address& address, uint16_t type, uint16_t f
   Message m(type, static_cast<uint16_t>(flags | NLM_F_ACK), h);
   m.ip(IFA_LOCAL, address.ip);
   m.ip(IFA_ADDRESS, address.ip);
-  const Status status = transact(
-      m, fmt::format("{} address {}/{}", type == RTM_NEWADDR ? "add" : "delete",
-                     address.ip.to_string(), address.prefix_length));
+  const Status status =
+      transact(m, fmt::format("{} address {}/{}", type == RTM_NEWADDR ? "add" : "delete",
+                              address.ip.to_string(), address.prefix_length));
   return type == RTM_NEWADDR ? forgive(status, {EEXIST}, m.last_errno)
                              : forgive(status, {EADDRNOTAVAIL}, m.last_errno);
 }
@@ -518,15 +566,22 @@ Result<std::vector<Link>> Netlink::links() {
     Link link;
     const auto header = parse<ifinfomsg>(message, [&](const AttributeView& a) {
       switch (a.type) {
-        case IFLA_IFNAME: link.name = a.text(); break;
-        case IFLA_MTU: link.mtu = a.u32(); break;
-        case IFLA_MASTER: link.master = a.u32(); break;
+        case IFLA_IFNAME:
+          link.name = a.text();
+          break;
+        case IFLA_MTU:
+          link.mtu = a.u32();
+          break;
+        case IFLA_MASTER:
+          link.master = a.u32();
+          break;
         case IFLA_LINKINFO:
           for_each_attribute(a.data, a.size, [&](const AttributeView& info) {
             if (info.type == IFLA_INFO_KIND) link.kind = info.text();
           });
           break;
-        default: break;
+        default:
+          break;
       }
     });
     link.ifindex = static_cast<uint32_t>(header.ifi_index);
@@ -538,8 +593,7 @@ Result<std::vector<Link>> Netlink::links() {
 
 // --- neighbours ----------------------------------------------------------------------------------
 
-Status Netlink::change_neighbour(const std::string& link, const IpAddress& ip,
-                                 const uint8_t* mac) {
+Status Netlink::change_neighbour(const std::string& link, const IpAddress& ip, const uint8_t* mac) {
   ndmsg h{};
   h.ndm_family = static_cast<uint8_t>(family_of(ip));
   h.ndm_ifindex = static_cast<int>(MELTEMI_TRY(index(link)));

@@ -1,7 +1,8 @@
-// rtnetlink: rules, routes, addresses, links and neighbours, without forking `ip`. One Netlink is one
-// socket, bound for life to the namespace in which it was opened; calls block until the kernel has
-// answered, which it does at once. Errors are kSystem with the kernel's extended text where given.
-// Must never guess: an `add` of what exists is an error (EEXIST) unless the call says otherwise.
+// rtnetlink: rules, routes, addresses, links and neighbours, without forking `ip`. One Netlink is
+// one socket, bound for life to the namespace in which it was opened; calls block until the kernel
+// has answered, which it does at once. Errors are kSystem with the kernel's extended text where
+// given. Must never guess: an `add` of what exists is an error (EEXIST) unless the call says
+// otherwise.
 #pragma once
 
 #include <cstdint>
@@ -33,7 +34,7 @@ struct Rule {
   uint32_t fwmask = 0;  // 0: no mark selector
   std::optional<Cidr> from;
   std::optional<Cidr> to;
-  std::string iif;        // "lo": locally generated packets
+  std::string iif;  // "lo": locally generated packets
   uint8_t ip_protocol = 0;
   uint16_t dport = 0;
   bool operator==(const Rule&) const = default;
@@ -49,8 +50,8 @@ struct Route {
   std::optional<IpAddress> gateway;
   std::optional<IpAddress> preferred_source;
   uint32_t oif = 0;
-  bool onlink = false;       // gateway need not be in a connected prefix
-  bool scope_link = false;   // the destination is reached without a gateway
+  bool onlink = false;      // gateway need not be in a connected prefix
+  bool scope_link = false;  // the destination is reached without a gateway
   bool operator==(const Route&) const = default;
 };
 
@@ -58,7 +59,7 @@ struct Address {
   IpAddress ip;
   uint8_t prefix_length = 32;
   uint32_t ifindex = 0;
-  bool nodad = true;    // IPv6: usable at once. Only for add.
+  bool nodad = true;        // IPv6: usable at once. Only for add.
   bool link_scope = false;  // fe80::/10 and the like, as read back
 };
 
@@ -73,7 +74,7 @@ struct Link {
 
 class Netlink {
  public:
-  static Result<Netlink> open();                    // in the calling thread's namespace
+  static Result<Netlink> open();  // in the calling thread's namespace
   static Result<Netlink> open_in(const Netns& netns);
 
   Status add_rule(const Rule& rule);     // EEXIST is an error: check with has_rule, or ensure_rule

@@ -56,13 +56,17 @@ Status prepare_named_directory() {
 
 }  // namespace
 
-Result<Netns> Netns::current() { return Netns(MELTEMI_TRY(open_ns("/proc/thread-self/ns/net"))); }
+Result<Netns> Netns::current() {
+  return Netns(MELTEMI_TRY(open_ns("/proc/thread-self/ns/net")));
+}
 
 Result<Netns> Netns::open(const std::string& path) {
   return from_fd(MELTEMI_TRY(open_ns(path)));
 }
 
-Result<Netns> Netns::open_pid(pid_t pid) { return open(fmt::format("/proc/{}/ns/net", pid)); }
+Result<Netns> Netns::open_pid(pid_t pid) {
+  return open(fmt::format("/proc/{}/ns/net", pid));
+}
 
 Result<Netns> Netns::from_fd(UniqueFd fd) {
   if (::ioctl(fd.get(), NS_GET_NSTYPE) != CLONE_NEWNET)

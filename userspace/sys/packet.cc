@@ -34,7 +34,8 @@ Status wait_for(int fd, short events, MonoTime deadline, const char* what) {
     if (n > 0) return {};
     if (n < 0 && errno != EINTR) return fail_errno(errno, "poll");
     if (n == 0)
-      return fail(Reason::kRequestTimeout, Fault::kUpstream, fmt::format("{}: no answer in time", what));
+      return fail(Reason::kRequestTimeout, Fault::kUpstream,
+                  fmt::format("{}: no answer in time", what));
   }
 }
 
@@ -155,9 +156,9 @@ Result<Packet> receive_packet(int socket, Duration timeout, size_t max_bytes) {
   if (n < 0) return fail_errno(errno, "recvmsg");
   packet.fds = take_fds(message);
   if ((message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0)
-    return fail(Reason::kBadRequest, Fault::kUpstream,
-                fmt::format("a packet larger than {} bytes or {} descriptors", max_bytes,
-                            kMaxPacketFds));
+    return fail(
+        Reason::kBadRequest, Fault::kUpstream,
+        fmt::format("a packet larger than {} bytes or {} descriptors", max_bytes, kMaxPacketFds));
   if (n == 0 && packet.fds.empty())
     return fail(Reason::kServerClosedEarly, Fault::kUpstream, "the peer closed the socket");
   return packet;

@@ -1,6 +1,6 @@
-// AF_UNIX SOCK_SEQPACKET with descriptors (SCM_RIGHTS): the transport of ZDS and of the agent's socket.
-// One packet is one message. Must never leak a descriptor: what is received is owned at once, with
-// CLOEXEC, and a truncated packet is an error that closes them.
+// AF_UNIX SOCK_SEQPACKET with descriptors (SCM_RIGHTS): the transport of ZDS and of the agent's
+// socket. One packet is one message. Must never leak a descriptor: what is received is owned at
+// once, with CLOEXEC, and a truncated packet is an error that closes them.
 #pragma once
 
 #include <sys/types.h>

@@ -134,8 +134,11 @@ Result<Process> Process::spawn(const SpawnOptions& options) {
   UniqueFd read_end(pipe_fds[0]);
   UniqueFd write_end(pipe_fds[1]);
 
-  ChildPlan plan{&options, argv.data(),
-                 options.replace_environment ? environment.data() : environ, null.get(), {}};
+  ChildPlan plan{&options,
+                 argv.data(),
+                 options.replace_environment ? environment.data() : environ,
+                 null.get(),
+                 {}};
   ::sigprocmask(SIG_SETMASK, nullptr, &plan.signal_mask);
   ::sigdelset(&plan.signal_mask, SIGTERM);
   ::sigdelset(&plan.signal_mask, SIGINT);
@@ -176,7 +179,8 @@ Result<int> Process::wait(Duration timeout) {
     if (n > 0) break;
     if (n < 0 && errno != EINTR) return fail_errno(errno, "poll a pidfd");
     if (n == 0)
-      return fail(Reason::kRequestTimeout, Fault::kUpstream, fmt::format("pid {} still runs", pid_));
+      return fail(Reason::kRequestTimeout, Fault::kUpstream,
+                  fmt::format("pid {} still runs", pid_));
   }
   int status = 0;
   while (::waitpid(pid_, &status, 0) < 0)

@@ -19,9 +19,9 @@ namespace meltemi::sys {
 
 struct ProcessInfo {
   pid_t pid = 0;
-  std::string command;      // /proc/PID/comm
+  std::string command;       // /proc/PID/comm
   uint64_t netns_inode = 0;  // of the main thread
-  std::string cgroup;       // cgroup2 path
+  std::string cgroup;        // cgroup2 path
 };
 
 // All processes that can be read; those that vanish meanwhile are left out. No order.
@@ -29,18 +29,18 @@ Result<std::vector<ProcessInfo>> list_processes();
 Result<std::vector<ProcessInfo>> processes_in(const NetnsId& netns);
 
 struct SpawnOptions {
-  std::vector<std::string> argv;           // argv[0] is looked up in PATH
-  std::vector<std::string> environment;    // "K=V"; used only if `replace_environment`
+  std::vector<std::string> argv;         // argv[0] is looked up in PATH
+  std::vector<std::string> environment;  // "K=V"; used only if `replace_environment`
   bool replace_environment = false;
-  std::string directory;                   // empty: inherited
-  const Netns* netns = nullptr;            // null: inherited
-  const Cgroup* cgroup = nullptr;          // null: inherited; else by CLONE_INTO_CGROUP
+  std::string directory;                              // empty: inherited
+  const Netns* netns = nullptr;                       // null: inherited
+  const Cgroup* cgroup = nullptr;                     // null: inherited; else by CLONE_INTO_CGROUP
   int stdin_fd = -1, stdout_fd = -1, stderr_fd = -1;  // -1: /dev/null for stdin, else inherited
-  bool new_session = false;                // setsid
-  bool new_mount_namespace = false;        // private mounts, for `prepare`
-  int parent_death_signal = 0;             // 0: none
-  // Runs in the child just before exec, async-signal-safe calls only (mount, open, write). Returns an
-  // errno or 0.
+  bool new_session = false;                           // setsid
+  bool new_mount_namespace = false;                   // private mounts, for `prepare`
+  int parent_death_signal = 0;                        // 0: none
+  // Runs in the child just before exec, async-signal-safe calls only (mount, open, write). Returns
+  // an errno or 0.
   std::function<int()> prepare;
 };
 
@@ -55,7 +55,8 @@ class Process {
   int pidfd() const { return pidfd_.get(); }  // readable when it has ended
   bool valid() const { return pid_ > 0; }
   Status signal(int number) const;  // by pidfd: never hits a reused pid
-  // Waits up to `timeout` and reaps. Wait status as in waitpid(2); kRequestTimeout if it still runs.
+  // Waits up to `timeout` and reaps. Wait status as in waitpid(2); kRequestTimeout if it still
+  // runs.
   Result<int> wait(Duration timeout);
   // SIGTERM, then SIGKILL after `grace`; reaps. Success if it had ended already.
   Status stop(Duration grace);

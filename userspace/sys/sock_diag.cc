@@ -76,7 +76,8 @@ TcpSocket socket_of(const nlmsghdr* message) {
   return s;
 }
 
-// Reads answers to the end of a dump or to an error message, whose errno (0: acknowledged) is returned.
+// Reads answers to the end of a dump or to an error message, whose errno (0: acknowledged) is
+// returned.
 template <typename F>
 Result<int> read_answers(int fd, F&& each) {
   alignas(nlmsghdr) std::array<char, 64 << 10> buffer;

@@ -1,5 +1,5 @@
-// sock_diag(7): the TCP sockets of a namespace with mark, state and cookie, and SOCK_DESTROY. Works on
-// the calling thread's namespace, or the one given. Marks are shown only to CAP_NET_ADMIN.
+// sock_diag(7): the TCP sockets of a namespace with mark, state and cookie, and SOCK_DESTROY. Works
+// on the calling thread's namespace, or the one given. Marks are shown only to CAP_NET_ADMIN.
 #pragma once
 
 #include <cstdint>
@@ -27,12 +27,14 @@ enum class TcpState : uint8_t {
   kClosing,
   kNewSynRecv,
 };
-constexpr uint32_t state_bit(TcpState s) { return 1u << static_cast<uint8_t>(s); }
+constexpr uint32_t state_bit(TcpState s) {
+  return 1u << static_cast<uint8_t>(s);
+}
 inline constexpr uint32_t kAllStates = 0xffffffff;
 // Everything that carries or will carry data: neither listening nor closed nor TIME_WAIT.
 inline constexpr uint32_t kLiveStates =
-    kAllStates & ~(state_bit(TcpState::kListen) | state_bit(TcpState::kClose) |
-                   state_bit(TcpState::kTimeWait));
+    kAllStates &
+    ~(state_bit(TcpState::kListen) | state_bit(TcpState::kClose) | state_bit(TcpState::kTimeWait));
 
 struct TcpSocket {
   TcpState state = TcpState::kClose;

@@ -45,7 +45,7 @@ bool eventually(F&& condition) {
   return true;
 }
 
-// --- the control plane -----------------------------------------------------------------------------
+// --- the control plane ---------------------------------------------------------------------------
 
 class ControlPlane {
  public:
@@ -60,9 +60,7 @@ class ControlPlane {
                    return {};
                  },
                  .nacked = {}}) {
-    must(node.run([&] {
-      return server_.start({.plaintext_listen = {at("127.0.0.1", 0)}});
-    }));
+    must(node.run([&] { return server_.start({.plaintext_listen = {at("127.0.0.1", 0)}}); }));
     server_.set_ready();
   }
   ~ControlPlane() { server_.stop(milliseconds(100)); }
@@ -70,11 +68,14 @@ class ControlPlane {
     return "http://127.0.0.1:" + std::to_string(server_.ports().front());
   }
   void decide(const wire::PodEnrolment& e) {
-    server_.update({{.type_url = std::string(xds::kTypePodEnrolment), .name = e.uid(),
-                     .version = std::to_string(++version_), .body = e.SerializeAsString()}});
+    server_.update({{.type_url = std::string(xds::kTypePodEnrolment),
+                     .name = e.uid(),
+                     .version = std::to_string(++version_),
+                     .body = e.SerializeAsString()}});
   }
   void forget(const std::string& uid) {
-    server_.update({{.type_url = std::string(xds::kTypePodEnrolment), .name = uid, .removed = true}});
+    server_.update(
+        {{.type_url = std::string(xds::kTypePodEnrolment), .name = uid, .removed = true}});
   }
   std::optional<wire::PodStatus> reported(const std::string& uid) const {
     const std::lock_guard lock(mutex_);
@@ -105,7 +106,7 @@ wire::PodEnrolment wanted(const LabPod& pod, bool enrol = true) {
   return e;
 }
 
-// --- ztunnel ---------------------------------------------------------------------------------------
+// --- ztunnel -------------------------------------------------------------------------------------
 
 // The client's end of ZDS, with the extension: keeps what it is given and gives it back when asked.
 class FakeZtunnel {
@@ -146,8 +147,9 @@ class FakeZtunnel {
   void run() {
     while (!stopping_) {
       Result<UniqueFd> socket = sys::connect_packets(path_);
-      if (!socket || !sys::send_packet(socket->get(), as_bytes(zds::encode(zds::Hello{zds::kListenerFds})),
-                                       {}, seconds(1))) {
+      if (!socket ||
+          !sys::send_packet(socket->get(), as_bytes(zds::encode(zds::Hello{zds::kListenerFds})), {},
+                            seconds(1))) {
         ::usleep(20'000);
         continue;
       }
@@ -159,7 +161,8 @@ class FakeZtunnel {
       Result<sys::Packet> packet = sys::receive_packet(socket, milliseconds(50), zds::kMaxPacket);
       if (!packet && packet.error().reason == Reason::kRequestTimeout) continue;
       if (!packet) return;
-      Result<zds::Request> request = zds::decode_request(as_bytes(packet->bytes), packet->fds.size());
+      Result<zds::Request> request =
+          zds::decode_request(as_bytes(packet->bytes), packet->fds.size());
       zds::Ack ack;
       std::vector<int> fds;
       if (!request) {
@@ -203,7 +206,7 @@ class FakeZtunnel {
   std::thread thread_;
 };
 
-// --- the fixture -----------------------------------------------------------------------------------
+// --- the fixture ---------------------------------------------------------------------------------
 
 struct CniResult {
   int exit_code = -1;
@@ -231,8 +234,8 @@ class AgentTest : public ::testing::Test {
     argv.push_back("--auth-token=" + token());
     if (with_control_plane) argv.push_back("--xds-address=" + control->address());
     argv.insert(argv.end(), more.begin(), more.end());
-    agent_ = must(sys::Process::spawn({.argv = argv, .netns = &lab.node, .cgroup = &system_,
-                                       .parent_death_signal = SIGKILL}));
+    agent_ = must(sys::Process::spawn(
+        {.argv = argv, .netns = &lab.node, .cgroup = &system_, .parent_death_signal = SIGKILL}));
     ASSERT_TRUE(eventually([&] {
       return sys::connect_packets(lab.run_directory() + "/agent.sock").has_value();
     })) << "the agent does not serve";
@@ -291,8 +294,8 @@ class AgentTest : public ::testing::Test {
         {.argv = {binary("meltemi-cni")},
          .environment = {"CNI_COMMAND=" + verb, "CNI_CONTAINERID=c1", "CNI_NETNS=" + pod.path,
                          "CNI_IFNAME=eth0", "CNI_PATH=/opt/cni/bin",
-                         "CNI_ARGS=IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=" + pod.name +
-                             ";K8S_POD_UID=uid-" + pod.name},
+                         "CNI_ARGS=IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=" +
+                             pod.name + ";K8S_POD_UID=uid-" + pod.name},
          .replace_environment = true,
          .stdin_fd = in_read.get(),
          .stdout_fd = out_write.get()}));
@@ -329,7 +332,7 @@ class AgentTest : public ::testing::Test {
   sys::Process agent_;
 };
 
-// --- CNI -------------------------------------------------------------------------------------------
+// --- CNI -----------------------------------------------------------------------------------------
 
 TEST_F(AgentTest, cni_add_waits_for_the_decision_and_returns_when_the_kernel_captures) {
   LabPod& pod = lab.add_pod(1);
@@ -388,8 +391,8 @@ TEST_F(AgentTest, cni_del_unenrols_and_never_fails) {
   EXPECT_FALSE(enrolled(pod));
   EXPECT_FALSE(captured(pod, 300));
   EXPECT_EQ(run_cni("DEL", pod).exit_code, 0) << "a second time";
-  EXPECT_TRUE(must(sys::Netlink::open_in(pod.netns)
-                       ->has_rule({.family = AF_INET, .table = sys::kTableLocal})));
+  EXPECT_TRUE(must(
+      sys::Netlink::open_in(pod.netns)->has_rule({.family = AF_INET, .table = sys::kTableLocal})));
   stop_agent(SIGKILL);
   EXPECT_EQ(run_cni("DEL", pod).exit_code, 0) << "without an agent";
 }
@@ -417,8 +420,8 @@ TEST_F(AgentTest, the_reconciler_mends_a_pod) {
   auto netlink = must(sys::Netlink::open_in(pod.netns));
   for (const auto& route : must(netlink.routes(AF_INET, MELTEMI_ROUTE_TABLE)))
     must(netlink.delete_route(route));
-  EXPECT_TRUE(eventually(
-      [&] { return !must(netlink.routes(AF_INET, MELTEMI_ROUTE_TABLE)).empty(); }));
+  EXPECT_TRUE(
+      eventually([&] { return !must(netlink.routes(AF_INET, MELTEMI_ROUTE_TABLE)).empty(); }));
   EXPECT_TRUE(captured(pod));
 }
 
@@ -480,7 +483,7 @@ TEST_F(AgentTest, one_pods_trouble_is_its_own) {
   }));
 }
 
-// --- life without the agent ------------------------------------------------------------------------
+// --- life without the agent ----------------------------------------------------------------------
 
 TEST_F(AgentTest, kill_9_of_the_agent_leaves_pods_captured_and_its_successor_takes_over) {
   LabPod& pod = lab.add_pod(1);
@@ -570,7 +573,8 @@ TEST_F(AgentTest, a_second_agent_on_the_same_directory_is_refused) {
   auto second = must(sys::Process::spawn(
       {.argv = {binary("meltemi-agent"), "--node-name=n1", "--run-dir=" + lab.run_directory(),
                 "--cgroup=" + lab.cgroup.path(), "--bpf-dir=" + lab.bpf_directory()},
-       .netns = &lab.node, .cgroup = &system_}));
+       .netns = &lab.node,
+       .cgroup = &system_}));
   const auto status = second.wait(kLong);
   ASSERT_OK(status);
   EXPECT_EQ(WEXITSTATUS(*status), 1);
@@ -589,7 +593,8 @@ TEST_F(AgentTest, sigterm_leaves_capture_and_uninstall_leaves_nothing) {
   auto uninstall = must(sys::Process::spawn(
       {.argv = {binary("meltemi-agent"), "--uninstall", "--run-dir=" + lab.run_directory(),
                 "--cgroup=" + lab.cgroup.path(), "--bpf-dir=" + lab.bpf_directory()},
-       .netns = &lab.node, .cgroup = &system_}));
+       .netns = &lab.node,
+       .cgroup = &system_}));
   EXPECT_EQ(uninstall.wait(kLong).value_or(-1), 0);
   EXPECT_FALSE(captured(pod, 300));
   for (const auto& entry : std::filesystem::directory_iterator(lab.bpf_directory()))
@@ -597,7 +602,8 @@ TEST_F(AgentTest, sigterm_leaves_capture_and_uninstall_leaves_nothing) {
   auto netlink = must(sys::Netlink::open_in(pod.netns));
   EXPECT_EQ(must(netlink.rules(AF_INET)).size(), 3u) << "local, main, default";
   auto node = must(sys::Netlink::open_in(lab.node));
-  for (const sys::Address& a : must(node.addresses())) EXPECT_NE(a.ip, ip(MELTEMI_PROBE_ADDRESS_V4));
+  for (const sys::Address& a : must(node.addresses()))
+    EXPECT_NE(a.ip, ip(MELTEMI_PROBE_ADDRESS_V4));
 }
 
 TEST_F(AgentTest, operators_see_readiness_and_what_bpf_did) {
@@ -610,15 +616,17 @@ TEST_F(AgentTest, operators_see_readiness_and_what_bpf_did) {
     auto p = must(sys::Process::spawn({.argv = {"sh", "-c", command}, .netns = &lab.node}));
     return p.wait(kLong).value_or(-1) == 0;
   };
-  EXPECT_TRUE(eventually([&] { return curl("curl -sf http://127.0.0.1:15022/healthz/ready >/dev/null"); }));
+  EXPECT_TRUE(
+      eventually([&] { return curl("curl -sf http://127.0.0.1:15022/healthz/ready >/dev/null"); }));
   EXPECT_TRUE(eventually([&] {
-    return curl("curl -sf http://127.0.0.1:15022/metrics | grep -q '^meltemi_agent_pods_enrolled 1' && "
-                "curl -sf http://127.0.0.1:15022/metrics | "
-                "grep -q 'meltemi_capture_events_total{event=\"captured\"} [1-9]'");
+    return curl(
+        "curl -sf http://127.0.0.1:15022/metrics | grep -q '^meltemi_agent_pods_enrolled 1' && "
+        "curl -sf http://127.0.0.1:15022/metrics | "
+        "grep -q 'meltemi_capture_events_total{event=\"captured\"} [1-9]'");
   }));
 }
 
-// --- decisions that change -------------------------------------------------------------------------
+// --- decisions that change -----------------------------------------------------------------------
 
 TEST_F(AgentTest, leaving_the_mesh_cuts_no_captured_connection) {
   LabPod& pod = lab.add_pod(1);
@@ -647,7 +655,8 @@ TEST_F(AgentTest, leaving_the_mesh_cuts_no_captured_connection) {
   accepted.reset();
   EXPECT_TRUE(eventually([&] { return !ztunnel.serves(uid); }));
   EXPECT_TRUE(eventually([&] {
-    return must(must(sys::Netlink::open_in(pod.netns)).routes(AF_INET, MELTEMI_ROUTE_TABLE)).empty();
+    return must(must(sys::Netlink::open_in(pod.netns)).routes(AF_INET, MELTEMI_ROUTE_TABLE))
+        .empty();
   }));
 }
 
@@ -698,13 +707,13 @@ TEST_F(AgentTest, probe_ports_and_policy_follow_the_decision) {
   }));
 }
 
-// --- finding pods ----------------------------------------------------------------------------------
+// --- finding pods --------------------------------------------------------------------------------
 
 TEST_F(AgentTest, a_pod_that_was_there_before_the_agent_is_found_by_its_cgroup) {
   LabPod& pod = lab.add_pod(1);
   const sys::Cgroup cgroup = must(must(lab.cgroup.child("pods")).child("uid-" + pod.name));
-  auto app = must(sys::Process::spawn(
-      {.argv = {"sleep", "120"}, .netns = &pod.netns, .cgroup = &cgroup}));
+  auto app =
+      must(sys::Process::spawn({.argv = {"sleep", "120"}, .netns = &pod.netns, .cgroup = &cgroup}));
   start_agent();
   wire::PodEnrolment e = wanted(pod);
   e.add_addresses(pod.v4.wire());
@@ -719,8 +728,8 @@ TEST_F(AgentTest, a_namespace_without_the_pods_address_is_not_given_its_identity
   LabPod& other = lab.add_pod(2);
   // A process of the pod's cgroup sits in a stranger's namespace.
   const sys::Cgroup cgroup = must(must(lab.cgroup.child("pods")).child("uid-" + pod.name));
-  auto intruder = must(sys::Process::spawn(
-      {.argv = {"sleep", "120"}, .netns = &other.netns, .cgroup = &cgroup}));
+  auto intruder = must(
+      sys::Process::spawn({.argv = {"sleep", "120"}, .netns = &other.netns, .cgroup = &cgroup}));
   start_agent();
   wire::PodEnrolment e = wanted(pod);
   e.add_addresses(pod.v4.wire());
@@ -739,9 +748,10 @@ TEST_F(AgentTest, processes_that_capture_does_not_reach_are_listed) {
   control->decide(wanted(pod));
   ASSERT_EQ(run_cni("ADD", pod).exit_code, 0);
   // As `ip netns exec` from a root shell does.
-  const sys::Cgroup outside = must(sys::Cgroup::create("meltemi-test-outside-" + std::to_string(::getpid())));
-  auto stray = must(sys::Process::spawn(
-      {.argv = {"sleep", "120"}, .netns = &pod.netns, .cgroup = &outside}));
+  const sys::Cgroup outside =
+      must(sys::Cgroup::create("meltemi-test-outside-" + std::to_string(::getpid())));
+  auto stray = must(
+      sys::Process::spawn({.argv = {"sleep", "120"}, .netns = &pod.netns, .cgroup = &outside}));
   const std::string pid = std::to_string(stray.pid());
   const auto p = listed(pod.name);
   ASSERT_TRUE(p);
@@ -753,7 +763,8 @@ TEST_F(AgentTest, processes_that_capture_does_not_reach_are_listed) {
 
 TEST_F(AgentTest, the_end_of_a_namespace_without_del_leaves_nothing) {
   LabPod& pod = lab.add_pod(1);
-  sys::Netns temporary = must(sys::Netns::create_named("meltemi-test-" + std::to_string(::getpid())));
+  sys::Netns temporary =
+      must(sys::Netns::create_named("meltemi-test-" + std::to_string(::getpid())));
   const std::string name = "meltemi-test-" + std::to_string(::getpid());
   auto netlink = must(sys::Netlink::open_in(temporary));
   must(netlink.add_address({.ip = ip("10.66.9.9"), .ifindex = 1}));
@@ -774,13 +785,13 @@ TEST_F(AgentTest, the_end_of_a_namespace_without_del_leaves_nothing) {
   ASSERT_OK(sys::Netns::remove_named(name));
   EXPECT_TRUE(eventually([&] { return !enrolled(pod); }));
   EXPECT_TRUE(eventually([&] {
-    auto ls = sys::Process::spawn({.argv = {"sh", "-c", "test -z \"$(ls " + lab.bpf_directory() +
-                                                            "/v*/pods)\""}});
+    auto ls = sys::Process::spawn(
+        {.argv = {"sh", "-c", "test -z \"$(ls " + lab.bpf_directory() + "/v*/pods)\""}});
     return ls->wait(kLong).value_or(-1) == 0;
   })) << "pins are left";
 }
 
-// --- the peer's ZDS --------------------------------------------------------------------------------
+// --- the peer's ZDS ------------------------------------------------------------------------------
 
 TEST_F(AgentTest, an_istio_ztunnel_gets_istios_bytes) {
   LabPod& pod = lab.add_pod(1);
@@ -792,7 +803,8 @@ TEST_F(AgentTest, an_istio_ztunnel_gets_istios_bytes) {
   ASSERT_OK(sys::send_packet(socket.get(), as_bytes("\x08\x01"sv), {}, seconds(5)));
   const sys::Packet add = must(sys::receive_packet(socket.get(), kLong));
   // AddWorkload{uid, workload_info{name, namespace, service_account}} and one descriptor.
-  const std::string expected = "\x0a\x21\x0a\x08uid-pod1\x12\x15\x0a\x04pod1\x12\x04shop\x1a\x07sa-pod1";
+  const std::string expected =
+      "\x0a\x21\x0a\x08uid-pod1\x12\x15\x0a\x04pod1\x12\x04shop\x1a\x07sa-pod1";
   EXPECT_EQ(json(add.bytes).dump(), json(expected).dump());
   ASSERT_EQ(add.fds.size(), 1u);
   auto fd = std::move(const_cast<sys::Packet&>(add).fds[0]);

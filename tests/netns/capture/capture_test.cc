@@ -1,5 +1,6 @@
-// The promises of capture, each a test: what an app, a client, a probe and an attacker see while pods
-// are enrolled, by the real kernel, BPF and sockets. No agent process here: the functions that it calls.
+// The promises of capture, each a test: what an app, a client, a probe and an attacker see while
+// pods are enrolled, by the real kernel, BPF and sockets. No agent process here: the functions that
+// it calls.
 #include <gtest/gtest.h>
 #include <liburing.h>
 #include <signal.h>
@@ -31,7 +32,9 @@ class CaptureTest : public ::testing::Test {
     start();
   }
   BpfOptions options() {
-    return {.directory = lab.bpf_directory(), .probe_v4 = probes_.v4, .probe_v6 = probes_.v6,
+    return {.directory = lab.bpf_directory(),
+            .probe_v4 = probes_.v4,
+            .probe_v6 = probes_.v6,
             .node_netns_cookie = must(lab.node.cookie())};
   }
   void start() {
@@ -58,7 +61,7 @@ class CaptureTest : public ::testing::Test {
   std::unique_ptr<Capture> capture;
 };
 
-// --- outbound --------------------------------------------------------------------------------------
+// --- outbound ------------------------------------------------------------------------------------
 
 enum class Way { kBlocking, kNonBlocking, kMptcp, kUring };
 enum class Family { kV4, kV6, kMapped };
@@ -186,7 +189,8 @@ TEST_F(CaptureTest, excluded_destinations_are_reached_directly_and_only_those) {
   EXPECT_TRUE(accept_one(by_port.get()));
   // Another pod's exclusions are its own.
   const UniqueFd c = tcp_client(other.netns, {b.v4, 9000});
-  EXPECT_EQ(local_of(accept_one(unrelated.listeners.outbound.get()).get()), (SocketAddress{b.v4, 9000}));
+  EXPECT_EQ(local_of(accept_one(unrelated.listeners.outbound.get()).get()),
+            (SocketAddress{b.v4, 9000}));
 }
 
 TEST_F(CaptureTest, a_pod_talks_to_itself_without_the_tunnel) {
@@ -230,11 +234,12 @@ TEST_F(CaptureTest, without_the_tunnel_a_call_waits_and_never_lands_on_the_pods_
   const UniqueFd client = tcp_socket(pod.netns, AF_INET);
   ::fcntl(client.get(), F_SETFL, O_NONBLOCK);
   EXPECT_EQ(connect_to(client.get(), at("10.96.0.10", 80)), EINPROGRESS);
-  EXPECT_FALSE(accept_one(own_server.get(), 300)) << "a call to the service reached the pod's port 80";
+  EXPECT_FALSE(accept_one(own_server.get(), 300))
+      << "a call to the service reached the pod's port 80";
   const auto missing = capture->missing(captured);
   ASSERT_OK(missing);
-  EXPECT_EQ(*missing, (std::vector<std::string>{"outbound_listener", "inbound_listener",
-                                                "hbone_listener"}));
+  EXPECT_EQ(*missing,
+            (std::vector<std::string>{"outbound_listener", "inbound_listener", "hbone_listener"}));
   // The tunnel is back: the same call goes through, by TCP's own repetition.
   ASSERT_OK(capture->enrol(captured, {.addresses = pod.addresses()}));
   ASSERT_TRUE(wait_for(client.get(), POLLOUT));
@@ -243,7 +248,7 @@ TEST_F(CaptureTest, without_the_tunnel_a_call_waits_and_never_lands_on_the_pods_
   EXPECT_TRUE(talk(client.get(), accepted.get()));
 }
 
-// --- inbound ---------------------------------------------------------------------------------------
+// --- inbound -------------------------------------------------------------------------------------
 
 TEST_F(CaptureTest, inbound_reaches_the_tunnel_and_the_app_still_sees_the_client) {
   LabPod& server = lab.add_pod(1);
@@ -308,11 +313,13 @@ TEST_F(CaptureTest, nobody_outside_speaks_as_the_pod) {
   const CapturedPod captured = enrol(server);
   // An address that the pod got after it was enrolled; a neighbour routes to it.
   sys::Netlink inside = must(sys::Netlink::open_in(server.netns));
-  must(inside.add_address({.ip = ip("10.67.0.1"), .prefix_length = 32,
-                           .ifindex = must(inside.index("eth0"))}));
+  must(inside.add_address(
+      {.ip = ip("10.67.0.1"), .prefix_length = 32, .ifindex = must(inside.index("eth0"))}));
   sys::Netlink outside = must(sys::Netlink::open_in(lab.node));
-  must(outside.add_route({.family = AF_INET, .destination = Cidr::parse("10.67.0.1/32"),
-                          .oif = must(outside.index(server.name)), .scope_link = true}));
+  must(outside.add_route({.family = AF_INET,
+                          .destination = Cidr::parse("10.67.0.1/32"),
+                          .oif = must(outside.index(server.name)),
+                          .scope_link = true}));
   const UniqueFd c = tcp_client(client.netns, at("10.67.0.1", 8080));
   EXPECT_FALSE(accept_one(captured.listeners.outbound.get(), 200));
   const UniqueFd accepted = accept_one(captured.listeners.inbound.get());
@@ -320,7 +327,7 @@ TEST_F(CaptureTest, nobody_outside_speaks_as_the_pod) {
   EXPECT_EQ(peer_of(accepted.get()).ip, client.v4);
 }
 
-// --- probes ----------------------------------------------------------------------------------------
+// --- probes --------------------------------------------------------------------------------------
 
 TEST_F(CaptureTest, kubelets_probe_reaches_the_app_under_strict) {
   LabPod& pod = lab.add_pod(1);
@@ -351,13 +358,16 @@ TEST_F(CaptureTest, curl_probes_an_app_like_the_kubelet) {
   const CapturedPod captured = enrol(pod, {.probe_ports = {8080}, .strict = true});
   const sys::Cgroup pods = must(lab.cgroup.child("pods"));
   auto app = sys::Process::spawn({.argv = {"/usr/bin/python3", "-m", "http.server", "8080"},
-                                  .directory = "/tmp", .netns = &pod.netns, .cgroup = &pods});
+                                  .directory = "/tmp",
+                                  .netns = &pod.netns,
+                                  .cgroup = &pods});
   ASSERT_OK(app);
   const sys::Cgroup system = must(lab.cgroup.child("system"));
   auto curl = sys::Process::spawn(
       {.argv = {"curl", "-s", "-o", "/dev/null", "--retry", "20", "--retry-connrefused",
                 "--retry-delay", "1", "--max-time", "30", "http://10.66.0.1:8080/"},
-       .netns = &lab.node, .cgroup = &system});
+       .netns = &lab.node,
+       .cgroup = &system});
   ASSERT_OK(curl);
   const auto status = curl->wait(std::chrono::seconds(60));
   EXPECT_EQ(status.value_or(-1), 0);
@@ -379,8 +389,10 @@ TEST_F(CaptureTest, only_the_kubelets_cgroup_probes_if_it_is_named) {
   const UniqueFd other = tcp_client(lab.node, {pod.v4, 8080});
   EXPECT_TRUE(accept_one(captured.listeners.inbound.get()));
   EXPECT_FALSE(accept_one(app.get(), 0));
-  auto probe = sys::Process::spawn({.argv = {"curl", "-s", "--max-time", "5", "http://10.66.0.1:8080/"},
-                                    .netns = &lab.node, .cgroup = &kubelet});
+  auto probe =
+      sys::Process::spawn({.argv = {"curl", "-s", "--max-time", "5", "http://10.66.0.1:8080/"},
+                           .netns = &lab.node,
+                           .cgroup = &kubelet});
   ASSERT_OK(probe);
   const UniqueFd accepted = accept_one(app.get());
   ASSERT_TRUE(accepted);
@@ -397,7 +409,8 @@ TEST_F(CaptureTest, a_spoofed_probe_source_does_not_pass) {
     const IpAddress source = v4 ? probes_.v4 : probes_.v6;
     // The attacker gives itself the probe address and calls from it.
     sys::Netlink inside = must(sys::Netlink::open_in(attacker.netns));
-    must(inside.add_address({.ip = source, .prefix_length = uint8_t(v4 ? 32 : 128),
+    must(inside.add_address({.ip = source,
+                             .prefix_length = uint8_t(v4 ? 32 : 128),
                              .ifindex = must(inside.index("eth0"))}));
     const UniqueFd c = tcp_socket(attacker.netns, v4 ? AF_INET : AF_INET6);
     sockaddr_storage a;
@@ -408,7 +421,7 @@ TEST_F(CaptureTest, a_spoofed_probe_source_does_not_pass) {
   }
 }
 
-// --- life cycle ------------------------------------------------------------------------------------
+// --- life cycle ----------------------------------------------------------------------------------
 
 TEST_F(CaptureTest, existing_connections_survive_enrolment_and_unenrolment) {
   LabPod& a = lab.add_pod(1);
@@ -428,10 +441,12 @@ TEST_F(CaptureTest, existing_connections_survive_enrolment_and_unenrolment) {
     flows.push_back(std::move(in));
   }
   CapturedPod captured = enrol(a);
-  for (const Flow& f : flows) EXPECT_TRUE(talk(f.client.get(), f.server.get())) << "after enrolment";
+  for (const Flow& f : flows)
+    EXPECT_TRUE(talk(f.client.get(), f.server.get())) << "after enrolment";
 
   // Flows of the enrolled time: one out, one in with the app behind it.
-  Flow out{tcp_client(a.netns, at("10.96.0.10", 80)), accept_one(captured.listeners.outbound.get())};
+  Flow out{tcp_client(a.netns, at("10.96.0.10", 80)),
+           accept_one(captured.listeners.outbound.get())};
   Flow in{tcp_client(b.netns, {a.v4, 8080}), accept_one(captured.listeners.inbound.get())};
   Flow app{dial_as(a.netns, b.v4, {a.v4, 8080}, kMark), accept_one(app_a.get())};
   flows.push_back(std::move(out));
@@ -451,7 +466,8 @@ TEST_F(CaptureTest, existing_connections_survive_enrolment_and_unenrolment) {
   for (int i = 0; i < 200 && !must(capture->drained(captured)); ++i) ::usleep(20'000);
   ASSERT_TRUE(must(capture->drained(captured)));
   ASSERT_OK(capture->finish(captured));
-  for (const Flow& f : flows) EXPECT_TRUE(talk(f.client.get(), f.server.get())) << "after un-enrolment";
+  for (const Flow& f : flows)
+    EXPECT_TRUE(talk(f.client.get(), f.server.get())) << "after un-enrolment";
   EXPECT_FALSE(must(capture->any_trace(captured)));
 }
 
@@ -465,7 +481,8 @@ TEST_F(CaptureTest, enrolment_twice_and_unenrolment_twice_are_the_same_as_once) 
   ASSERT_OK(capture->finish(captured));
   ASSERT_OK(capture->finish(captured));
   EXPECT_EQ(must(capture->missing(captured)).size(), std::size(agent::kTruthNames));
-  EXPECT_EQ(pod.netns.run([] { return sys::read_sysctl("net/ipv4/tcp_fwmark_accept"); }).value(), "0");
+  EXPECT_EQ(pod.netns.run([] { return sys::read_sysctl("net/ipv4/tcp_fwmark_accept"); }).value(),
+            "0");
   auto netlink = must(sys::Netlink::open_in(pod.netns));
   for (const int family : {AF_INET, AF_INET6}) {
     EXPECT_TRUE(must(netlink.has_rule({.family = family, .table = sys::kTableLocal})));
@@ -548,7 +565,7 @@ TEST_F(CaptureTest, pods_without_ipv6_are_captured_on_ipv4) {
   EXPECT_TRUE(talk(client.get(), accepted.get()));
 }
 
-// --- restarts --------------------------------------------------------------------------------------
+// --- restarts ------------------------------------------------------------------------------------
 
 TEST_F(CaptureTest, a_new_agent_takes_over_without_a_gap) {
   LabPod& pod = lab.add_pod(1);
@@ -609,8 +626,9 @@ TEST_F(CaptureTest, uninstalling_removes_every_pin) {
   EXPECT_NE(::access(bpf->version_directory().c_str(), F_OK), 0);
 }
 
-// kill -9 at ever later moments of an enrolment and of an un-enrolment: what is left is either no capture
-// or a full one (but for the listeners that died with the process), and the next agent finishes it.
+// kill -9 at ever later moments of an enrolment and of an un-enrolment: what is left is either no
+// capture or a full one (but for the listeners that died with the process), and the next agent
+// finishes it.
 TEST_F(CaptureTest, kill_9_at_any_moment_leaves_no_half_enrolled_pod) {
   LabPod& pod = lab.add_pod(1);
   LabPod& other = lab.add_pod(2);

@@ -1,6 +1,6 @@
-// A node with pods, made of namespaces of the test's own: one node netns, pods on routed veths (a /32
-// and a /128 each), a cgroup subtree and a bpffs, all named after this process and gone with it. The
-// test process itself joins the subtree, so that its sockets are the node's and the pods'.
+// A node with pods, made of namespaces of the test's own: one node netns, pods on routed veths (a
+// /32 and a /128 each), a cgroup subtree and a bpffs, all named after this process and gone with
+// it. The test process itself joins the subtree, so that its sockets are the node's and the pods'.
 #pragma once
 
 #include <arpa/inet.h>
@@ -29,19 +29,23 @@
 
 namespace meltemi::test {
 
-#define ASSERT_OK(...)                                                                         \
-  do {                                                                                         \
-    const auto& ok_result = (__VA_ARGS__);                                                     \
+#define ASSERT_OK(...)                                                                           \
+  do {                                                                                           \
+    const auto& ok_result = (__VA_ARGS__);                                                       \
     ASSERT_TRUE(ok_result.has_value()) << #__VA_ARGS__ << ": " << ok_result.error().to_string(); \
   } while (0)
-#define EXPECT_OK(...)                                                                         \
-  do {                                                                                         \
-    const auto& ok_result = (__VA_ARGS__);                                                     \
+#define EXPECT_OK(...)                                                                           \
+  do {                                                                                           \
+    const auto& ok_result = (__VA_ARGS__);                                                       \
     EXPECT_TRUE(ok_result.has_value()) << #__VA_ARGS__ << ": " << ok_result.error().to_string(); \
   } while (0)
 
-inline IpAddress ip(const char* text) { return IpAddress::parse(text).value(); }
-inline SocketAddress at(const char* text, uint16_t port) { return {ip(text), port}; }
+inline IpAddress ip(const char* text) {
+  return IpAddress::parse(text).value();
+}
+inline SocketAddress at(const char* text, uint16_t port) {
+  return {ip(text), port};
+}
 
 // Aborts the test binary with the error: for set-up, where nothing can go on.
 template <typename T>
@@ -125,6 +129,16 @@ class Lab {
       std::filesystem::remove_all("/tmp/" + name, ignored);
     }
   }
+  // The kernel makes an IPv6 address local only when the link has its carrier, a moment later. A
+  // socket that connects to it before that asks for its neighbour for ever.
+  static void wait_for_ipv6(sys::Netlink& inside, const IpAddress& address) {
+    for (int i = 0; i < 500; ++i) {
+      for (const sys::Route& route : must(inside.routes(AF_INET6, sys::kTableLocal)))
+        if (route.destination == Cidr::make(address, 128)) return;
+      ::usleep(10'000);
+    }
+    throw std::runtime_error(address.to_string() + " does not become local");
+  }
   void wire(const LabPod& pod) {
     sys::Netlink outside = must(sys::Netlink::open_in(node));
     sys::Netlink inside = must(sys::Netlink::open_in(pod.netns));
@@ -142,12 +156,17 @@ class Lab {
       const auto length = static_cast<uint8_t>(own.is_v4() ? 32 : 128);
       const IpAddress& gateway = own.is_v4() ? gateway4 : gateway6;
       must(inside.add_address({.ip = own, .prefix_length = length, .ifindex = eth0}));
-      must(outside.add_route({.family = family, .destination = Cidr::make(own, length),
-                              .oif = host, .scope_link = own.is_v4()}));
-      must(inside.add_route({.family = family, .destination = Cidr::make(gateway, length),
-                             .oif = eth0, .scope_link = own.is_v4()}));
+      must(outside.add_route({.family = family,
+                              .destination = Cidr::make(own, length),
+                              .oif = host,
+                              .scope_link = own.is_v4()}));
+      must(inside.add_route({.family = family,
+                             .destination = Cidr::make(gateway, length),
+                             .oif = eth0,
+                             .scope_link = own.is_v4()}));
       must(inside.add_route({.family = family, .gateway = gateway, .oif = eth0}));
     }
+    wait_for_ipv6(inside, pod.v6);
   }
 
   std::string directory_;
@@ -155,7 +174,7 @@ class Lab {
   std::vector<std::unique_ptr<LabPod>> pods_;
 };
 
-// --- sockets ---------------------------------------------------------------------------------------
+// --- sockets -------------------------------------------------------------------------------------
 
 inline constexpr int kPatience = 20'000;  // ms; the machine may be loaded
 
@@ -175,7 +194,8 @@ inline int connect_to(int fd, const SocketAddress& to, bool mapped = false) {
   return ::connect(fd, reinterpret_cast<sockaddr*>(&address), length) < 0 ? errno : 0;
 }
 
-// Nonblocking connect, then up to `timeout_ms` of waiting; ETIMEDOUT if nothing was decided by then.
+// Nonblocking connect, then up to `timeout_ms` of waiting; ETIMEDOUT if nothing was decided by
+// then.
 inline int connect_within(int fd, const SocketAddress& to, int timeout_ms) {
   const int flags = ::fcntl(fd, F_GETFL);
   ::fcntl(fd, F_SETFL, flags | O_NONBLOCK);

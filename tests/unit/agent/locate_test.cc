@@ -55,10 +55,9 @@ TEST(Locate, RefusesToChooseBetweenNamespaces) {
 }
 
 TEST(Locate, ListsProcessesOutsideOfTheNodesSubtree) {
-  const std::vector<sys::ProcessInfo> all = {process(1, 7, "/meltemi/n1/pods/a"),
-                                             process(2, 7, "/meltemi/n1"),
-                                             process(3, 7, "/meltemi/n10/pods/a"),
-                                             process(4, 7, "/"), process(5, 8, "/")};
+  const std::vector<sys::ProcessInfo> all = {
+      process(1, 7, "/meltemi/n1/pods/a"), process(2, 7, "/meltemi/n1"),
+      process(3, 7, "/meltemi/n10/pods/a"), process(4, 7, "/"), process(5, 8, "/")};
   EXPECT_EQ(uncaptured_processes(all, 7, "/meltemi/n1"),
             (std::vector<std::string>{"3 app", "4 app"}));
   EXPECT_TRUE(uncaptured_processes(all, 7, "/").empty());

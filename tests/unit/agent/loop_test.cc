@@ -1,4 +1,5 @@
-// The agent's loop: timers in order, posts from other threads, descriptors that vanish in a callback.
+// The agent's loop: timers in order, posts from other threads, descriptors that vanish in a
+// callback.
 #include "userspace/agent/loop.h"
 
 #include <gtest/gtest.h>

@@ -62,9 +62,9 @@ TEST(Record, SurvivesTheDisk) {
 }
 
 TEST(Record, IgnoresFieldsOfANewerAgent) {
-  const auto got = records_from_json(
-      R"({"version":1,"future":1,"pods":[{"name":"a","namespace":"b","new":[],)"
-      R"("decision":{"uid":"u","enrol":true,"later":3}}]})");
+  const auto got =
+      records_from_json(R"({"version":1,"future":1,"pods":[{"name":"a","namespace":"b","new":[],)"
+                        R"("decision":{"uid":"u","enrol":true,"later":3}}]})");
   ASSERT_TRUE(got) << got.error().to_string();
   EXPECT_TRUE(got->front().wanted());
 }
@@ -92,8 +92,7 @@ TEST(Record, BecomesASpec) {
 
   PodRecord without_cni = full_record();
   without_cni.cni_addresses.clear();
-  EXPECT_EQ(spec_of(without_cni)->addresses,
-            std::vector<IpAddress>{*IpAddress::parse("10.0.0.9")});
+  EXPECT_EQ(spec_of(without_cni)->addresses, std::vector<IpAddress>{*IpAddress::parse("10.0.0.9")});
 }
 
 TEST(Record, MalformedDecisionsAreNamed) {

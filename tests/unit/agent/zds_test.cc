@@ -20,18 +20,20 @@ class ZdsTest : public ::testing::Test {
  protected:
   ZdsTest() : loop(*Loop::create()), fd(::open("/dev/null", O_RDONLY | O_CLOEXEC)) {
     server = std::make_unique<ZdsServer>(
-        *loop, ZdsServer::Callbacks{
-                   .pods = [this] { return uids; },
-                   .describe = [this](const std::string& uid) -> std::optional<ZdsPod> {
-                     if (uid == "gone") return std::nullopt;
-                     const int l = held ? fd.get() : -1;
-                     return ZdsPod{{"name-" + uid, "ns", "sa"}, fd.get(), l, l, l};
-                   },
-                   .returned = [this](const std::string& uid, Listeners) { returned.push_back(uid); },
-                   .added = [this](const std::string& uid, const Status& s) {
-                     added.push_back(uid + (s ? "" : ": " + s.error().detail));
-                   },
-                   .connection_changed = [this](bool c) { connected = c; }});
+        *loop,
+        ZdsServer::Callbacks{
+            .pods = [this] { return uids; },
+            .describe = [this](const std::string& uid) -> std::optional<ZdsPod> {
+              if (uid == "gone") return std::nullopt;
+              const int l = held ? fd.get() : -1;
+              return ZdsPod{{"name-" + uid, "ns", "sa"}, fd.get(), l, l, l};
+            },
+            .returned = [this](const std::string& uid, Listeners) { returned.push_back(uid); },
+            .added =
+                [this](const std::string& uid, const Status& s) {
+                  added.push_back(uid + (s ? "" : ": " + s.error().detail));
+                },
+            .connection_changed = [this](bool c) { connected = c; }});
     path = "/tmp/meltemi-zds-" + std::to_string(::getpid()) + ".sock";
     EXPECT_TRUE(server->listen(path));
   }
@@ -51,8 +53,8 @@ class ZdsTest : public ::testing::Test {
 
   UniqueFd connect(uint32_t capabilities) {
     UniqueFd s = *sys::connect_packets(path);
-    EXPECT_TRUE(sys::send_packet(s.get(), as_bytes(zds::encode(zds::Hello{capabilities})), {},
-                                 seconds(5)));
+    EXPECT_TRUE(
+        sys::send_packet(s.get(), as_bytes(zds::encode(zds::Hello{capabilities})), {}, seconds(5)));
     return s;
   }
   static std::string next(const UniqueFd& s, std::string ack_error = "",

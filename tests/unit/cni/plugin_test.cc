@@ -1,4 +1,5 @@
-// The plugin against an agent that this test plays: what is asked, what is answered, and the errors.
+// The plugin against an agent that this test plays: what is asked, what is answered, and the
+// errors.
 #include "userspace/cni/plugin.h"
 
 #include <gtest/gtest.h>
@@ -59,8 +60,9 @@ class PluginTest : public ::testing::Test {
       {"CNI_IFNAME", "eth0"},
       {"CNI_ARGS", "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0;K8S_POD_UID=u-1"}};
   std::string config = R"({"cniVersion":"1.0.0","name":"n","type":"meltemi-cni","agentSocket":")" +
-                       path + R"(","prevResult":{"cniVersion":"1.0.0","ips":[)"
-                              R"({"address":"10.0.0.7/24"},{"address":"fd00::7/64"}],"x":"kept"}})";
+                       path +
+                       R"(","prevResult":{"cniVersion":"1.0.0","ips":[)"
+                       R"({"address":"10.0.0.7/24"},{"address":"fd00::7/64"}],"x":"kept"}})";
   ~PluginTest() override { ::unlink(path.c_str()); }
   Outcome run() {
     return run_plugin(

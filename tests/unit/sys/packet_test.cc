@@ -1,4 +1,5 @@
-// Packets with descriptors over SOCK_SEQPACKET: what is received is what was sent, and nothing leaks.
+// Packets with descriptors over SOCK_SEQPACKET: what is received is what was sent, and nothing
+// leaks.
 #include "userspace/sys/packet.h"
 
 #include <dirent.h>

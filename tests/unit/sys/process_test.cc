@@ -51,8 +51,8 @@ TEST(Process, RedirectsOutputAndEnvironment) {
 }
 
 TEST(Process, StopsOneThatIgnoresSigterm) {
-  auto p = Process::spawn({.argv = {"sh", "-c", "trap '' TERM; while :; do sleep 1; done"},
-                           .new_session = true});
+  auto p = Process::spawn(
+      {.argv = {"sh", "-c", "trap '' TERM; while :; do sleep 1; done"}, .new_session = true});
   ASSERT_TRUE(p);
   const pid_t pid = p->pid();
   EXPECT_EQ(p->wait(milliseconds(10)).error().reason, Reason::kRequestTimeout);
