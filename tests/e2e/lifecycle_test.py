@@ -13,10 +13,17 @@ import harness
 from harness import Sandbox, server, sleeper, unique_name, wait
 
 
-def bpf_links():
-    """Links in the kernel that are Meltemi's by their programs: ids."""
-    out = subprocess.run(["bpftool", "-j", "link", "list"], capture_output=True, text=True, check=True).stdout
-    return {link["id"] for link in json.loads(out or "[]") if link.get("type") in ("cgroup", "netns")}
+def bpf_links(sandbox):
+    """Ids of the links in the kernel that hang on the sandbox's cgroups or network namespaces."""
+    cgroups = {os.stat(folder).st_ino for folder, _, _ in os.walk(sandbox.cgroup)}
+    spaces = {os.stat(path).st_ino for path in glob.glob(f"/run/netns/meltemi-{sandbox.name}-*")}
+    return {link["id"] for link in all_links()
+            if link.get("cgroup_id") in cgroups or link.get("netns_ino") in spaces}
+
+
+def all_links():
+    done = subprocess.run(["bpftool", "-j", "link", "list"], capture_output=True, text=True, check=True)
+    return json.loads(done.stdout or "[]")
 
 
 def remains(sandbox):
@@ -47,7 +54,6 @@ def populate(sandbox):
 
 class Lifecycle(unittest.TestCase):
     def setUp(self):
-        self.links = bpf_links()
         self.sandboxes = []
 
     def tearDown(self):
@@ -59,30 +65,32 @@ class Lifecycle(unittest.TestCase):
         self.sandboxes.append(sandbox)
         return sandbox
 
-    def gone(self, sandbox):
+    def gone(self, sandbox, links):
         wait(f"nothing left of {sandbox.name}", lambda: not remains(sandbox))
-        wait("no BPF link left", lambda: bpf_links() <= self.links)
+        wait("no BPF link left", lambda: not links & {link["id"] for link in all_links()})
 
     def test_down_leaves_nothing_behind(self):
         sandbox = self.make("a", 2)
         sandbox.up()
         populate(sandbox)
-        self.assertTrue(bpf_links() - self.links, "capture has no links: nothing was tested")
+        links = bpf_links(sandbox)
+        self.assertGreater(len(links), 4, "hooks on two nodes, lookups in two pods: all must be seen")
         sandbox.down()
-        self.gone(sandbox)
+        self.gone(sandbox, links)
         self.assertEqual(sandbox.down().code, 0, "down of what is down is no error")
 
     def test_a_crash_leaves_nothing_that_down_does_not_find(self):
         sandbox = self.make("b", 1)
         sandbox.up()
         populate(sandbox)
+        links = bpf_links(sandbox)
         self.crash(sandbox)
         self.assertIn("Crashed", sandbox.cli("sandbox", "list").out)
         done = sandbox.cli("get", "pods", check=False)
         self.assertEqual(done.code, 1)
         self.assertIn("sandbox up", done.err)
         sandbox.down()
-        self.gone(sandbox)
+        self.gone(sandbox, links)
 
     def test_up_after_a_crash_clears_and_works(self):
         sandbox = self.make("c", 1)

@@ -462,18 +462,6 @@ class Waypoints(unittest.TestCase):
         wait("its pods gone", lambda: not self.pods())
         wait("calls go straight again", lambda: SANDBOX.curl("caller", "http://app/", ns="l7")[0] == "200")
 
-    def test_delete_touches_waypoints_only(self):
-        SANDBOX.apply("""
-apiVersion: gateway.networking.k8s.io/v1
-kind: Gateway
-metadata: {name: front}
-spec: {gatewayClassName: somebody-elses, listeners: [{name: http, port: 80, protocol: HTTP}]}
-""", ns="l7", check=False)
-        done = SANDBOX.cli("waypoint", "delete", "front", "-n", "l7", check=False)
-        self.assertNotEqual(done.code, 0)
-        SANDBOX.cli("waypoint", "delete", "--all", "-n", "l7")
-        self.assertNotIn("front", done.out)
-
 
 class Recovery(unittest.TestCase):
     """kill -9 of each of the mesh's processes: traffic works again, by itself."""
