@@ -45,7 +45,11 @@ bool HboneStream::write(const Slices& data) {
   if (ended_ || end_wanted_ || !tunnel_) return true;
   bytes_written_ += data.bytes;
   SliceCursor cursor(data);
-  if (tx_.empty() && tunnel_->send_data(*this, cursor, false)) return true;
+  if (tx_.empty() && tunnel_->send_data(*this, cursor, false)) {
+    // Nothing is held, but the next byte would be: better not read it.
+    blocked_ = tunnel_->owe_writable(*this);
+    return !blocked_;
+  }
   if (over_budget(cursor.left())) return false;
   hold(cursor);
   return false;

@@ -7,7 +7,7 @@ namespace meltemi::net {
 namespace {
 
 // Reads are not cut below this for want of room: the rest of one is held, and tiny frames cost more.
-constexpr size_t kLeastRead = 16 * 1024;
+constexpr size_t kLeastRead = 4 * 1024;
 
 size_t read_size(const ByteStream& out) { return std::max(out.write_room(), kLeastRead); }
 

@@ -264,9 +264,17 @@ bool Tunnel::send_data(HboneStream& stream, SliceCursor& data, bool end) {
       return false;
     stage ? stage_frame(header, data, n) : seal_frame(header, data, n);
     // A full slot goes out while it is in the cache.
-    if (slot_used_ > rt::BufferPool::kLarge - codec::kTlsMaxPlaintext) send_slot();
+    if (slot_used_ >= 2 * 65536) send_slot();
   }
   return true;
+}
+
+bool Tunnel::owe_writable(HboneStream& stream) {
+  if (blocked_) {
+    wait_for_room(stream);
+    return true;
+  }
+  return session_->send_room(stream.id_) == 0 && session_->sendable(stream.id_) == 0;
 }
 
 void Tunnel::stage_frame(const uint8_t* header, SliceCursor& data, size_t n) {

@@ -182,6 +182,8 @@ class Tunnel : public rt::Retirable, private rt::SocketHandler, private rt::Turn
   // if it must wait: for the window (kWritable comes) or for the socket (the stream is queued).
   bool send_data(HboneStream& stream, SliceCursor& data, bool end);
   bool send_end(HboneStream& stream);
+  // Can nothing more be sent for the stream now? Then its flush() is called when that changes.
+  bool owe_writable(HboneStream& stream);
   void stage_frame(const uint8_t* header, SliceCursor& data, size_t n);
   void seal_frame(const uint8_t* header, SliceCursor& data, size_t n);
   void take_pending();
