@@ -1,0 +1,67 @@
+#!/usr/bin/python3
+"""./meltemi on machines that cannot run the mesh: it says what is missing and what to do, and changes
+nothing. The machine's lacks are made in a mount namespace of the test's own."""
+
+import os
+import subprocess
+import sys
+import unittest
+
+import harness
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+LAUNCHER = os.path.join(ROOT, "meltemi")
+
+
+def launch(*argv, before="", user=None):
+    """The launcher in a private mount namespace, after the shell commands `before`."""
+    script = f'{before}\nexec "$@"'
+    command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"]
+    if user is not None:
+        command += ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
+    return subprocess.run([*command, LAUNCHER, *argv], text=True, capture_output=True, timeout=60)
+
+
+def packages():
+    return subprocess.run(["dpkg-query", "-W"], text=True, capture_output=True, check=True).stdout
+
+
+class Launcher(unittest.TestCase):
+    def refuses(self, done, *words):
+        self.assertEqual(done.returncode, 1, done.stdout + done.stderr)
+        self.assertIn("nothing has been changed", done.stderr)
+        for word in words:
+            self.assertIn(word, done.stderr)
+
+    def setUp(self):
+        self.packages = packages()
+
+    def tearDown(self):
+        self.assertEqual(packages(), self.packages)
+
+    def test_without_root(self):
+        for verb in ("demo", "test", "bench", "build"):
+            self.refuses(launch(verb, user=65534), "not root", "sudo")
+
+    def test_without_cgroup2(self):
+        unmount = "for d in $(awk '$3 == \"cgroup2\" {print $2}' /proc/self/mounts); do umount -l $d; done"
+        self.refuses(launch("demo", before=unmount), "cgroup v2", "mount -t cgroup2")
+
+    def test_without_bpf(self):
+        hide = "grep -v bpf /proc/filesystems > /dev/shm/$$; mount --bind /dev/shm/$$ /proc/filesystems; rm /dev/shm/$$"
+        self.refuses(launch("demo", before=hide), "no BPF", "CONFIG_BPF_SYSCALL")
+
+    def test_everything_that_is_missing_is_said_at_once(self):
+        unmount = "for d in $(awk '$3 == \"cgroup2\" {print $2}' /proc/self/mounts); do umount -l $d; done"
+        self.refuses(launch("test", before=unmount, user=65534), "not root", "cgroup v2")
+
+    def test_help_needs_nothing(self):
+        done = launch("--help", user=65534)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        for verb in ("demo", "test", "bench", "build"):
+            self.assertIn(verb, done.stdout)
+
+
+if __name__ == "__main__":
+    harness.require_machine()
+    unittest.main(verbosity=2, argv=sys.argv)
