@@ -17,7 +17,7 @@ constexpr const char* kMeshTask = "workloads";
 xds::Node make_own_node(const Settings& s) {
   xds::Node node =
       xds::make_node("waypoint", s.instance_ip.empty() ? "1.1.1.1" : s.instance_ip, s.pod_name,
-                     s.pod_namespace, s.pod_namespace + ".svc.cluster.local");
+                     s.pod_namespace, s.cluster_domain);
   node.metadata = {{"NAME", s.pod_name},
                    {"NAMESPACE", s.pod_namespace},
                    {"NODE_NAME", s.node_name},

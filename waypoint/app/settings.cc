@@ -29,6 +29,7 @@ void Settings::describe(ConfigTable& t) {
   t.text(&gateway_name, "gateway-name", "GATEWAY_NAME", "The Gateway object that this pod serves.");
   t.text(&trust_domain, "trust-domain", "TRUST_DOMAIN", "Trust domain of the own identity.");
   t.text(&cluster_id, "cluster-id", "CLUSTER_ID", "Cluster of this pod.");
+  t.text(&cluster_domain, "cluster-domain", "CLUSTER_DOMAIN", "DNS domain, for the xDS node id.");
   t.text(&network, "network", "NETWORK", "Network of this pod.");
   t.text(&node_name, "node-name", "NODE_NAME", "Node of this pod.");
   t.text(&xds_address, "xds-address", "XDS_ADDRESS", "Control plane.");

@@ -16,6 +16,7 @@ struct Settings {
   std::string pod_name = "waypoint", pod_namespace = "default", service_account = "waypoint";
   std::string instance_ip, gateway_name = "waypoint";
   std::string trust_domain = "cluster.local", cluster_id = "Kubernetes", network, node_name;
+  std::string cluster_domain = "cluster.local";
 
   std::string xds_address = "https://istiod.istio-system.svc:15012";
   std::string xds_root_ca = "./var/run/secrets/istio/root-cert.pem";

@@ -1,0 +1,347 @@
+"""A waypoint in the mesh: configured and certified by meltemid, called over HBONE by Python's ssl and h2,
+calling endpoints that are Python's as well. Identity, policy, routing, pinning, rotation of
+configuration.
+"""
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import unittest
+
+import lab
+
+lab.enter_own_netns()
+
+import grpc  # noqa: E402
+import hbone  # noqa: E402
+from cryptography.hazmat.primitives import hashes, serialization  # noqa: E402
+from cryptography.hazmat.primitives.asymmetric import ec, utils  # noqa: E402
+
+WAYPOINT, CATALOG_1, CATALOG_2, CLIENT, PLAIN = ("10.0.0.9", "10.0.0.11", "10.0.0.12", "10.0.0.21",
+                                                 "10.0.0.31")
+VIP = "10.96.0.10:80"
+TD = "spiffe://cluster.local/ns/shop/sa/"
+
+USER = """
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop, labels: {istio.io/dataplane-mode: ambient, istio.io/use-waypoint: waypoint}}
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {name: waypoint, namespace: shop, labels: {istio.io/waypoint-for: service}}
+spec:
+  gatewayClassName: meltemi-waypoint
+  listeners: [{name: mesh, port: 15008, protocol: HBONE}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: catalog, namespace: shop}
+spec:
+  clusterIP: 10.96.0.10
+  clusterIPs: [10.96.0.10]
+  selector: {app: catalog}
+  ports: [{name: http, port: 80, targetPort: 8080}]
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: catalog, namespace: shop}
+spec:
+  host: catalog
+  subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}]
+"""
+
+PIN = """
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: catalog, namespace: shop}
+spec:
+  hosts: [catalog]
+  http:
+  - match: [{headers: {x-dark-launch: {exact: v2}}}]
+    route: [{destination: {host: catalog, subset: v2}}]
+  - route: [{destination: {host: catalog, subset: v1}}]
+"""
+
+ONLY_WEBAPP = """
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: only-webapp, namespace: shop}
+spec:
+  targetRefs: [{kind: Service, group: "", name: catalog}]
+  action: ALLOW
+  rules: [{from: [{source: {principals: [cluster.local/ns/shop/sa/webapp]}}]}]
+"""
+
+
+def pod(name, ip, account, labels):
+    return json.dumps({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "namespace": "shop", "uid": f"uid-{name}", "labels": labels},
+        "spec": {"nodeName": "n1", "serviceAccountName": account,
+                 "containers": [{"name": "c", "image": "none"}]},
+        "status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}],
+                   "conditions": [{"type": "Ready", "status": "True"}]}})
+
+
+def write(path, text):
+    folder, name = os.path.split(path)
+    os.makedirs(folder, exist_ok=True)
+    with open(f"{folder}/.{name}", "w") as f:
+        f.write(text)
+    os.rename(f"{folder}/.{name}", path)
+
+
+class Tokens:
+    def __init__(self, work):
+        self.key = ec.generate_private_key(ec.SECP256R1())
+        self.public = f"{work}/token.pub"
+        with open(self.public, "wb") as f:
+            f.write(self.key.public_key().public_bytes(
+                serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo))
+
+    def make(self, ns, account, pod_name="", node=""):
+        now = int(time.time())
+        bound = {"namespace": ns, "serviceaccount": {"name": account, "uid": "u"}}
+        if pod_name:
+            bound["pod"] = {"name": pod_name, "uid": f"uid-{pod_name}"}
+        if node:
+            bound["node"] = {"name": node, "uid": "n"}
+        claims = {"iss": "https://kubernetes.default.svc.cluster.local", "aud": ["istio-ca"],
+                  "sub": f"system:serviceaccount:{ns}:{account}", "iat": now, "nbf": now,
+                  "exp": now + 3600, "kubernetes.io": bound}
+        parts = [self.part(json.dumps(p).encode()) for p in ({"alg": "ES256", "typ": "JWT"}, claims)]
+        r, s = utils.decode_dss_signature(self.key.sign(".".join(parts).encode(),
+                                                        ec.ECDSA(hashes.SHA256())))
+        return ".".join(parts + [self.part(r.to_bytes(32, "big") + s.to_bytes(32, "big"))])
+
+    @staticmethod
+    def part(data):
+        return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+class HboneTest(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.lab = lab.Lab()
+        try:
+            cls.start()
+        except BaseException:
+            for name in ("meltemid.log", "waypoint.log"):
+                path = os.path.join(cls.lab.work, name)
+                if os.path.exists(path):
+                    with open(path) as f:
+                        print(name, f.read()[-4000:], file=sys.stderr)
+            cls.lab.close()
+            raise
+
+    @classmethod
+    def start(cls):
+        work = cls.work = cls.lab.work
+        for ip in (WAYPOINT, CATALOG_1, CATALOG_2, CLIENT, PLAIN):
+            subprocess.run(["ip", "addr", "add", ip + "/32", "dev", "lo"], check=True)
+        cls.config = f"{work}/config"
+        write(f"{cls.config}/user.yaml", USER)
+        node = f"{cls.config}/state/node"
+        write(f"{node}/shop.catalog-v1.yaml",
+              pod("catalog-v1", CATALOG_1, "catalog", {"app": "catalog", "version": "v1"}))
+        write(f"{node}/shop.catalog-v2.yaml",
+              pod("catalog-v2", CATALOG_2, "catalog", {"app": "catalog", "version": "v2"}))
+        write(f"{node}/shop.webapp.yaml", pod("webapp", CLIENT, "webapp", {"app": "webapp"}))
+        write(f"{node}/shop.waypoint-0.yaml",
+              pod("waypoint-0", WAYPOINT, "waypoint",
+                  {"gateway.networking.k8s.io/gateway-name": "waypoint",
+                   "istio.io/dataplane-mode": "none"}))
+        cls.tokens = Tokens(work)
+        ca = cls.ca = f"{work}/ca"
+        os.makedirs(ca, mode=0o700)
+        with open(f"{work}/meltemid.log", "w") as log:
+            cls.lab.children.append(subprocess.Popen(
+                [os.path.join(lab.BIN, "meltemid"), "--config-dir", cls.config, "--ca-dir", ca,
+                 "--token-public-key", cls.tokens.public, "--xds-listen", "127.0.0.1:15012",
+                 "--monitoring-listen", "127.0.0.1:15014"], stderr=log))
+        lab.wait_port(15012)
+        cls.report(["uid-catalog-v1", "uid-catalog-v2", "uid-webapp"])
+
+        token = f"{work}/waypoint.token"
+        with open(token, "w") as f:
+            f.write(cls.tokens.make("shop", "waypoint", "waypoint-0", "n1"))
+        env = dict(os.environ, POD_NAME="waypoint-0", POD_NAMESPACE="shop",
+                   SERVICE_ACCOUNT="waypoint", INSTANCE_IP=WAYPOINT, GATEWAY_NAME="waypoint",
+                   XDS_ADDRESS="https://127.0.0.1:15012", XDS_ROOT_CA=f"{ca}/root-cert.pem",
+                   AUTH_TOKEN=token, WAYPOINT_WORKER_THREADS="2",
+                   HBONE_LISTEN=f"{WAYPOINT}:15008")
+        with open(cls.lab.log, "w") as log:
+            cls.process = subprocess.Popen([os.path.join(lab.BIN, "waypoint")], env=env, stderr=log)
+        cls.lab.children.append(cls.process)
+        cls.webapp = hbone.Identity(work, ca, TD + "webapp", "webapp")
+        cls.other = hbone.Identity(work, ca, TD + "other", "other")
+        catalog = hbone.Identity(work, ca, TD + "catalog", "catalog")
+        cls.endpoints = {"v1": hbone.Endpoint(CATALOG_1, catalog, "v1"),
+                         "v2": hbone.Endpoint(CATALOG_2, catalog, "v2")}
+        cls.wait(lambda: lab.curl("http://127.0.0.1:15021/healthz/ready")[0] == 200)
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.process.send_signal(signal.SIGTERM)
+        status = cls.process.wait(60)
+        with open(cls.lab.log) as f:
+            log = f.read()
+        for endpoint in cls.endpoints.values():
+            endpoint.close()
+        cls.lab.close()
+        if status != 0 or "ERROR: AddressSanitizer" in log or "runtime error" in log:
+            raise AssertionError(f"waypoint ended with {status}\n" + log[-6000:])
+
+    @classmethod
+    def report(cls, uids):
+        """What the node's agent would say: these pods are enrolled."""
+        def field(number, payload):
+            return bytes([number << 3 | 2, len(payload)]) + payload
+        message = field(1, b"n1")
+        for uid in uids:
+            message += field(2, field(1, uid.encode()) + b"\x10\x01")
+        with open(f"{cls.ca}/root-cert.pem", "rb") as f:
+            root = f.read()
+        token = cls.tokens.make("istio-system", "meltemi-agent", "agent-n1", "n1")
+        channel = grpc.secure_channel("127.0.0.1:15012", grpc.ssl_channel_credentials(root))
+        call = channel.unary_unary("/meltemi.node.v1.NodeStatus/Report")
+        call(message, timeout=30, metadata=(("authorization", "Bearer " + token),),
+             wait_for_ready=True)
+        channel.close()
+
+    @staticmethod
+    def wait(condition, timeout=30):
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                if condition():
+                    return
+            except (OSError, AssertionError, subprocess.SubprocessError):
+                pass
+            if time.monotonic() > deadline:
+                raise AssertionError("did not come true in time")
+            time.sleep(0.1)
+
+    def request(self, path="/", fields="", identity=None, authority=VIP):
+        client = hbone.Client((WAYPOINT, 15008), identity or self.webapp, CLIENT)
+        try:
+            head = f"GET {path} HTTP/1.1\r\nHost: catalog\r\n{fields}\r\n"
+            status, answer = client.exchange(authority, head.encode())
+            self.assertEqual(client.peer, [TD + "waypoint"])
+            return status, answer
+        finally:
+            client.close()
+
+    def seen(self, *args, **kwargs):
+        status, answer = self.request(*args, **kwargs)
+        self.assertEqual(status, "200")
+        head, _, body = answer.partition(b"\r\n\r\n")
+        self.assertIn(b" 200 ", head.split(b"\r\n")[0], answer)
+        return json.loads(body)
+
+    def apply(self, name, text):
+        write(f"{self.config}/{name}.yaml", text)
+        self.addCleanup(self.remove, name)
+
+    def remove(self, name):
+        os.unlink(f"{self.config}/{name}.yaml")
+        self.wait(lambda: {self.seen()["pod"] for _ in range(6)} == {"v1", "v2"})
+
+    def test_requests_reach_pinned_endpoints(self):
+        pods = {self.seen()["pod"] for _ in range(20)}
+        self.assertEqual(pods, {"v1", "v2"})
+        seen = self.seen("/books?x=1", "X-Case: Kept\r\n")
+        self.assertEqual(seen["peer"], [TD + "waypoint"])
+        self.assertIn(seen["authority"], (f"{CATALOG_1}:8080", f"{CATALOG_2}:8080"))
+        self.assertTrue(seen["head"].startswith("GET /books?x=1 HTTP/1.1\r\nHost: catalog\r\n"
+                                                "X-Case: Kept\r\n"))
+        self.assertIn(f"x-forwarded-for: {CLIENT}", seen["head"])
+        # Tunnels are pooled: many requests, few handshakes.
+        self.assertLessEqual(sum(e.tunnels for e in self.endpoints.values()), 8)
+        line = self.lab.log_lines("/books?x=1")[-1]
+        self.assertIn(TD + "webapp", line)
+        self.assertIn("catalog.shop.svc.cluster.local", line)
+        self.assertIn("reason=ok", line)
+
+    def test_routes_follow_the_configuration(self):
+        self.apply("pin", PIN)
+        self.wait(lambda: {self.seen()["pod"] for _ in range(8)} == {"v1"})
+        self.assertEqual({self.seen("/", "x-dark-launch: v2\r\n")["pod"] for _ in range(8)}, {"v2"})
+
+    def test_policy_is_decided_by_the_certificate(self):
+        self.assertTrue(self.seen(identity=self.other)["pod"])
+        self.apply("only-webapp", ONLY_WEBAPP)
+        self.wait(lambda: b"403" in self.request(identity=self.other)[1])
+        status, answer = self.request(identity=self.other)
+        self.assertEqual(status, "200")
+        self.assertTrue(answer.startswith(b"HTTP/1.1 403 "), answer)
+        self.assertTrue(answer.endswith(b"RBAC: access denied"), answer)
+        self.assertTrue(self.seen(identity=self.webapp)["pod"])
+        self.assertTrue(self.lab.log_lines("reason=policy_no_allow_match"))
+
+    def test_no_open_proxy(self):
+        for authority in ("127.0.0.1:15000", "169.254.169.254:80", f"{CATALOG_1}:8080",
+                          f"{WAYPOINT}:15008", "10.96.0.10:81", "catalog:80", "nonsense"):
+            status, _ = self.request(authority=authority)
+            self.assertIn(status, ("400", "404"), authority)
+
+    def test_wrong_identities_are_refused(self):
+        # An endpoint that presents another service account than the workload's is never spoken to.
+        impostor = hbone.Identity(self.work, self.ca, TD + "impostor", "impostor")
+        endpoint = self.endpoints["v1"]
+        good = endpoint.context
+        self.apply("pin", PIN)
+        self.wait(lambda: {self.seen()["pod"] for _ in range(8)} == {"v1"})
+        endpoint.context = impostor.context(True)
+        endpoint.cut()
+        time.sleep(0.3)
+        try:
+            _, answer = self.request("/impostor")
+            self.assertTrue(answer.startswith(b"HTTP/1.1 503 "), answer)
+            self.assertTrue(self.lab.log_lines("reason=peer_identity_mismatch"))
+        finally:
+            endpoint.context = good
+            endpoint.cut()
+
+    def test_clients_without_a_mesh_certificate_are_refused(self):
+        import socket
+        import ssl
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        context.set_alpn_protocols(["h2"])
+        with socket.create_connection((WAYPOINT, 15008), 20) as raw:
+            with self.assertRaises(OSError):
+                with context.wrap_socket(raw) as tls:
+                    tls.settimeout(20)
+                    tls.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+                    if not tls.recv(1):
+                        raise OSError("closed")
+        with socket.create_connection((WAYPOINT, 15008), 20) as garbage:
+            garbage.settimeout(20)
+            garbage.sendall(b"GET / HTTP/1.1\r\n\r\n" * 100)
+            try:
+                while garbage.recv(65536):
+                    pass
+            except ConnectionResetError:
+                pass
+        self.assertTrue(self.seen()["pod"])
+
+    def test_metrics_name_both_ends(self):
+        self.seen()
+        metrics = lab.curl("http://127.0.0.1:15020/metrics")[2].decode()
+        line = [x for x in metrics.split("\n") if x.startswith("istio_requests_total")
+                and 'response_code="200"' in x][0]
+        for label in ('reporter="waypoint"', f'source_principal="{TD}webapp"',
+                      'destination_service="catalog.shop.svc.cluster.local"',
+                      'connection_security_policy="mutual_tls"', 'source_workload_namespace="shop"'):
+            self.assertIn(label, line)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
