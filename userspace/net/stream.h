@@ -80,7 +80,8 @@ class ByteStream : public rt::Retirable {
   // stream closes with kOk.
   virtual void shutdown_write() = 0;
   // Sends what is held, then ends both directions in order; bytes that still arrive are dropped.
-  // on_closed(kOk) follows.
+  // on_closed(kOk) follows, on TCP when the peer has closed too, 2 s later at most. Destroying the
+  // stream before may cost the peer our last bytes.
   virtual void close() = 0;
   // Ends both directions now: RST, or RST_STREAM. on_closed() follows with this reason.
   virtual void abort(Reason reason) = 0;

@@ -13,6 +13,10 @@ namespace {
 constexpr size_t kRoom = rt::kRecvMax;
 // Pieces of held bytes that go out with one sendmsg().
 constexpr size_t kMaxPieces = 32;
+// After close(): how long and how much is still read and dropped, so that the peer, which may be
+// sending, gets our last bytes and FIN instead of an RST that voids them.
+constexpr Duration kLinger = std::chrono::seconds(2);
+constexpr uint64_t kLingerBytes = 1024 * 1024;
 
 class TcpStream final : public ByteStream, private rt::SocketHandler, private rt::TurnHook {
  public:
@@ -27,7 +31,9 @@ class TcpStream final : public ByteStream, private rt::SocketHandler, private rt
   void shutdown_write() override;
   void close() override;
   void abort(Reason reason) override;
-  void pause_read() override { socket_.pause(); }
+  void pause_read() override {
+    if (!closing_) socket_.pause();
+  }
   void resume_read() override {
     if (!closing_) socket_.resume();
   }
@@ -44,7 +50,7 @@ class TcpStream final : public ByteStream, private rt::SocketHandler, private rt
   void end_write();
   void end(Reason reason, bool by_peer, bool reset);
   void end_if_done();
-  void tell_end();
+  void linger();
 
   void on_socket_data(ByteSpan data) override;
   void on_socket_eof() override;
@@ -56,6 +62,8 @@ class TcpStream final : public ByteStream, private rt::SocketHandler, private rt
   rt::Socket socket_;
   rt::Budget* budget_;
   rt::ByteQueue held_;
+  std::unique_ptr<rt::FnTimer> linger_;
+  uint32_t dropped_ = 0;
   StreamEnd end_;
   bool read_ended_ = false;
   bool write_ending_ = false;  // shutdown_write() was called
@@ -125,11 +133,17 @@ bool TcpStream::flush() {
 void TcpStream::end_write() {
   socket_.shutdown_write();
   write_ended_ = true;
-  if (closing_) {
-    end(Reason::kOk, false, false);
+  if (closing_ && !read_ended_) {
+    linger();
   } else {
     end_if_done();
   }
+}
+
+void TcpStream::linger() {
+  linger_ = std::make_unique<rt::FnTimer>([this] { end(Reason::kOk, false, false); });
+  loop_.start(*linger_, loop_.now() + kLinger);
+  socket_.resume();
 }
 
 void TcpStream::shutdown_write() {
@@ -141,9 +155,8 @@ void TcpStream::shutdown_write() {
 void TcpStream::close() {
   if (ended_ || closing_) return;
   closing_ = true;
-  socket_.pause();
   if (write_ended_) {
-    end(Reason::kOk, false, false);
+    linger();
   } else if (!write_ending_) {
     shutdown_write();
   }
@@ -158,6 +171,7 @@ void TcpStream::end(Reason reason, bool by_peer, bool reset) {
   end_ = {reason, by_peer, reset};
   socket_.close(reset);
   held_.clear();
+  if (linger_) loop_.stop(*linger_);
   loop_.at_turn_end(*this);
 }
 
@@ -172,17 +186,26 @@ void TcpStream::on_turn_end() {
 }
 
 void TcpStream::on_socket_data(ByteSpan data) {
+  if (closing_) {
+    dropped_ += static_cast<uint32_t>(data.size());
+    if (dropped_ > kLingerBytes && write_ended_) end(Reason::kOk, false, false);
+    return;
+  }
   bytes_read_ += data.size();
   if (events_) events_->on_data(OneSlice(data));
 }
 
 void TcpStream::on_socket_eof() {
   read_ended_ = true;
-  if (events_) events_->on_read_end();
+  if (events_ && !closing_) events_->on_read_end();
   end_if_done();
 }
 
-void TcpStream::on_socket_error(int err) { end(reason_of_connect_errno(err), true, true); }
+void TcpStream::on_socket_error(int err) {
+  // All was said before: how the peer hangs up does not matter any more.
+  if (closing_ && write_ended_) return end(Reason::kOk, false, false);
+  end(reason_of_connect_errno(err), true, true);
+}
 
 void TcpStream::on_socket_writable() {
   if (ended_ || !flush()) return;

@@ -148,6 +148,41 @@ TEST_P(RelayTest, IdleFlowIsEnded) {
   EXPECT_EQ(owner_.report.closed_by, RelaySide::kNone);
 }
 
+TEST_P(RelayTest, ClosedStreamSaysItsLastWordsToASenderThatGoesOn) {
+  struct Events final : StreamEvents {
+    void on_data(const Slices&) override { ++data; }
+    void on_read_end() override {}
+    void on_writable() override {}
+    void on_closed(const StreamEnd& e) override {
+      end = e;
+      ++closed;
+    }
+    int data = 0, closed = 0;
+    StreamEnd end;
+  } events;
+  StreamPtr stream = make_tcp_stream(loop(), std::move(client.proxy));
+  stream->set_events(&events);
+  const std::vector<char> upload(200'000, 'u');
+  ASSERT_GT(send(client.app.get(), upload.data(), upload.size(), MSG_DONTWAIT), 0);
+  stream->write(as_bytes("413 too large"));
+  stream->close();
+  loop().run_once(MonoTime{});
+  std::string got;
+  EXPECT_TRUE(run_until([&] {
+    char b[64];
+    send(client.app.get(), "more", 4, MSG_DONTWAIT | MSG_NOSIGNAL);
+    const ssize_t n = recv(client.app.get(), b, sizeof b, MSG_DONTWAIT);
+    if (n > 0) got.append(b, static_cast<size_t>(n));
+    return n == 0;
+  }));
+  EXPECT_EQ(got, "413 too large");
+  EXPECT_EQ(events.closed, 0);
+  client.app.reset();
+  EXPECT_TRUE(run_until([&] { return events.closed == 1; }));
+  EXPECT_EQ(events.end.reason, Reason::kOk);
+  EXPECT_EQ(events.data, 0);
+}
+
 TEST_P(RelayTest, DestroyedRelayResetsBothSides) {
   join();
   loop().run_once(MonoTime{});
