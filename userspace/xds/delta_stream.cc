@@ -111,8 +111,7 @@ Status DeltaStream::take_request(const Subscription::Request& request) {
 Status DeltaStream::open_subscription(const Subscription::Request& request, Subscription** out) {
   const std::string wanted =
       MELTEMI_TRY(core_->hooks.scope_of(caller_, node_, request.type_url()));
-  subscriptions_.push_back(std::make_unique<Subscription>(
-      request.type_url(), wanted, core_->table(request.type_url(), wanted)));
+  subscriptions_.push_back(core_->open_subscription(request.type_url(), wanted));
   *out = subscriptions_.back().get();
   return {};
 }

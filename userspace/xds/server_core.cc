@@ -19,12 +19,12 @@ Result<Caller> ServerCore::authenticate(const grpc::CallbackServerContext& conte
   return hooks.authenticate(value.substr(kBearer.size()));
 }
 
-std::shared_ptr<ResourceTable> ServerCore::table(const std::string& type_url,
-                                                 const std::string& scope) {
+std::unique_ptr<Subscription> ServerCore::open_subscription(const std::string& type_url,
+                                                            const std::string& scope) {
   const std::unique_lock lock(tables_mutex);
   auto& table = tables_[{type_url, scope}];
   if (table == nullptr) table = std::make_shared<ResourceTable>();
-  return table;
+  return std::make_unique<Subscription>(type_url, scope, table);
 }
 
 void ServerCore::update(std::vector<ResourceUpdate> batch) {

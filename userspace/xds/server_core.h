@@ -16,6 +16,7 @@
 
 #include "userspace/xds/resource_table.h"
 #include "userspace/xds/server.h"
+#include "userspace/xds/subscription.h"
 
 namespace meltemi::xds {
 
@@ -33,7 +34,9 @@ class ServerCore {
   // By the bearer token of the call. Error: kPermission.
   Result<Caller> authenticate(const grpc::CallbackServerContext& context) const;
 
-  std::shared_ptr<ResourceTable> table(const std::string& type_url, const std::string& scope);
+  // A subscription joins its table under the tables' lock: the table keeps the list of who reads it.
+  std::unique_ptr<Subscription> open_subscription(const std::string& type_url,
+                                                  const std::string& scope);
   void update(std::vector<ResourceUpdate> batch);
   void set_ready();
   bool ready() const { return ready_; }

@@ -28,6 +28,7 @@ class Subscription {
  public:
   using Request = envoy::service::discovery::v3::DeltaDiscoveryRequest;
 
+  // REQUIRES: nobody else uses the table meanwhile (it notes the reader).
   Subscription(std::string type_url, std::string scope, std::shared_ptr<ResourceTable> table);
 
   // The type's first request on the stream, or a later one. Error kLimitExceeded: too many names.
