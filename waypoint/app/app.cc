@@ -243,6 +243,8 @@ void App::collect(telemetry::Exposition& out) const {
   counter("meltemi_retries_total", "Attempts after the first", sum(&ProxyStats::retries));
   counter("meltemi_retry_budget_exhausted_total", "Retries that the budget did not allow",
           sum(&ProxyStats::retry_budget_exhausted));
+  counter("meltemi_rbac_shadow_denied_total", "Requests that dry-run policies would have denied",
+          sum(&ProxyStats::shadow_denied));
   counter("meltemi_limit_hits_total", "Times that a client ran into a named limit",
           sum(&ProxyStats::limit_hits));
   out.family("meltemi_held_bytes", MetricType::kGauge, "Bytes held for slow readers");

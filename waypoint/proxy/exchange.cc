@@ -147,6 +147,10 @@ bool Exchange::authorize(const HttpChain& chain) {
   input.source_ip = client_->remote.ip;
   input.identity = client_->identity.present() ? &client_->identity : nullptr;
   input.destination = client_->local;
+  for (const RbacFilter& filter : chain.rbac) {
+    if (!filter.has_shadow() || filter.check_shadow(input).allowed) continue;
+    worker_.stats().shadow_denied.fetch_add(1, std::memory_order_relaxed);
+  }
   const model::PolicyVerdict verdict = waypoint::authorize(chain.rbac, input);
   if (verdict.allowed) return true;
   reply(verdict.reason, verdict.detail());
@@ -247,6 +251,7 @@ void Exchange::attempt() {
     failure.reason = error.reason;
     failure.detail = error.detail;
     failure.unprocessed = error.retry == Retry::kSafe;
+    failure.connected = !failure.unprocessed;  // a limit, or a head that cannot be written: final
     return on_attempt_failed(failure);
   }
   arm_timer();

@@ -127,7 +127,10 @@ Result<ClientSide*> Host::start(AttemptPlan& plan) {
     while (!idle_.empty()) {
       H1Client* client = idle_.back();
       idle_.pop_back();
-      MELTEMI_TRY(client->start(plan));
+      if (const Status ok = client->start(plan); !ok) {
+        idle_.push_back(client);  // nothing was written to it
+        return fail(ok.error());
+      }
       return static_cast<ClientSide*>(client);
     }
   }
@@ -338,18 +341,22 @@ Host* ClusterState::original(const SocketAddress& authority) {
       it = originals_.erase(it);
     }
   }
-  auto& host = originals_[authority];
-  if (!host) {
-    Endpoint e;
-    e.address = authority;
-    const model::WorkloadPtr workload =
-        worker_.has_mesh() ? worker_.mesh().workload_by_ip({worker_.shared().network, authority.ip})
-                           : nullptr;
-    if (workload && workload->protocol == model::TunnelProtocol::kHbone) {
-      e.tunnel = SocketAddress{authority.ip, model::kHbonePort};
-    }
-    host = std::make_unique<Host>(worker_, *this, e);
+  Endpoint e;
+  e.address = authority;
+  const model::WorkloadPtr workload =
+      worker_.has_mesh() ? worker_.mesh().workload_by_ip({worker_.shared().network, authority.ip})
+                         : nullptr;
+  if (workload && workload->protocol == model::TunnelProtocol::kHbone) {
+    e.tunnel = SocketAddress{authority.ip, model::kHbonePort};
   }
+  auto& host = originals_[authority];
+  if (host && host->endpoint().tunnel != e.tunnel) {  // the workload joined or left the mesh
+    Host& old = *host;
+    leaving_.push_back(std::move(host));
+    old.leave();
+    old.check_done();
+  }
+  if (!host) host = std::make_unique<Host>(worker_, *this, e);
   return host.get();
 }
 

@@ -32,7 +32,7 @@ struct ProxyLimits {
 // Counters of one worker, read by any thread.
 struct ProxyStats {
   std::atomic<uint64_t> requests{0}, connections{0}, upstream_connections{0}, retries{0},
-      retry_budget_exhausted{0}, limit_hits{0};
+      retry_budget_exhausted{0}, limit_hits{0}, shadow_denied{0};
 };
 
 // Shared by all workers.
