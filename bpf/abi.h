@@ -18,7 +18,7 @@
  *              as source: the SYN comes in on lo for an own address and is passed to the app. With
  *              tcp_fwmark_accept the app's socket inherits the mark and answers over lo; with
  *              fwmark_reflect so does the kernel's RST where nobody listens.
- *   own dials  Every other socket of ztunnel in a pod's netns, the listeners included, carries the
+ *   own dials  Every other socket of ztunnel in a pod's netns, the inbound listeners included, carries the
  *              tunnel mark (MELTEMI_TUNNEL_MARK or PACKET_MARK) and is never captured.
  *
  * A local process can reach the outbound listener's own port by connecting to it on loopback or on

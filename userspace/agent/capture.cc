@@ -81,7 +81,7 @@ Status Capture::ensure_listeners(CapturedPod& pod) const {
   Listeners& l = pod.listeners;
   const auto outbound = MELTEMI_TRY(bpf_.listener(pod.cookie, MELTEMI_LISTENER_OUTBOUND));
   if (!l.outbound && !listens(truth.listening, outbound))
-    l.outbound = MELTEMI_TRY(listen_outbound(pod.netns, marks_.tunnel));
+    l.outbound = MELTEMI_TRY(listen_outbound(pod.netns, marks_.capture));
   const auto inbound = MELTEMI_TRY(bpf_.listener(pod.cookie, MELTEMI_LISTENER_INBOUND));
   if (!l.inbound && !listens(truth.listening, inbound))
     l.inbound = MELTEMI_TRY(listen_inbound(pod.netns, marks_.tunnel));

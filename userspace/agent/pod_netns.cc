@@ -120,8 +120,8 @@ Result<std::vector<IpAddress>> local_addresses(const sys::Netns& netns) {
   return out;
 }
 
-Result<UniqueFd> listen_outbound(const sys::Netns& netns, uint32_t tunnel_mark) {
-  return netns.run([&] { return listen_here(0, tunnel_mark, true); });
+Result<UniqueFd> listen_outbound(const sys::Netns& netns, uint32_t capture_mark) {
+  return netns.run([&] { return listen_here(0, capture_mark, true); });
 }
 
 Result<UniqueFd> listen_inbound(const sys::Netns& netns, uint32_t tunnel_mark) {

@@ -35,7 +35,12 @@ struct Listeners {
 // Bind, mark, listen. The outbound listener is transparent, so that it may answer as any address.
 // One dual-stack socket, or IPv4 alone where the namespace has IPv6 disabled. Plain TCP, never
 // MPTCP: socket options and sk_lookup need it so.
-Result<UniqueFd> listen_outbound(const sys::Netns& netns, uint32_t tunnel_mark);
+//
+// The outbound listener, and so every captured connection, carries the capture mark: its packets go to
+// the pod itself, by lo like the answers to them. With the tunnel mark the kernel's RST for an app that
+// is gone reflects that mark, leaves by eth0, and the connection lingers in LAST-ACK until the app's
+// next connection from the same port runs into it (measured: new connects stalled for seconds).
+Result<UniqueFd> listen_outbound(const sys::Netns& netns, uint32_t capture_mark);
 Result<UniqueFd> listen_inbound(const sys::Netns& netns, uint32_t tunnel_mark);
 // Port 15008. Error with the owner's hint if the pod has taken it.
 Result<UniqueFd> listen_hbone(const sys::Netns& netns, uint32_t tunnel_mark);

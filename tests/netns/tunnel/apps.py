@@ -118,6 +118,17 @@ def crowd(port, count):
     say(at_once=len(peers))
 
 
+def pour(port):
+    """Sends without end, to a peer that will not read all of it."""
+    peer, _ = accept(listen(int(port)))
+    block = b"x" * CHUNK
+    try:
+        while True:
+            peer.sendall(block)
+    except OSError as error:
+        say(ended=type(error).__name__)
+
+
 # --- clients -------------------------------------------------------------------------------------
 
 def connect(address, port):
@@ -173,13 +184,22 @@ def push(address, port, seconds):
 
 
 def await_reset(address, port):
-    peer = connect(address, port)
-    peer.sendall(b"hello")
     try:
+        peer = connect(address, port)  # a reset may be here before connect has returned
+        peer.sendall(b"hello")
         data = peer.recv(100)
         say(end="fin" if not data else "data")
     except ConnectionResetError:
         say(end="reset")
+
+
+def die_reading(address, port):
+    """Ends in the middle of an answer, as a killed process does."""
+    peer = connect(address, port)
+    got = 0
+    while got < CHUNK:
+        got += len(peer.recv(CHUNK))
+    say(got=got)
 
 
 def send_and_reset(address, port):

@@ -146,6 +146,19 @@ class Ends(unittest.TestCase):
         client("send_and_reset", lab.ip_b, 8013).result()
         self.assertEqual(far.result(), {"end": "reset", "bytes": 5})
 
+    def test_an_app_that_dies_while_it_is_answered_leaves_no_connection_behind(self):
+        far = server("pour", 8015)
+        client("die_reading", lab.ip_b, 8015).result()
+        self.assertIn(far.result()["ended"], ("ConnectionResetError", "BrokenPipeError"))
+
+        def left():
+            out = subprocess.run(["ip", "netns", "exec", lab.a, "ss", "-Htan", "state", "all",
+                                  "( sport = 8015 or dport = 8015 )"], text=True,
+                                 capture_output=True).stdout
+            return [line for line in out.splitlines() if "TIME-WAIT" not in line]
+        # A retransmission timer would still be running for minutes.
+        wait_for("no connection left: " + "; ".join(left()), lambda: not left(), timeout=5)
+
     def test_nobody_listens_is_a_reset_and_is_logged_with_its_reason(self):
         self.assertEqual(client("await_reset", lab.ip_b, 8014).result()["end"], "reset")
         wait_for("reason in the log", lambda: log_lines(pair.b, f"{lab.ip_b}:8014",
