@@ -28,6 +28,7 @@ const log::Scope scope("topology");
 constexpr char kBridge[] = "fabric0";
 constexpr char kUplink[] = "eth0";
 constexpr char kPodInterface[] = "eth0";
+constexpr Duration kAddressDeadline = std::chrono::seconds(5);
 constexpr Duration kKillDeadline = std::chrono::seconds(10);
 
 std::string host_interface(std::string_view uid) {
@@ -73,7 +74,9 @@ Status configure_pod_side(const Netns& pod, const AddressPair& ip) {
   MELTEMI_TRY(netlink.set_up(kPodInterface));
   for (const IpAddress& via : {pod_gateway().v4, pod_gateway().v6})
     MELTEMI_TRY(netlink.add_route(route_via(std::nullopt, via, index, true)));
-  return {};
+  // The kernel makes an IPv6 address local a moment after the link is up, also without duplicate
+  // address detection.
+  return netlink.wait_until_local(ip.v6, kAddressDeadline);
 }
 
 // The node's side: the next hop's address, and a route to the pod that speaks with the node's

@@ -12,6 +12,7 @@
 #include <linux/veth.h>
 #include <net/if.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -485,6 +486,20 @@ Result<std::vector<Address>> Netlink::addresses() {
     out.push_back(address);
   }));
   return out;
+}
+
+Status Netlink::wait_until_local(const IpAddress& ip, Duration timeout) {
+  constexpr useconds_t kPause = 5000;
+  const auto destination = Cidr::make(ip, ip.is_v4() ? 32 : 128);
+  const MonoTime deadline = MonoClock::now() + timeout;
+  while (true) {
+    for (const Route& route : MELTEMI_TRY(routes(family_of(ip), kTableLocal)))
+      if (route.type == Route::Type::kLocal && route.destination == destination) return {};
+    if (MonoClock::now() >= deadline)
+      return fail(Reason::kRequestTimeout, Fault::kInternal,
+                  fmt::format("{} has not become a local address", ip.to_string()));
+    ::usleep(kPause);
+  }
 }
 
 // --- links ---------------------------------------------------------------------------------------

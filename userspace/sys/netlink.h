@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "userspace/base/address.h"
+#include "userspace/base/clock.h"
 #include "userspace/base/error.h"
 #include "userspace/base/fd.h"
 #include "userspace/sys/netns.h"
@@ -91,6 +92,10 @@ class Netlink {
   Status add_address(const Address& address);     // EEXIST is success
   Status delete_address(const Address& address);  // EADDRNOTAVAIL is success
   Result<std::vector<Address>> addresses();
+  // Until the kernel delivers `ip` locally. It makes an IPv6 address local in a work item, after
+  // add_address has returned; a socket that connects to it before that looks for a neighbour of
+  // that address for ever. Blocks; kRequestTimeout when it does not happen.
+  Status wait_until_local(const IpAddress& ip, Duration timeout);
 
   // One end stays here as `name`; the other is `peer_name` inside `peer_netns`. Both stay down.
   Status add_veth(const std::string& name, const std::string& peer_name, const Netns& peer_netns);

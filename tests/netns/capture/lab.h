@@ -129,16 +129,6 @@ class Lab {
       std::filesystem::remove_all("/tmp/" + name, ignored);
     }
   }
-  // The kernel makes an IPv6 address local only when the link has its carrier, a moment later. A
-  // socket that connects to it before that asks for its neighbour for ever.
-  static void wait_for_ipv6(sys::Netlink& inside, const IpAddress& address) {
-    for (int i = 0; i < 500; ++i) {
-      for (const sys::Route& route : must(inside.routes(AF_INET6, sys::kTableLocal)))
-        if (route.destination == Cidr::make(address, 128)) return;
-      ::usleep(10'000);
-    }
-    throw std::runtime_error(address.to_string() + " does not become local");
-  }
   void wire(const LabPod& pod) {
     sys::Netlink outside = must(sys::Netlink::open_in(node));
     sys::Netlink inside = must(sys::Netlink::open_in(pod.netns));
@@ -166,7 +156,7 @@ class Lab {
                              .scope_link = own.is_v4()}));
       must(inside.add_route({.family = family, .gateway = gateway, .oif = eth0}));
     }
-    wait_for_ipv6(inside, pod.v6);
+    must(inside.wait_until_local(pod.v6, std::chrono::seconds(10)));
   }
 
   std::string directory_;

@@ -230,6 +230,22 @@ TEST_F(Root, VethsJoinTwoNamespacesAndCarryPings) {
   EXPECT_FALSE(nb->index("eth0"));
 }
 
+TEST_F(Root, AnIpv6AddressIsWaitedForUntilItIsLocal) {
+  const auto a = Netns::create();
+  const auto b = Netns::create();
+  auto na = Netlink::open_in(*a);
+  auto nb = Netlink::open_in(*b);
+  const IpAddress ip = *IpAddress::parse("fd00:9::2");
+  ASSERT_OK(na->add_veth("v0", "eth0", *b));
+  ASSERT_OK(nb->set_up("eth0"));
+  const Status early = nb->wait_until_local(ip, std::chrono::milliseconds(30));
+  ASSERT_FALSE(early) << "nobody has added it";
+  EXPECT_EQ(early.error().reason, Reason::kRequestTimeout);
+  ASSERT_OK(
+      nb->add_address({.ip = ip, .prefix_length = 128, .ifindex = nb->index("eth0").value()}));
+  ASSERT_OK(nb->wait_until_local(ip, seconds(20)));
+}
+
 TEST_F(Root, BridgesTakePorts) {
   const auto a = Netns::create();
   const auto b = Netns::create();
