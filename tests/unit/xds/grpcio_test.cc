@@ -18,7 +18,7 @@ class PythonClient {
  public:
   PythonClient(uint16_t port, const std::string& scenario) {
     const char* source = std::getenv("MELTEMI_SOURCE_DIR");
-    const std::string root = source != nullptr ? source : "/work/main";
+    const std::string root = source != nullptr ? source : ".";  // as ctest sets it, or the top
     pipe_ = popen(("/usr/bin/python3 " + root + "/tests/unit/xds/python_client.py " + root +
                    "/userspace/api " + std::to_string(port) + " " + scenario + " 2>&1")
                       .c_str(),
