@@ -95,6 +95,10 @@ class Sandbox:
         body, _, status = done.out.rpartition("\n")
         return status, body
 
+    def status(self, pod, ns="default"):
+        """What the node has reported of a pod; empty until it has."""
+        return self.get("pod", pod, "-n", ns).get("status", {})
+
     def ready(self, pod, ns="default"):
         found = [p for p in self.get("pods", "-n", ns) if p["metadata"]["name"] == pod]
         return bool(found) and any(c["type"] == "Ready" and c["status"] == "True"
@@ -107,7 +111,7 @@ class Sandbox:
     def wait_enrolled(self, *pods, ns="default"):
         for pod in pods:
             wait(f"pod {pod} enrolled",
-                 lambda: self.get("pod", pod, "-n", ns)["status"]["meltemi"]["enrolled"])
+                 lambda: self.status(pod, ns).get("meltemi", {}).get("enrolled"))
 
     def log(self, name, node=None):
         with open(self.mesh(name, node)["log"], errors="replace") as f:

@@ -196,7 +196,7 @@ spec:
   containers: [{name: c, image: none, command: [sh, -c, "echo start; exit 3"]}]
 """)
         def restarted():
-            status = SANDBOX.get("pod", "crasher")["status"].get("containerStatuses", [{}])[0]
+            status = SANDBOX.status("crasher").get("containerStatuses", [{}])[0]
             return status.get("restartCount", 0) >= 2 and status
         status = wait("two restarts", restarted)
         self.assertEqual(status["lastState"]["terminated"]["exitCode"], 3)
@@ -224,7 +224,7 @@ spec:
     def test_a_pod_without_a_node_waits_and_says_why(self):
         SANDBOX.apply(sleeper("homeless", extra="  nodeSelector: {disk: ssd}"))
         def reason():
-            conditions = SANDBOX.get("pod", "homeless").get("status", {}).get("conditions", [])
+            conditions = SANDBOX.status("homeless").get("conditions", [])
             return [c.get("message", "") for c in conditions if c["type"] == "PodScheduled"]
         self.assertIn("0/2 nodes are available", wait("a reason", reason)[0])
         SANDBOX.cli("delete", "pod", "homeless")
@@ -401,7 +401,7 @@ class Enrolment(unittest.TestCase):
         SANDBOX.apply(sleeper("pod"), ns="late")
         SANDBOX.wait_ready("pod", ns="late")
         def state():
-            return SANDBOX.get("pod", "pod", "-n", "late")["status"]
+            return SANDBOX.status("pod", "late")
         self.assertFalse(state()["meltemi"]["enrolled"])
         pid = state()["meltemi"]["pids"]
         SANDBOX.cli("label", "ns", "late", "istio.io/dataplane-mode=ambient")
