@@ -126,7 +126,7 @@ bool Component::reap() {
   process_ = {};
   last_end_ = WIFSIGNALED(*status) ? fmt::format("signal {}", WTERMSIG(*status))
                                    : fmt::format("exit code {}", WEXITSTATUS(*status));
-  scope.warn("{} {} ended with {}", spec_.name, spec_.node, last_end_);
+  scope.warn("{} ended with {}", spec_.title(), last_end_);
   if (MonoClock::now() - since_ > kStableAfter) delay_ = kFirstComponentDelay;
   next_ = MonoClock::now() + delay_;
   delay_ = std::min(delay_ * 2, kMaxComponentDelay);
@@ -139,7 +139,7 @@ MonoTime Component::poll() {
   ++restarts_;
   const Status started = start();
   if (started) return MonoTime::max();
-  scope.error("{} {}: {}", spec_.name, spec_.node, started.error().to_string());
+  scope.error("{}: {}", spec_.title(), started.error().to_string());
   next_ = MonoClock::now() + delay_;
   delay_ = std::min(delay_ * 2, kMaxComponentDelay);
   return next_;

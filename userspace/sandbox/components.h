@@ -21,6 +21,8 @@ struct ComponentSpec {
   std::string netns;                     // name
   std::string cgroup;
   std::string log;
+
+  std::string title() const { return node.empty() ? name : name + " of " + node; }
 };
 
 // `bin_dir` holds the binaries; `self` is the program that also is the kubelet.

@@ -114,6 +114,8 @@ bool is_running(const Layout& layout) {
 
 Status require_running(const Layout& layout) {
   if (is_running(layout)) return {};
+  if (::geteuid() != 0)
+    return fail(Reason::kPermission, Fault::kConfig, "a sandbox is its root's: run this with sudo");
   const std::string name = layout.name() == kDefaultName ? "" : " --name " + layout.name();
   return fail(Reason::kNotFound, Fault::kConfig,
               fmt::format("sandbox \"{}\" is not running. Start it with: meltemi sandbox up{}",

@@ -233,13 +233,11 @@ class Supervisor {
       for (const Component& c : components_)
         if (c.restarts() > 3)
           return fail(Reason::kSystem, Fault::kInternal,
-                      fmt::format("{} {} does not stay up ({}). See {}", c.spec().name,
-                                  c.spec().node, c.last_end(), c.spec().log));
+                      fmt::format("{} does not stay up ({})", c.spec().title(), c.last_end()));
       if (MonoClock::now() > deadline)
         return fail(Reason::kRequestTimeout, Fault::kInternal,
-                    fmt::format("{} is not there after {} s ({}). See the logs in {}", what,
-                                kReadyDeadline / std::chrono::seconds(1), done.error().detail,
-                                layout_.log_dir()));
+                    fmt::format("{} is not there after {} s ({})", what,
+                                kReadyDeadline / std::chrono::seconds(1), done.error().detail));
       std::this_thread::sleep_for(milliseconds(50));
     }
   }
