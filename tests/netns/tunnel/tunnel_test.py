@@ -249,7 +249,7 @@ class Attackers(unittest.TestCase):
 
     def s_client(self, *argv):
         return self.outside("timeout", "10", "openssl", "s_client", "-connect", f"{lab.ip_b}:15008",
-                            "-alpn", "h2", "-tls1_3", "-brief", *argv,
+                            "-alpn", "h2", "-tls1_3", "-brief", "-ign_eof", *argv,
                             input="PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
 
     def still_works(self):
