@@ -43,6 +43,7 @@ void check_tcp_pool(Check& check, const std::string& field,
   }
   if (tcp.has_idle_timeout() && (tcp.idle_timeout().seconds() || tcp.idle_timeout().nanos())) {
     check.duration(field + ".idleTimeout", tcp.idle_timeout());
+    check.untuned(field + ".idleTimeout", "idleTimeout");
   }
   if (tcp.has_tcp_keepalive()) check.untuned(field + ".tcpKeepalive", "tcpKeepalive");
 }
