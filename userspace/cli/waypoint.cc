@@ -52,7 +52,7 @@ std::string programmed(const Object& gateway) {
 std::string traffic_of(const Object& gateway) {
   const std::string_view traffic = gateway.label(kWaypointFor);
   if (!traffic.empty()) return std::string(traffic);
-  return gateway.annotation(kForServiceAccount).empty() ? "service" : "workload";
+  return gateway.annotation(kForServiceAccount).empty() ? "service" : "all";
 }
 
 std::string revision_of(const Object& gateway) {
@@ -175,7 +175,6 @@ Result<Object> waypoint_gateway(const std::string& ns, const WaypointOptions& op
   if (!options.service_account.empty()) {
     (*gateway.mutable_meta().mutable_annotations())[std::string(kForServiceAccount)] =
         options.service_account;
-    if (options.traffic.empty()) labels[std::string(kWaypointFor)] = "workload";
   }
   gateway.edit<kube::Gateway>([](kube::Gateway& body) {
     body.mutable_spec()->set_gateway_class_name(std::string(kClass));

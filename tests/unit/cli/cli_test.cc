@@ -107,6 +107,16 @@ TEST(Waypoint, ManifestIsIstios) {
   EXPECT_THAT(yaml, HasSubstr("port: 15008"));
 }
 
+// Without --for it serves the account's workloads and the Services that run as it alone: a label would
+// take one of the two away.
+TEST(Waypoint, OfAServiceAccountSaysNothingOfTrafficUnlessAsked) {
+  WaypointOptions options;
+  options.service_account = "catalog";
+  const std::string yaml = config::objects_to_yaml({*waypoint_gateway("shop", options)});
+  EXPECT_THAT(yaml, HasSubstr("istio.io/for-service-account: catalog"));
+  EXPECT_THAT(yaml, ::testing::Not(HasSubstr("istio.io/waypoint-for")));
+}
+
 TEST(Waypoint, RefusesReservedNamesAndUnknownTraffic) {
   WaypointOptions none;
   none.name = "none";
