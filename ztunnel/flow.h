@@ -82,7 +82,6 @@ class OutboundFlow final : public Flow {
   struct Call;
 
   void advance();
-  Result<model::OutboundDecision> decide(const model::Workload& source);
   void wait_for(Reason reason, std::string detail);
   void dial();
   void open_tunnel(TlsContextPtr tls);

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <array>
+#include <span>
 
 #include "userspace/codec/forwarded.h"
 #include "userspace/codec/traceparent.h"
@@ -77,18 +78,6 @@ void OutboundFlow::wait_for(Reason reason, std::string detail) {
   end_unknown(error, describe());
 }
 
-// After a failed attempt other endpoints are preferred, as far as a few draws find one.
-Result<OutboundDecision> OutboundFlow::decide(const model::Workload& source) {
-  constexpr int kDraws = 8;
-  const auto end = tried_.begin() + attempts_;
-  for (int draw = 1;; ++draw) {
-    auto decision = model::decide_outbound(worker_.mesh(), source, dst_, worker_.random());
-    if (!decision || draw == kDraws || std::find(tried_.begin(), end, decision->target) == end) {
-      return decision;
-    }
-  }
-}
-
 void OutboundFlow::advance() {
   waiting_.reset();
   const model::WorkloadPtr source = worker_.workload(*pod_);
@@ -104,7 +93,8 @@ void OutboundFlow::advance() {
                         "the listener is for captured connections only"},
                        describe());
   }
-  auto decision = decide(*source);
+  auto decision = model::decide_outbound(worker_.mesh(), *source, dst_, worker_.random(),
+                                         std::span(tried_).first(attempts_));
   if (!decision) {
     const telemetry::FlowInfo info = describe();
     return end(decision.error().reason, decision.error().detail, &info);
@@ -165,8 +155,9 @@ void OutboundFlow::connected(net::StreamPtr server, const model::Identity& peer)
 void OutboundFlow::connect_failed(const Error& failure) {
   const Error error = failure;  // it may belong to the call
   call_.reset();
-  // Another endpoint may answer, and no byte of the client has left yet.
-  if (error.retry == Retry::kSafe && decision_.service && attempts_ < kMaxAttempts &&
+  // Another endpoint, or replica of the waypoint, may answer, and no byte of the client has left yet.
+  const bool balanced = decision_.service || decision_.gateway;
+  if (error.retry == Retry::kSafe && balanced && attempts_ < kMaxAttempts &&
       error.reason != Reason::kShutdown) {
     return advance();
   }

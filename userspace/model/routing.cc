@@ -46,8 +46,10 @@ std::optional<IpAddress> endpoint_ip(const Service& service, const Workload& w,
 }
 
 bool can_serve(const Service& service, const Endpoint& e, const EndpointQuery& q) {
-  return e.weight > 0 && target_port(service, e, q) != 0 &&
-         endpoint_ip(service, *e.workload, q.prefer).has_value();
+  if (e.weight == 0 || target_port(service, e, q) == 0) return false;
+  const auto ip = endpoint_ip(service, *e.workload, q.prefer);
+  return ip && std::none_of(q.avoid.begin(), q.avoid.end(),
+                            [&](const SocketAddress& failed) { return failed.ip == *ip; });
 }
 
 bool same_scope(Scope scope, const Workload& a, const Workload& b) {
@@ -139,10 +141,8 @@ bool owns_port(const Service& service, const EndpointQuery& q) {
   return service.port(q.service_port) != nullptr || q.waypoint;
 }
 
-}  // namespace
-
-Result<EndpointChoice> choose_endpoint(const ServiceEntry& entry, const EndpointQuery& q,
-                                       Random& random) {
+// One choice among those that the query allows.
+Result<EndpointChoice> choose(const ServiceEntry& entry, const EndpointQuery& q, Random& random) {
   const Service& service = *entry.service;
   if (!owns_port(service, q)) {
     return fail(Reason::kNoTargetPort, Fault::kDownstream,
@@ -164,6 +164,18 @@ Result<EndpointChoice> choose_endpoint(const ServiceEntry& entry, const Endpoint
   if (rank < 0) return nobody(entry, q);
   const Endpoint* e = pick_ranked(entry, q, rank, random);
   return e ? chosen(service, *e, q) : nobody(entry, q);
+}
+
+}  // namespace
+
+Result<EndpointChoice> choose_endpoint(const ServiceEntry& entry, const EndpointQuery& query,
+                                       Random& random) {
+  if (!query.avoid.empty()) {
+    if (auto fresh = choose(entry, query, random)) return fresh;
+  }
+  EndpointQuery anybody = query;
+  anybody.avoid = {};
+  return choose(entry, anybody, random);
 }
 
 // --- gateways -------------------------------------------------------------------------------
@@ -193,12 +205,14 @@ std::unexpected<Error> gateway_error(Reason reason, const GatewayAddress& g, std
 }  // namespace
 
 Result<ResolvedGateway> resolve_gateway(const Snapshot& snapshot, const GatewayAddress& gateway,
-                                        const Workload& source, Random& random) {
+                                        const Workload& source, Random& random,
+                                        std::span<const SocketAddress> avoid) {
   GatewayTarget target = find_gateway(snapshot, gateway, source.ns);
   if (target.service) {
     EndpointQuery query{&source, gateway.hbone_port, true,
                         gateway.address ? gateway.address->ip
-                        : source.addresses.empty() ? IpAddress() : source.addresses.front()};
+                        : source.addresses.empty() ? IpAddress() : source.addresses.front(),
+                        avoid};
     auto choice = choose_endpoint(*target.service, query, random);
     if (!choice) return gateway_error(Reason::kWaypointUnready, gateway, choice.error().detail);
     return ResolvedGateway{*std::move(choice), target.service->service};
@@ -238,8 +252,9 @@ const GatewayAddress* sample_waypoint(const Service& service, Random& random) {
 
 Result<OutboundDecision> through_waypoint(const Snapshot& snapshot, const GatewayAddress& gateway,
                                           const Workload& source, const SocketAddress& destination,
-                                          OutboundDecision::Via via, Random& random) {
-  auto resolved = MELTEMI_TRY(resolve_gateway(snapshot, gateway, source, random));
+                                          OutboundDecision::Via via, Random& random,
+                                          std::span<const SocketAddress> avoid) {
+  auto resolved = MELTEMI_TRY(resolve_gateway(snapshot, gateway, source, random, avoid));
   if (resolved.endpoint.workload->network != source.network) {
     return other_network(*resolved.endpoint.workload);
   }
@@ -285,9 +300,9 @@ bool is_own_waypoint(const Snapshot& snapshot, const Workload& source, const Gat
 
 Result<OutboundDecision> to_service(const Snapshot& snapshot, const Workload& source,
                                     const ServiceEntry& entry, const SocketAddress& destination,
-                                    Random& random) {
+                                    Random& random, std::span<const SocketAddress> avoid) {
   if (entry.service->load_balancing.mode == LbMode::kPassthrough) return passthrough(destination);
-  EndpointQuery query{&source, destination.port, false, destination.ip};
+  EndpointQuery query{&source, destination.port, false, destination.ip, avoid};
   EndpointChoice choice = MELTEMI_TRY(choose_endpoint(entry, query, random));
   if (choice.workload->network != source.network) return other_network(*choice.workload);
   return straight_to(std::move(choice), entry.service);
@@ -295,11 +310,11 @@ Result<OutboundDecision> to_service(const Snapshot& snapshot, const Workload& so
 
 Result<OutboundDecision> to_workload(const Snapshot& snapshot, const Workload& source,
                                      WorkloadPtr workload, const SocketAddress& destination,
-                                     Random& random) {
+                                     Random& random, std::span<const SocketAddress> avoid) {
   const auto& waypoint = workload->waypoint;
   if (waypoint && !is_own_waypoint(snapshot, source, *waypoint, random)) {
     return through_waypoint(snapshot, *waypoint, source, destination,
-                            OutboundDecision::Via::kWorkloadWaypoint, random);
+                            OutboundDecision::Via::kWorkloadWaypoint, random, avoid);
   }
   return straight_to(EndpointChoice{std::move(workload), destination.port, destination.ip}, nullptr);
 }
@@ -327,7 +342,8 @@ std::vector<Identity> OutboundDecision::expected() const {
 }
 
 Result<OutboundDecision> decide_outbound(const Snapshot& snapshot, const Workload& source,
-                                         const SocketAddress& destination, Random& random) {
+                                         const SocketAddress& destination, Random& random,
+                                         std::span<const SocketAddress> avoid) {
   if (destination.ip.is_loopback() && is_proxy_port(destination.port)) {
     return fail(Reason::kSelfCall, Fault::kDownstream,
                 fmt::format("{} is a port of the proxy", destination.to_string()));
@@ -338,14 +354,14 @@ Result<OutboundDecision> decide_outbound(const Snapshot& snapshot, const Workloa
   if (entry && !workload) {
     if (const GatewayAddress* waypoint = sample_waypoint(*entry->service, random)) {
       auto d = MELTEMI_TRY(through_waypoint(snapshot, *waypoint, source, destination,
-                                            OutboundDecision::Via::kServiceWaypoint, random));
+                                            OutboundDecision::Via::kServiceWaypoint, random, avoid));
       d.service = entry->service;
       return d;
     }
   }
-  if (entry) return to_service(snapshot, source, *entry, destination, random);
+  if (entry) return to_service(snapshot, source, *entry, destination, random, avoid);
   if (!workload) return passthrough(destination);
-  return to_workload(snapshot, source, std::move(workload), destination, random);
+  return to_workload(snapshot, source, std::move(workload), destination, random, avoid);
 }
 
 // --- inbound --------------------------------------------------------------------------------
@@ -401,7 +417,7 @@ Result<InboundTarget> by_hostname(const Snapshot& s, const Workload& local, std:
   }
   InboundTarget target;
   target.service = entry->service;
-  target.port = target_port(*entry->service, *endpoint, EndpointQuery{nullptr, port, false, {}});
+  target.port = target_port(*entry->service, *endpoint, EndpointQuery{nullptr, port, false, {}, {}});
   if (target.port == 0) {
     return fail(Reason::kNoTargetPort, Fault::kDownstream,
                 fmt::format("service {} port {}", entry->service->key.view(), port));

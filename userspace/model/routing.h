@@ -3,6 +3,7 @@
 // cannot be resolved fails; nothing falls back to plaintext because something is missing.
 #pragma once
 
+#include <span>
 #include <string>
 #include <string_view>
 
@@ -25,6 +26,8 @@ struct EndpointQuery {
   // application tunnel.
   bool waypoint = false;
   IpAddress prefer;                  // the pod IP asked for, or the VIP, whose family is preferred
+  // Hosts that just failed: chosen only if nobody else is left. Ports are not looked at.
+  std::span<const SocketAddress> avoid{};
 };
 
 // One endpoint of `entry`, weighted by capacity inside the best group that the service's
@@ -58,9 +61,10 @@ struct OutboundDecision {
 
 // `source` opens a connection to `destination`. Reasons: kWaypointUnknown, kWaypointUnready,
 // kNoEndpoint, kNoHealthyEndpoint, kNoTargetPort, kUnknownGateway, kSelfCall (a loopback proxy
-// port), kUnsupported (another network).
+// port), kUnsupported (another network). `avoid`: targets of earlier attempts, see EndpointQuery.
 Result<OutboundDecision> decide_outbound(const Snapshot& snapshot, const Workload& source,
-                                         const SocketAddress& destination, Random& random);
+                                         const SocketAddress& destination, Random& random,
+                                         std::span<const SocketAddress> avoid = {});
 
 // The waypoint or gateway behind an address. kWaypointUnknown, kWaypointUnready.
 struct ResolvedGateway {
@@ -68,7 +72,8 @@ struct ResolvedGateway {
   ServicePtr service;  // null if it is a workload's address
 };
 Result<ResolvedGateway> resolve_gateway(const Snapshot& snapshot, const GatewayAddress& gateway,
-                                        const Workload& source, Random& random);
+                                        const Workload& source, Random& random,
+                                        std::span<const SocketAddress> avoid = {});
 
 struct InboundTarget {
   uint16_t port = 0;        // at the connection's local IP

@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 
 #include <map>
+#include <set>
+#include <span>
 
 #include "tests/unit/model/build.h"
 
@@ -56,6 +58,50 @@ class Routing : public testing::Test {
   std::shared_ptr<Workload> client_, c1_;
   std::shared_ptr<Service> catalog_, waypoint_;
 };
+
+TEST_F(Routing, WhatFailedIsChosenAgainOnlyIfNobodyElseIsLeft) {
+  put(endpoint("c2", "10.0.0.3"));
+  put(endpoint("c3", "10.0.0.4"));
+  const SocketAddress failed[] = {at("10.0.0.2:15008"), at("10.0.0.4:15008"), at("10.0.0.3:15008")};
+  const auto avoiding = [&](size_t n) {
+    return decide_outbound(*store_.snapshot(), *client_, at("10.96.0.1:80"), random_, std::span(failed).first(n));
+  };
+  std::set<std::string> of_all;
+  for (int i = 0; i < 200; ++i) {
+    EXPECT_NE(avoiding(1)->target, failed[0]);
+    EXPECT_EQ(avoiding(2)->target, failed[2]);
+    of_all.insert(avoiding(3)->target.to_string());
+  }
+  EXPECT_EQ(of_all.size(), 3u);
+}
+
+TEST_F(Routing, FailoverGoesToTheNextLocalityAfterAFailureStrictDoesNot) {
+  put(make_workload({.name = "c1", .address = "10.0.0.2", .sa = "catalog", .region = "r1", .service = kCatalog}));
+  put(make_workload({.name = "far", .address = "10.0.0.3", .sa = "catalog", .region = "r2", .service = kCatalog}));
+  const SocketAddress failed[] = {at("10.0.0.2:15008")};
+  for (const auto& [mode, second] : {std::pair{LbMode::kFailover, "10.0.0.3:15008"},
+                                     std::pair{LbMode::kStrict, "10.0.0.2:15008"}}) {
+    auto s = std::make_shared<Service>(*catalog_);
+    s->load_balancing = {.preference = {Scope::kRegion}, .mode = mode};
+    put(s);
+    for (int i = 0; i < 20; ++i) {
+      EXPECT_EQ(to("10.96.0.1:80")->target, failed[0]);
+      const auto d = decide_outbound(*store_.snapshot(), *client_, at("10.96.0.1:80"), random_, failed);
+      EXPECT_EQ(d->target, at(second));
+    }
+  }
+}
+
+TEST_F(Routing, AnotherReplicaOfTheWaypointAfterAFailure) {
+  start_waypoint();
+  put(with_waypoint());
+  put(make_workload({.name = "wp2", .address = "10.0.0.10", .sa = "waypoint", .service = kWaypoint}));
+  const SocketAddress failed[] = {at("10.0.0.9:15008")};
+  for (int i = 0; i < 50; ++i) {
+    const auto d = decide_outbound(*store_.snapshot(), *client_, at("10.96.0.1:80"), random_, failed);
+    EXPECT_EQ(d->target, at("10.0.0.10:15008"));
+  }
+}
 
 TEST_F(Routing, UnknownAddressesPassThrough) {
   const auto d = to("93.184.216.34:443");
