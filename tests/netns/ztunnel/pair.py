@@ -76,7 +76,8 @@ class ZdsServer:
         self.listener.listen(4)
         self.lock = threading.Lock()
         self.connection = None
-        threading.Thread(target=self.serve, daemon=True).start()
+        self.thread = threading.Thread(target=self.serve, daemon=True)
+        self.thread.start()
 
     def serve(self):
         while not self.stopping:
@@ -84,16 +85,20 @@ class ZdsServer:
                 connection, _ = self.listener.accept()
             except OSError:
                 return
+            with self.lock:
+                if self.connection:
+                    self.connection.close()
+                self.connection = connection
             try:
+                connection.settimeout(30)
                 self.hellos.append(connection.recv(1024))
                 for uid, (name, ns, account, netns) in self.pods.items():
                     self.exchange(connection, add_message(uid, name, ns, account), netns)
                 self.exchange(connection, SNAPSHOT_SENT)
-                with self.lock:
-                    self.connection = connection
                 self.ready.set()
             except OSError as e:
                 self.error = e
+                connection.close()
 
     def exchange(self, connection, message, netns=None):
         fds = [os.open(f"/run/netns/{netns}", os.O_RDONLY)] if netns else []
@@ -101,12 +106,13 @@ class ZdsServer:
         connection.sendmsg([message], control)
         for fd in fds:
             os.close(fd)
-        connection.settimeout(30)
         answer = connection.recv(65536)
         self.answers.append(answer)
         return answer
 
     def send(self, message, netns=None):
+        if not self.ready.wait(30):
+            raise AssertionError(f"no ztunnel took the snapshot: {self.error}")
         with self.lock:
             return self.exchange(self.connection, message, netns)
 
@@ -117,8 +123,14 @@ class ZdsServer:
             self.connection.close()
 
     def close(self):
+        """The thread must be gone first: one that sleeps in accept() wakes up on whatever descriptor has the
+        number by then, which is the next server's listener."""
         self.stopping = True
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.thread.join(60)
         self.listener.close()
+        if self.connection:
+            self.connection.close()
 
 
 class Node:

@@ -82,7 +82,8 @@ class Tunnel(PairTest):
         self.serve(p.b, "web", 8080)
         sniffer = subprocess.Popen(["ip", "netns", "exec", p.b.pod_netns, PYTHON, APPS, "sniff", "eth0",
                                     "SECRET-MARKER"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.addCleanup(sniffer.kill)
+        for end in (sniffer.kill, sniffer.stdin.close, sniffer.stdout.close):
+            self.addCleanup(end)
         self.assertEqual(sniffer.stdout.readline().strip(), "ready")
         for _ in range(5):
             self.assertIn("SECRET-MARKER", p.curl(p.a, f"http://{VIP}/x").stdout)
@@ -189,7 +190,7 @@ class Tunnel(PairTest):
                 self.assertNotEqual(zds.send(nonsense), pair.ACK, nonsense)
         zds.drop()
         self.assertIn(p.a.ip, p.curl(p.a, f"http://{VIP}/").stdout, "served while the agent is away")
-        self.assertTrue(zds.ready.wait(30), "the ztunnel came back")
+        self.assertTrue(zds.ready.wait(30), f"the ztunnel did not come back: {zds.error}\n{p.a.log()}")
         self.assertIn(p.a.ip, p.curl(p.a, f"http://{VIP}/").stdout)
         self.assertIsNone(p.a.ztunnel.popen.poll())
 
