@@ -370,4 +370,20 @@ Result<model::PolicyPtr> decode_policy(std::string_view body) {
   return to_policy(proto);
 }
 
+model::Batch decode_addresses(const Update& update, std::vector<Rejection>* rejected) {
+  model::Batch batch;
+  for (const ReceivedResource& r : update.resources) {
+    auto resource = decode_address(r.body);
+    if (!resource) {
+      rejected->push_back({std::string(r.name), resource.error().detail});
+    } else if (auto* w = std::get_if<model::WorkloadPtr>(&*resource)) {
+      batch.workloads.push_back(std::move(*w));
+    } else {
+      batch.services.push_back(std::move(std::get<model::ServicePtr>(*resource)));
+    }
+  }
+  batch.removed_addresses.assign(update.removed.begin(), update.removed.end());
+  return batch;
+}
+
 }  // namespace meltemi::xds

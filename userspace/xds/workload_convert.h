@@ -5,10 +5,13 @@
 
 #include <string_view>
 #include <variant>
+#include <vector>
 
 #include "userspace/base/error.h"
 #include "userspace/model/policy.h"
+#include "userspace/model/store.h"
 #include "userspace/model/types.h"
+#include "userspace/xds/delta_client.h"
 
 namespace istio::workload {
 class Workload;
@@ -29,5 +32,7 @@ using AddressResource = std::variant<model::WorkloadPtr, model::ServicePtr>;
 // From an Any.value. Error kBadRequest: not the message, or as above.
 Result<AddressResource> decode_address(std::string_view body);
 Result<model::PolicyPtr> decode_policy(std::string_view body);
+// All addresses of an update as one batch; what does not decode goes to `rejected`.
+model::Batch decode_addresses(const Update& update, std::vector<Rejection>* rejected);
 
 }  // namespace meltemi::xds

@@ -82,19 +82,8 @@ void ConfigFeed::stop() {
 }
 
 std::vector<xds::Rejection> ConfigFeed::on_addresses(const xds::Update& update) {
-  model::Batch batch;
   std::vector<xds::Rejection> rejected;
-  for (const xds::ReceivedResource& r : update.resources) {
-    auto resource = xds::decode_address(r.body);
-    if (!resource) {
-      rejected.push_back({std::string(r.name), resource.error().detail});
-    } else if (auto* w = std::get_if<model::WorkloadPtr>(&*resource)) {
-      batch.workloads.push_back(std::move(*w));
-    } else {
-      batch.services.push_back(std::move(std::get<model::ServicePtr>(*resource)));
-    }
-  }
-  batch.removed_addresses.assign(update.removed.begin(), update.removed.end());
+  const model::Batch batch = xds::decode_addresses(update, &rejected);
   mesh_.apply(batch);
   readiness_.done(kMeshTask);
   return rejected;
