@@ -4,30 +4,83 @@
 #include <openssl/crypto.h>
 #include <openssl/evp.h>
 
+#include <algorithm>
+#include <array>
+#include <string>
+#include <utility>
+
 namespace meltemi::codec {
 namespace {
 
-// The function table of libipsec-mb, chosen by CPUID once. Its direct AEAD functions keep no state
-// in the manager, so that one serves every thread. nullptr where the CPU lacks AES-NI: the library
-// would emulate it in C, slower than OpenSSL.
-struct MbTable {
-  IMB_MGR* mgr = nullptr;
-  IMB_ARCH arch = IMB_ARCH_NONE;
-
-  MbTable() {
-    mgr = alloc_mb_mgr(0);
-    if (mgr == nullptr) return;
-    init_mb_mgr_auto(mgr, &arch);
-    if (imb_get_errno(mgr) == 0 && arch >= IMB_ARCH_SSE) return;
-    free_mb_mgr(mgr);
-    mgr = nullptr;
-  }
+// A way through libipsec-mb: how it is initialised and what the CPU must have for it. CPUs without
+// AES-NI have none: the library would emulate it in C, slower than OpenSSL.
+struct Path {
+  AeadBackend backend;
+  std::string_view name;
+  void (*init)(IMB_MGR*);
+  uint64_t needs;
+  uint64_t flags;  // features that are not to be used
 };
 
-const MbTable& mb_table() {
-  static const MbTable table;  // lives as long as the process
-  return table;
+// Best first.
+constexpr Path kPaths[] = {
+    {AeadBackend::kAvx512Vaes, "ipsec-mb avx512-vaes", init_mb_mgr_avx512, IMB_CPUFLAGS_AVX512_T2,
+     0},
+    // The library takes its kernels without VAES when any part of the newer set is missing.
+    {AeadBackend::kAvx512, "ipsec-mb avx512", init_mb_mgr_avx512, IMB_CPUFLAGS_AVX512,
+     IMB_FLAG_GFNI_OFF},
+    {AeadBackend::kAvx2, "ipsec-mb avx2", init_mb_mgr_avx2, IMB_CPUFLAGS_AVX2, 0},
+    {AeadBackend::kAvx, "ipsec-mb avx", init_mb_mgr_avx, IMB_CPUFLAGS_AVX, 0},
+    {AeadBackend::kSse, "ipsec-mb sse", init_mb_mgr_sse, IMB_CPUFLAGS_SSE, 0},
+};
+constexpr size_t kPathCount = std::size(kPaths);
+
+// The function tables of the paths, made when first asked for. The direct AEAD functions keep no
+// state in the manager, so that one serves every thread; it lives as long as the process.
+IMB_MGR* make_manager(const Path& path) {
+  IMB_MGR* mgr = alloc_mb_mgr(path.flags);
+  if (mgr == nullptr) return nullptr;
+  path.init(mgr);
+  if (imb_get_errno(mgr) == 0) return mgr;
+  free_mb_mgr(mgr);
+  return nullptr;
 }
+
+template <size_t kIndex>
+IMB_MGR* manager_at() {
+  static IMB_MGR* const mgr = make_manager(kPaths[kIndex]);
+  return mgr;
+}
+
+IMB_MGR* manager_of(AeadBackend backend) {
+  constexpr auto kManagers = []<size_t... kIndex>(std::index_sequence<kIndex...>) {
+    return std::array<IMB_MGR* (*)(), kPathCount>{manager_at<kIndex>...};
+  }(std::make_index_sequence<kPathCount>{});
+  for (size_t i = 0; i < kPathCount; ++i)
+    if (kPaths[i].backend == backend) return kManagers[i]();
+  return nullptr;
+}
+
+uint64_t cpu_features() {
+  IMB_MGR* mgr = alloc_mb_mgr(0);
+  if (mgr == nullptr) return 0;
+  const uint64_t features = mgr->features;
+  free_mb_mgr(mgr);
+  return features;
+}
+
+// Which paths the CPU has.
+struct Available {
+  std::array<AeadBackend, kPathCount + 1> list;
+  size_t count = 0;
+
+  Available() {
+    const uint64_t features = cpu_features();
+    for (const Path& path : kPaths)
+      if ((features & path.needs) == path.needs) list[count++] = path.backend;
+    list[count++] = AeadBackend::kOpenssl;
+  }
+};
 
 bool tag_fits(const uint8_t* computed, const uint8_t* received, uint8_t* plaintext, size_t size) {
   if (CRYPTO_memcmp(computed, received, AeadKey::kTag) == 0) return true;
@@ -190,19 +243,16 @@ const EVP_CIPHER* evp_cipher(TlsCipher cipher) {
 
 }  // namespace
 
-std::string_view aead_backend_name() {
-  switch (mb_table().arch) {
-    case IMB_ARCH_SSE:
-      return "ipsec-mb sse";
-    case IMB_ARCH_AVX:
-      return "ipsec-mb avx";
-    case IMB_ARCH_AVX2:
-      return "ipsec-mb avx2";
-    case IMB_ARCH_AVX512:
-      return "ipsec-mb avx512";
-    default:
-      return "openssl";
-  }
+std::span<const AeadBackend> aead_backends() {
+  static const Available available;
+  return {available.list.data(), available.count};
+}
+
+std::string_view aead_backend_name(AeadBackend backend) {
+  if (backend == AeadBackend::kAuto) backend = aead_backends().front();
+  for (const Path& path : kPaths)
+    if (path.backend == backend) return path.name;
+  return "openssl";
 }
 
 Result<std::unique_ptr<AeadKey>> AeadKey::create(TlsCipher cipher, ByteView key,
@@ -210,11 +260,16 @@ Result<std::unique_ptr<AeadKey>> AeadKey::create(TlsCipher cipher, ByteView key,
   const size_t want = cipher == TlsCipher::kAes128Gcm ? 16 : 32;
   if (key.size() != want || evp_cipher(cipher) == nullptr)
     return fail(Reason::kInternal, Fault::kInternal, "AEAD key of the wrong size or cipher");
-  IMB_MGR* mgr = mb_table().mgr;
-  if (backend == AeadBackend::kIpsecMb && mgr == nullptr)
-    return fail(Reason::kUnsupported, Fault::kInternal, "libipsec-mb: this CPU has no AES-NI");
-  if (backend == AeadBackend::kOpenssl || mgr == nullptr)
-    return std::unique_ptr<AeadKey>(new EvpKey(evp_cipher(cipher), key));
+  const std::span<const AeadBackend> usable = aead_backends();
+  const AeadBackend path = backend == AeadBackend::kAuto ? usable.front() : backend;
+  if (std::ranges::find(usable, path) == usable.end())
+    return fail(Reason::kUnsupported, Fault::kInternal,
+                std::string(aead_backend_name(path)) + ": this CPU lacks the instructions");
+  IMB_MGR* mgr = path == AeadBackend::kOpenssl ? nullptr : manager_of(path);
+  if (path != AeadBackend::kOpenssl && backend != AeadBackend::kAuto && mgr == nullptr)
+    return fail(Reason::kUnsupported, Fault::kInternal,
+                std::string(aead_backend_name(path)) + ": the library refuses to start");
+  if (mgr == nullptr) return std::unique_ptr<AeadKey>(new EvpKey(evp_cipher(cipher), key));
   if (cipher == TlsCipher::kChaCha20Poly1305)
     return std::unique_ptr<AeadKey>(new MbChaCha(mgr, key));
   return std::unique_ptr<AeadKey>(new MbGcm(mgr, key));

@@ -108,10 +108,21 @@ inline constexpr uint8_t kAlertDecodeError = 50;
 inline constexpr uint8_t kAlertInternalError = 80;
 inline constexpr uint8_t kAlertUserCanceled = 90;
 
-// Which code does the AEAD. kAuto takes libipsec-mb where the CPU has AES-NI, else OpenSSL.
-enum class AeadBackend : uint8_t { kAuto, kIpsecMb, kOpenssl };
-// What kAuto stands for on this CPU, e.g. "ipsec-mb avx512" or "openssl". For logs. Static storage.
-std::string_view aead_backend_name();
+// Which code does the AEAD: OpenSSL, or libipsec-mb with one set of CPU instructions. Every choice
+// gives the same bytes. Programs use kAuto, the best of aead_backends(); tests name each.
+enum class AeadBackend : uint8_t {
+  kAuto,
+  kOpenssl,
+  kSse,         // AES-NI and PCLMULQDQ
+  kAvx,
+  kAvx2,
+  kAvx512,      // without VAES, as on the first CPUs with AVX-512
+  kAvx512Vaes,
+};
+// What this CPU can run, best first; kOpenssl is always the last. Found out once by CPUID.
+std::span<const AeadBackend> aead_backends();
+// "ipsec-mb avx512-vaes", "openssl"; for kAuto the name of what it stands for. Static storage.
+std::string_view aead_backend_name(AeadBackend backend = AeadBackend::kAuto);
 
 class RecordLayer {
  public:
