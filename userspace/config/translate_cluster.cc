@@ -1,13 +1,13 @@
-// A cluster of a waypoint and its endpoints: a Service's port, perhaps narrowed to a
-// DestinationRule's subset, with the rule's traffic policy.
+// A cluster of a waypoint: a Service's port, perhaps narrowed to a DestinationRule's subset, with the
+// rule's traffic policy. Where it is dialled: endpoints.h.
 #include <fmt/format.h>
 
 #include <algorithm>
 
 #include "envoy/config/cluster/v3/cluster.pb.h"
-#include "envoy/config/endpoint/v3/endpoint.pb.h"
 #include "envoy/extensions/upstreams/http/v3/http_protocol_options.pb.h"
 #include "userspace/config/destination_rules.h"
+#include "userspace/config/endpoints.h"
 #include "userspace/config/names.h"
 #include "userspace/config/units.h"
 
@@ -16,8 +16,6 @@ namespace {
 
 namespace net = ::istio::networking::v1alpha3;
 namespace cl = ::envoy::config::cluster::v3;
-namespace ep = ::envoy::config::endpoint::v3;
-namespace core = ::envoy::config::core::v3;
 
 constexpr std::string_view kHttpOptions = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 constexpr int64_t kConnectTimeoutSeconds = 10;  // Istio's default
@@ -101,57 +99,15 @@ void fill_metadata(const Object& service, const std::string& host, cl::Cluster* 
   entry["host"].set_string_value(host);
 }
 
-core::HealthStatus health_of(const Object& pod, bool publish_not_ready) {
-  if (!pod.meta().deletion_timestamp().empty()) return core::DRAINING;
-  return publish_not_ready || pod_ready(pod) ? core::HEALTHY : core::UNHEALTHY;
-}
-
-// The pod's address of the family that clients of the service use.
-IpAddress endpoint_ip(const std::vector<IpAddress>& ips, const std::vector<IpAddress>& vips) {
-  if (!vips.empty()) {
-    for (const IpAddress& ip : ips) {
-      if (ip.is_v4() == vips[0].is_v4()) return ip;
-    }
-  }
-  return ips[0];
-}
-
-void add_endpoint(View& view, const Object& pod, const SocketAddress& address,
-                  bool publish_not_ready, ep::LocalityLbEndpoints* out) {
-  ep::LbEndpoint* endpoint = out->add_lb_endpoints();
-  core::Address* wire = endpoint->mutable_endpoint()->mutable_address();
-  std::string text = address.to_string();
-  if (pod_speaks_hbone(view, pod)) {
-    wire->mutable_envoy_internal_address()->set_server_listener_name("connect_originate");
-    wire->mutable_envoy_internal_address()->set_endpoint_id(text);
-    auto& fields = *(*endpoint->mutable_metadata()
-                          ->mutable_filter_metadata())["envoy.filters.listener.original_dst"]
-                        .mutable_fields();
-    fields["local"].set_string_value(text);
-  } else {
-    wire->mutable_socket_address()->set_address(address.ip.to_string());
-    wire->mutable_socket_address()->set_port_value(address.port);
-  }
-  endpoint->set_health_status(health_of(pod, publish_not_ready));
-}
-
-void translate_endpoints(View& view, const ClusterRequest& request, const Object& service,
-                         const kube::ServicePort& port, const Labels& subset_labels, Outputs* out) {
-  ep::ClusterLoadAssignment assignment;
-  assignment.set_cluster_name(request.name(view.names()));
-  std::vector<IpAddress> vips = service_vips(service);
-  bool publish = service.as<kube::Service>().spec().publish_not_ready_addresses();
-  for (const ObjectPtr& pod : view.pods_selected(service.ns(), selector_of(service))) {
-    if (!labels_contain(pod->meta().labels(), subset_labels)) continue;
-    std::vector<IpAddress> ips = pod_ips(*pod);
-    uint32_t target = target_port(port, *pod);
-    if (ips.empty() || pod_ended(*pod) || target == 0) continue;
-    if (assignment.endpoints().empty()) assignment.add_endpoints();
-    SocketAddress address{endpoint_ip(ips, vips), static_cast<uint16_t>(target)};
-    add_endpoint(view, *pod, address, publish, assignment.mutable_endpoints(0));
-  }
-  std::string name = assignment.cluster_name();
-  out->add(ResourceType::kEndpoints, request.scope, std::move(name), assignment);
+// Why there may be no endpoint although pods are there. Not part of Envoy's schema: another proxy
+// sees a cluster without endpoints, which is as closed.
+void fill_way(const Endpoints& endpoints, cl::Cluster* out) {
+  if (endpoints.waypoint.empty()) return;
+  auto& fields = *(*out->mutable_metadata()->mutable_filter_metadata())["meltemi"].mutable_fields();
+  fields["waypoint"].set_string_value(endpoints.waypoint);
+  if (endpoints.refused == Reason::kOk) return;
+  fields["refused"].set_string_value(std::string(reason_name(endpoints.refused)));
+  fields["message"].set_string_value(endpoints.message);
 }
 
 }  // namespace
@@ -192,9 +148,12 @@ void translate_cluster(View& view, const ClusterRequest& request, Outputs* out) 
   if (request.http) fill_http(rule.policy, protocol_of(*port), &cluster);
   fill_metadata(*service, service_host(service->name(), service->ns(), view.names().cluster_domain),
                 &cluster);
-  std::string name = cluster.name();
-  out->add(ResourceType::kCluster, request.scope, std::move(name), cluster);
-  translate_endpoints(view, request, *service, *port, rule.subset_labels, out);
+  Endpoints endpoints = endpoints_of(view, request, *service, *port, rule.subset_labels);
+  fill_way(endpoints, &cluster);
+  const std::string name = cluster.name();
+  endpoints.assignment.set_cluster_name(name);
+  out->add(ResourceType::kCluster, request.scope, name, cluster);
+  out->add(ResourceType::kEndpoints, request.scope, name, endpoints.assignment);
 }
 
 }  // namespace meltemi::config

@@ -18,6 +18,7 @@ namespace ep = envoy::config::endpoint::v3;
 constexpr uint16_t kHbonePort = 15008;
 constexpr const char* kTunnelListener = "connect_originate";
 constexpr const char* kTunnelMetadata = "envoy.filters.listener.original_dst";
+constexpr const char* kOwnMetadata = "meltemi";
 constexpr const char* kHttpOptions = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 
 std::unexpected<Error> bad(std::string detail) {
@@ -65,6 +66,8 @@ Result<Endpoint> endpoint_of(const ep::LbEndpoint& proto) {
     if (!via.empty()) {
       e.tunnel = SocketAddress::parse(via);
       if (!e.tunnel) return bad(fmt::format("waypoint \"{}\" is no <ip>:<port>", via));
+      const std::string name = metadata_text(proto.metadata(), kOwnMetadata, "waypoint");
+      e.waypoint = model::Symbol(name.empty() ? via : name);
     }
   } else {
     return bad("endpoint without an address");
@@ -143,6 +146,25 @@ void read_service(Cluster& c, const core::Metadata& metadata) {
   c.service_host = text("host");
 }
 
+// What the control plane says about a destination whose waypoint cannot be reached.
+Status read_closed(Cluster& c, const core::Metadata& metadata) {
+  const std::string waypoint = metadata_text(metadata, kOwnMetadata, "waypoint");
+  if (waypoint.empty()) return {};
+  const std::string refused = metadata_text(metadata, kOwnMetadata, "refused");
+  if (refused.empty()) {
+    c.closed = Reason::kWaypointUnready;
+    c.closed_detail = fmt::format("waypoint {} of {} has no ready pod", waypoint,
+                                  c.service_host.view());
+    return {};
+  }
+  for (size_t i = 0; i < kReasonCount; ++i) {
+    if (reason_name(static_cast<Reason>(i)) == refused) c.closed = static_cast<Reason>(i);
+  }
+  if (c.closed == Reason::kOk) return bad(fmt::format("\"{}\" is no reason", refused));
+  c.closed_detail = metadata_text(metadata, kOwnMetadata, "message");
+  return {};
+}
+
 }  // namespace
 
 Result<std::shared_ptr<const EndpointSet>> EndpointSet::compile(
@@ -207,6 +229,7 @@ Result<std::shared_ptr<const Cluster>> Cluster::compile(const pb::Cluster& proto
   MELTEMI_TRY(read_limits(*c, proto.circuit_breakers()));
   MELTEMI_TRY(read_http_options(*c, proto));
   read_service(*c, proto.metadata());
+  MELTEMI_TRY(read_closed(*c, proto.metadata()));
   return c;
 }
 

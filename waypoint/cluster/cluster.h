@@ -10,6 +10,7 @@
 
 #include "userspace/base/address.h"
 #include "userspace/base/clock.h"
+#include "userspace/base/error.h"
 #include "userspace/model/symbol.h"
 #include "waypoint/route/retry.h"
 
@@ -28,6 +29,8 @@ struct Endpoint {
   SocketAddress address;  // of the application; with `tunnel` also the CONNECT authority
   // HBONE: where to dial the tunnel. Unset: plaintext TCP to `address`.
   std::optional<SocketAddress> tunnel;
+  // "ns/name" of the waypoint that `tunnel` leads to; empty: it leads to the application's pod.
+  model::Symbol waypoint;
   uint32_t weight = 1;  // > 0
   uint32_t priority = 0;
   Health health = Health::kHealthy;
@@ -73,6 +76,9 @@ struct Cluster {
   RetryBudget retry_budget;
   // From metadata.istio.services[0]: labels of metrics.
   model::Symbol service_name, service_namespace, service_host;
+  // From metadata.meltemi: why there is no endpoint that could be dialled. kOk: no such reason.
+  Reason closed = Reason::kOk;
+  std::string closed_detail;
   EndpointSetPtr inline_endpoints;  // STATIC
 
   // Errors: kBadConfig, kUnsupported.

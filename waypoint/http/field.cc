@@ -77,6 +77,7 @@ FieldId field_id(std::string_view n) {
         if (name_is(n, "x-forwarded-host")) return FieldId::kXForwardedHost;
         return one(n, "x-forwarded-port", FieldId::kXForwardedPort);
       }
+      if (n.size() == 19) return one(n, "x-meltemi-waypoints", FieldId::kXMeltemiWaypoints);
       if (n.size() == 23) return one(n, "x-forwarded-client-cert", FieldId::kXForwardedClientCert);
       break;
     default: break;

@@ -39,6 +39,7 @@ enum class FieldId : uint8_t {
   kXRequestId,
   kXEnvoy,  // x-envoy-*
   kXIstio,  // x-istio-*
+  kXMeltemiWaypoints,
   kTraceparent,
   kGrpcStatus,
   kGrpcMessage,

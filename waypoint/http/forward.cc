@@ -3,6 +3,8 @@
 #include <charconv>
 #include <string>
 
+#include "waypoint/http/waypoints.h"
+
 namespace meltemi::waypoint {
 namespace {
 
@@ -54,6 +56,7 @@ bool replaced(FieldId id, const ForwardInfo& info) {
     case FieldId::kXForwardedClientCert:
     case FieldId::kXEnvoy:
     case FieldId::kXIstio:
+    case FieldId::kXMeltemiWaypoints:
     case FieldId::kXForwardedFor:
     case FieldId::kProxyAuthorization: return true;
     case FieldId::kXForwardedProto:
@@ -99,6 +102,7 @@ void add_forwarding(const RequestHead& head, const ForwardInfo& info, Fields& ou
   if (!info.request_id.empty()) out.add("x-request-id", info.request_id);
   if (!info.forwarded_host.empty()) out.add("x-forwarded-host", info.forwarded_host);
   if (!info.original_path.empty()) out.add("x-envoy-original-path", info.original_path);
+  if (!info.waypoints.empty()) out.add(kWaypointsHeader, info.waypoints);
   if (info.attempt > 0) {
     char buffer[20];
     out.add("x-envoy-attempt-count", decimal(info.attempt, buffer));

@@ -48,6 +48,7 @@ struct ForwardInfo {
   std::string_view original_path;   // "": not rewritten; else x-envoy-original-path
   std::string_view forwarded_host;  // "": none; else X-Forwarded-Host
   uint32_t attempt = 0;         // 0: not told
+  std::string_view waypoints;   // "": the endpoint is no waypoint; else X-Meltemi-Waypoints
   bool edge = false;            // X-Forwarded-* and Forwarded of the client are replaced
   std::string_view websocket_key;  // RFC 8441 to HTTP/1: the key that the client has none of
 };

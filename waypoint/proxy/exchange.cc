@@ -6,6 +6,7 @@
 
 #include "userspace/base/log.h"
 #include "waypoint/http/local_reply.h"
+#include "waypoint/http/waypoints.h"
 
 namespace meltemi::waypoint {
 namespace {
@@ -241,6 +242,7 @@ void Exchange::attempt() {
     host_ = nullptr;
     return reply(host.error().reason, host.error().detail);
   }
+  if (!tell_waypoint(**host)) return;
   host_ = *host;
   host_->add_active(1);
   tried_.push_back(host_->id());
@@ -256,6 +258,19 @@ void Exchange::attempt() {
   }
   arm_timer();
   if (*side) on_attempt_started(**side, host_->endpoint().address);
+}
+
+// An endpoint that is another waypoint hears where the request has been.
+bool Exchange::tell_waypoint(Host& host) {
+  plan_.info.waypoints = {};
+  if (host.endpoint().waypoint.empty()) return true;
+  const auto way = host.way(head_.fields->joined(kWaypointsHeader), client_->identity);
+  if (way) {
+    plan_.info.waypoints = arena_.copy(*way);
+    return true;
+  }
+  reply(way.error().reason, way.error().detail);
+  return false;
 }
 
 void Exchange::on_attempt_started(ClientSide& side, const SocketAddress& endpoint) {

@@ -28,6 +28,7 @@ struct ClientInfo {
   telemetry::Security security = telemetry::Security::kUnknown;
   telemetry::Peer source;
   std::string listener;      // name, for bound ones; empty: found by `local`
+  std::string waypoints;     // passed on the way here, if the CONNECT says so
 
   // The HTTP chain for a request now; config may have changed since the last one. Null: none.
   const HttpChain* chain(const Snapshot& snapshot, bool h2) const;
@@ -65,6 +66,7 @@ class Exchange final : private UpstreamEvents, private LazyTimer::Owner {
   bool route(const HttpChain& chain);
   bool forward(const ForwardAction& action, const HttpChain& chain);
   void attempt();
+  bool tell_waypoint(Host& host);
   void send_buffered();
   // Bytes of a WebSocket client wait for the endpoint's 101.
   bool may_send() const { return side_ && (!head_.websocket || state_ == State::kTunnel); }

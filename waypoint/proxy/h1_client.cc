@@ -17,7 +17,8 @@ H1Client::H1Client(Host& host, net::StreamPtr stream)
     : host_(host),
       stream_(std::move(stream)),
       parser_(codec::H1Role::kResponses),
-      idle_timer_(host.worker().loop(), *this) {
+      idle_timer_(host.worker().loop(), *this),
+      certificate_epoch_(host.worker().certificate_epoch()) {
   stream_->set_events(this);
   stream_->limit_read(kReadPiece);
   stream_->resume_read();
@@ -205,7 +206,9 @@ void H1Client::response_end(bool more_input) {
   AttemptPlan* plan = std::exchange(plan_, nullptr);
   discarding_ = false;
   const uint32_t most = host_.cluster().config().max_requests_per_connection;
-  const bool keep = parser_.head().keep_alive && request_done_ && !more_input && !blocked_ &&
+  const bool old_tunnel =
+      host_.endpoint().tunnel && certificate_epoch_ != host_.worker().certificate_epoch();
+  const bool keep = !old_tunnel && parser_.head().keep_alive && request_done_ && !more_input && !blocked_ &&
                     (most == 0 || requests_ < most) && !host_.worker().draining();
   if (keep) {
     pause_response(false);

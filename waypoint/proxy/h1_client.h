@@ -54,6 +54,7 @@ class H1Client final : public rt::Retirable,
   std::string out_;
   ResponseHead head_;
   uint64_t requests_ = 0;
+  uint32_t certificate_epoch_;  // when it was made
   bool chunked_ = false;        // the request's body
   bool request_done_ = false;
   bool response_begun_ = false; // a byte of the response came

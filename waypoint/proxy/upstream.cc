@@ -6,6 +6,7 @@
 
 #include "userspace/codec/authority.h"
 #include "userspace/rt/socket_options.h"
+#include "waypoint/http/waypoints.h"
 #include "waypoint/proxy/h1_client.h"
 #include "waypoint/proxy/h2_client.h"
 
@@ -93,7 +94,8 @@ const telemetry::Peer& Host::peer() {
   const model::Snapshot& mesh = worker_.mesh();
   if (peer_version_ != mesh.version()) {
     peer_version_ = mesh.version();
-    peer_.workload = mesh.workload_by_ip({worker_.shared().network, endpoint_.address.ip});
+    const IpAddress& ip = endpoint_.tunnel ? endpoint_.tunnel->ip : endpoint_.address.ip;
+    peer_.workload = mesh.workload_by_ip({worker_.shared().network, ip});
     peer_.identity = endpoint_.tunnel && peer_.workload ? peer_.workload->identity
                                                         : model::Identity();
   }
@@ -104,8 +106,15 @@ Result<model::Identity> Host::identity() {
   const telemetry::Peer& p = peer();
   if (p.workload) return p.workload->identity;
   return fail(Reason::kIdentityUnavailable, Fault::kConfig,
-              fmt::format("no workload is known at {}", endpoint_.address.ip.to_string()),
+              fmt::format("no workload is known at {}", endpoint_.tunnel->ip.to_string()),
               Retry::kSafe);
+}
+
+Result<std::string> Host::way(std::string_view passed, const model::Identity& client) {
+  // Another product's waypoint sends no header, but shows who it is.
+  const model::WorkloadPtr& next = peer().workload;
+  if (next && client.present() && next->identity == client) passed = endpoint_.waypoint.view();
+  return waypoints_for(passed, worker_.shared().name, endpoint_.waypoint.view());
 }
 
 Result<ClientSide*> Host::start(AttemptPlan& plan) {
@@ -362,6 +371,7 @@ Host* ClusterState::original(const SocketAddress& authority) {
 
 Result<Host*> ClusterState::pick(std::span<const uint64_t> tried, const SocketAddress& authority) {
   if (entry_.cluster->original_dst) return original(authority);
+  if (hosts_.empty() && entry_.cluster->closed != Reason::kOk) return closed();
   if (hosts_.empty()) {
     return fail(Reason::kNoEndpoint, Fault::kConfig,
                 entry_.endpoints ? entry_.cluster->name.str()
@@ -376,10 +386,15 @@ Result<Host*> ClusterState::pick(std::span<const uint64_t> tried, const SocketAd
   }
   const int index = balancer_.pick(entry_.cluster->lb, entry_.cluster->choice_count, active_,
                                    {avoid, n}, worker_.random());
+  if (index < 0 && entry_.cluster->closed != Reason::kOk) return closed();
   if (index < 0) {
     return fail(Reason::kNoHealthyEndpoint, Fault::kUpstream, entry_.cluster->name.str());
   }
   return hosts_[static_cast<size_t>(index)].get();
+}
+
+std::unexpected<Error> ClusterState::closed() const {
+  return fail(entry_.cluster->closed, Fault::kConfig, entry_.cluster->closed_detail);
 }
 
 Status ClusterState::begin_request() {
@@ -396,9 +411,12 @@ bool ClusterState::begin_retry() {
   return allowed;
 }
 
-void ClusterState::close_idle() {
-  for (const auto& host : hosts_) host->close_idle();
-  for (const auto& [address, host] : originals_) host->close_idle();
+void ClusterState::close_idle(bool only_tunnels) {
+  const auto close = [only_tunnels](Host& host) {
+    if (!only_tunnels || host.endpoint().tunnel) host.close_idle();
+  };
+  for (const auto& host : hosts_) close(*host);
+  for (const auto& [address, host] : originals_) close(*host);
 }
 
 bool ClusterState::in_use() const {
@@ -416,6 +434,10 @@ ClusterState* UpstreamSet::find(const model::Symbol& name) {
 
 void UpstreamSet::close_idle() {
   for (const auto& [name, cluster] : clusters_) cluster->close_idle();
+}
+
+void UpstreamSet::leave_tunnels() {
+  for (const auto& [name, cluster] : clusters_) cluster->close_idle(true);
 }
 
 void UpstreamSet::update(const Snapshot& snapshot) {

@@ -77,8 +77,11 @@ class Host final : public rt::Retirable {
 
   // Requests in flight, for the balancer: the counter is the cluster's.
   void add_active(int n);
-  // The workload behind the endpoint, for metrics; what the mesh knows now.
+  // The workload that is dialled, for metrics; what the mesh knows now.
   const telemetry::Peer& peer();
+  // For an endpoint that is a waypoint: the value of kWaypointsHeader for a request that came through
+  // the waypoints `passed` from `client`. Errors: kSelfCall, kLimitExceeded.
+  Result<std::string> way(std::string_view passed, const model::Identity& client);
   uint64_t id() const { return id_; }  // unique in this process, never used again
   int slot = -1;  // index among the cluster's endpoints; -1 when the endpoint is gone
 
@@ -127,6 +130,7 @@ class ClusterState {
 
   // The endpoint for the next attempt. `tried`: Host::id() of earlier attempts. `authority` is the
   // CONNECT's, for ORIGINAL_DST. Errors: kNoEndpoint, kNoHealthyEndpoint.
+  // Or why nothing may be dialled: kWaypointUnready, kWaypointUnknown, kUnsupported.
   Result<Host*> pick(std::span<const uint64_t> tried, const SocketAddress& authority);
   // Whether a retry may start now; counts it if so. end_retry() gives it back.
   bool begin_retry();
@@ -135,7 +139,7 @@ class ClusterState {
   Status begin_request();
   void end_request() { --active_requests_; }
   bool in_use() const;
-  void close_idle();
+  void close_idle(bool only_tunnels = false);
   const model::ServicePtr& service() const { return service_; }
 
   uint32_t connections = 0;
@@ -144,6 +148,7 @@ class ClusterState {
  private:
   friend class Host;
   Host* original(const SocketAddress& authority);
+  std::unexpected<Error> closed() const;
   void remove(Host& host);
   void fill_service();
 
@@ -166,6 +171,8 @@ class UpstreamSet {
   ClusterState* find(const model::Symbol& name);
   // Ends the connections that carry no request, in order.
   void close_idle();
+  // The same for those inside of tunnels; the others end after their requests.
+  void leave_tunnels();
 
  private:
   ProxyWorker& worker_;

@@ -40,7 +40,11 @@ void ProxyWorker::drain() {
 void ProxyWorker::set_tls(std::shared_ptr<const net::TlsContext> tls) {
   const bool rotated = tls_ != nullptr;
   tls_ = std::move(tls);
-  if (rotated) tunnels_.drain();  // requests under way go on, new ones use the new certificate
+  if (!rotated) return;
+  // Requests under way go on; new ones use the new certificate, so no kept connection of the old tunnels.
+  ++certificate_epoch_;
+  tunnels_.drain();
+  upstreams_->leave_tunnels();
 }
 
 Farewell::Farewell(ProxyWorker& worker, net::StreamPtr stream)

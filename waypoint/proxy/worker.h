@@ -41,6 +41,7 @@ struct ProxyShared {
   telemetry::HttpMetrics* http_metrics = nullptr;
   telemetry::TcpMetrics* tcp_metrics = nullptr;
   model::Symbol network;
+  std::string name = "default/waypoint";  // namespace and Gateway of this waypoint
   ProxyLimits limits;
   net::HboneOptions hbone;
   bool access_log = true;
@@ -154,6 +155,8 @@ class ProxyWorker {
   // Null until the first certificate.
   void set_tls(std::shared_ptr<const net::TlsContext> tls);
   const std::shared_ptr<const net::TlsContext>& tls() const { return tls_; }
+  // Changes with every certificate but the first: a connection of another epoch is not used again.
+  uint32_t certificate_epoch() const { return certificate_epoch_; }
   const model::Snapshot& mesh() { return mesh_.get(); }
   bool has_mesh() const { return shared_.mesh != nullptr; }
 
@@ -182,6 +185,7 @@ class ProxyWorker {
   net::TunnelPool tunnels_;
   std::unordered_map<Farewell*, std::unique_ptr<Farewell>> farewells_;
   std::unique_ptr<UpstreamSet> upstreams_;
+  uint32_t certificate_epoch_ = 0;
   bool draining_ = false;
 };
 
