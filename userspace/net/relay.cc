@@ -26,7 +26,7 @@ Relay::Relay(StreamPtr client, StreamPtr server, RelayOwner& owner, Duration idl
 
 Relay::~Relay() = default;
 
-void Relay::start() {
+void Relay::start(bool client_ended) {
   if (idle_timeout_ > Duration(0)) {
     idle_ = std::make_unique<IdleTimer>();
     idle_->relay = this;
@@ -37,6 +37,7 @@ void Relay::start() {
   server_side_.stream->limit_read(read_size(*client_side_.stream));
   server_side_.stream->resume_read();
   client_side_.stream->resume_read();
+  if (client_ended) client_side_.on_read_end();
 }
 
 void Relay::Side::on_data(const Slices& data) {

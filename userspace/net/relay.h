@@ -35,13 +35,14 @@ class RelayOwner {
 
 class Relay final : public rt::Retirable {
  public:
-  // Streams are paused; start() lets them go. `idle_timeout` 0: none (TCP keepalive finds the dead).
+  // Streams are paused; start() lets them go, and tells it if the client's reading side has ended
+  // before. `idle_timeout` 0: none (TCP keepalive finds the dead).
   Relay(StreamPtr client, StreamPtr server, RelayOwner& owner, Duration idle_timeout = {});
   ~Relay() override;
   Relay(const Relay&) = delete;
   Relay& operator=(const Relay&) = delete;
 
-  void start();
+  void start(bool client_ended = false);
   // Ends the flow: both sides see a reset, and the report has this reason. No effect after the end.
   void abort(Reason reason);
   bool ended() const { return ended_; }

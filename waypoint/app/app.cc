@@ -79,6 +79,7 @@ Status App::start_workers() {
   shared_.http_metrics = http_metrics_.get();
   shared_.tcp_metrics = tcp_metrics_.get();
   shared_.network = model::Symbol(settings_.network);
+  shared_.name = fmt::format("{}/{}", settings_.pod_namespace, settings_.gateway_name);
   shared_.limits.retry_buffer = static_cast<size_t>(settings_.retry_buffer);
   shared_.limits.stream_buffer = static_cast<size_t>(settings_.stream_buffer);
   shared_.limits.pipeline_buffer = static_cast<size_t>(settings_.pipeline_buffer);
@@ -155,6 +156,7 @@ void App::publish(const SnapshotPtr& snapshot) {
     Lane* lane = lanes_[i].get();
     pool_->worker(i).post([this, lane, snapshot] {
       lane->proxy.set_snapshot(snapshot);
+      lane->acceptor.configuration_changed();
       if (lane->worker.index() == 0) follow_bound(*snapshot);
     });
   }

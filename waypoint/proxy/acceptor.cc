@@ -5,6 +5,7 @@
 #include "userspace/base/log.h"
 #include "userspace/codec/authority.h"
 #include "userspace/rt/socket_options.h"
+#include "waypoint/http/waypoints.h"
 #include "waypoint/proxy/detect.h"
 
 namespace meltemi::waypoint {
@@ -41,8 +42,23 @@ T& Acceptor::own(A&&... args) {
 void Acceptor::connection_gone(rt::Retirable& connection) {
   const auto it = connections_.find(&connection);
   if (it == connections_.end()) return;
+  flows_.erase(&connection);
   worker_.loop().retire(std::move(it->second));
   connections_.erase(it);
+}
+
+template <typename F>
+void Acceptor::each_flow(F&& act) {
+  const std::vector<rt::Retirable*> now(flows_.begin(), flows_.end());  // they leave the table in it
+  for (rt::Retirable* flow : now) {
+    if (flows_.contains(flow)) act(static_cast<TcpFlow&>(*flow));
+  }
+}
+
+void Acceptor::configuration_changed() {
+  if (worker_.snapshot()) {
+    each_flow([this](TcpFlow& flow) { flow.judge_again(*worker_.snapshot()); });
+  }
 }
 
 void Acceptor::serve_hbone(UniqueFd fd) {
@@ -99,6 +115,7 @@ void Acceptor::on_connect(std::unique_ptr<net::ConnectRequest> request) {
   client.remote_ip = client.remote.ip.to_string();
   client.security = telemetry::Security::kMutualTls;
   client.source = source_peer(worker_, client.identity, client.remote);
+  client.waypoints = request->header(kWaypointsHeader);
   begin(std::move(client), *listener, request->accept());
 }
 
@@ -132,13 +149,13 @@ void Acceptor::begin(ClientInfo client, ListenerPtr listener, net::StreamPtr str
   if (!listener->needs_detection()) {
     const FilterChain* chain = listener->chain_for(Detected::kOther);
     if (chain && chain->tcp()) {
-      return serve_tcp(std::move(client), *chain->tcp(), std::move(stream), {});
+      return serve_tcp(std::move(client), *chain->tcp(), std::move(stream), {}, false);
     }
     const HttpChain* http = chain ? chain->http() : nullptr;
     if (http && http->options.codec != CodecType::kAuto) {
       const bool h2 = http->options.codec == CodecType::kHttp2;
       return serve(std::move(client), *listener, std::move(stream),
-                   h2 ? Detected::kH2 : Detected::kHttp1, {});
+                   h2 ? Detected::kH2 : Detected::kHttp1, {}, false);
     }
   }
   const bool http_only = !listener->needs_detection();
@@ -150,16 +167,17 @@ void Acceptor::detected(Detector& d, Detected protocol) {
   const ListenerPtr listener = std::move(d.listener);
   net::StreamPtr stream = std::move(d.stream);
   std::string early = std::move(d.early);
+  const bool ended = d.ended;
   connection_gone(d);
-  serve(std::move(client), *listener, std::move(stream), protocol, std::move(early));
+  serve(std::move(client), *listener, std::move(stream), protocol, std::move(early), ended);
 }
 
 void Acceptor::serve(ClientInfo client, const Listener& listener, net::StreamPtr stream,
-                     Detected protocol, std::string early) {
+                     Detected protocol, std::string early, bool ended) {
   const FilterChain* chain = listener.chain_for(protocol);
   if (!chain) return;  // nothing takes it: the stream is aborted
   if (chain->tcp()) {
-    return serve_tcp(std::move(client), *chain->tcp(), std::move(stream), std::move(early));
+    return serve_tcp(std::move(client), *chain->tcp(), std::move(stream), std::move(early), ended);
   }
   const HttpOptions& options = chain->http()->options;
   ConnectionOwner& owner = *this;
@@ -171,16 +189,10 @@ void Acceptor::serve(ClientInfo client, const Listener& listener, net::StreamPtr
 }
 
 void Acceptor::serve_tcp(ClientInfo client, const TcpChain& chain, net::StreamPtr stream,
-                         std::string early) {
-  model::PolicyInput input;
-  input.source_ip = client.remote.ip;
-  const model::Identity identity = client.identity;
-  input.identity = identity.present() ? &identity : nullptr;
-  input.destination = client.local;
-  TcpFlow& flow = own<TcpFlow>(*this, std::move(client), std::move(stream), std::move(early),
+                         std::string early, bool ended) {
+  TcpFlow& flow = own<TcpFlow>(*this, std::move(client), std::move(stream), std::move(early), ended,
                                chain.idle_timeout);
-  const model::PolicyVerdict verdict = authorize(chain.rbac, input);
-  if (!verdict.allowed) return flow.refuse(verdict.reason, verdict.detail());
+  flows_.insert(&flow);
   flow.start(chain);
 }
 
@@ -199,6 +211,7 @@ void Acceptor::drain() {
 
 void Acceptor::close(Reason reason) {
   draining_ = true;
+  each_flow([reason](TcpFlow& flow) { flow.abort(reason); });
   connections_.clear();
   server_.close(reason);
 }
@@ -227,21 +240,28 @@ void Detector::on_data(const net::Slices& data) {
   for (size_t i = 0; i < data.count; ++i) {
     early.append(static_cast<const char*>(data.pieces[i].iov_base), data.pieces[i].iov_len);
   }
-  const auto protocol = detect_protocol(as_bytes(early));
+  const ByteView bytes = as_bytes(early);
+  const auto protocol = http_only_ ? detect_http(bytes) : detect_protocol(bytes);
   if (protocol) done(*protocol);
 }
 
 void Detector::on_deadline() {
   if (http_only_) return close();
-  done(Detected::kOther);  // the server speaks first, or nobody does
+  // Silence: the server speaks first, or nobody does. Half a request line is HTTP's to answer.
+  done(early.find(' ') == std::string::npos ? Detected::kOther : Detected::kHttp1);
 }
 
 void Detector::done(Detected protocol) {
   finished_ = true;
   stream->pause_read();
-  // What is not HTTP on a port that is HTTP gets HTTP's own answer, a 400.
-  if (http_only_ && protocol == Detected::kOther) protocol = Detected::kHttp1;
   acceptor_.detected(*this, protocol);
+}
+
+void Detector::on_read_end() {
+  // Without a whole request line nothing of HTTP follows; of bytes, the server's half does.
+  if (http_only_ || early.find(' ') != std::string::npos) return close();
+  ended = true;
+  done(Detected::kOther);
 }
 
 void Detector::close() {
@@ -254,24 +274,21 @@ void Detector::close() {
 // --- TCP --------------------------------------------------------------------------------------
 
 TcpFlow::TcpFlow(Acceptor& acceptor, ClientInfo client, net::StreamPtr stream, std::string early,
-                 Duration idle_timeout)
+                 bool ended, Duration idle_timeout)
     : acceptor_(acceptor),
       client_(std::move(client)),
       stream_(std::move(stream)),
       early_(std::move(early)),
+      read_ended_(ended),
       idle_timeout_(idle_timeout),
       dial_(acceptor.worker().loop()),
-      soon_([this] { connect(); }) {
-  telemetry::FlowInfo info;
-  info.direction = telemetry::Direction::kInbound;
-  info.security = client_.security;
-  info.src = client_.remote;
-  info.dst = client_.local;
-  info.source = client_.source;
-  ProxyWorker& worker = acceptor_.worker();
-  if (!worker.shared().tcp_metrics) return;
-  report_ = std::make_unique<telemetry::ConnectionReport>(
-      *worker.shared().tcp_metrics, worker.shard(), std::move(info), worker.now());
+      soon_([this] { connect(); }),
+      started_(acceptor.worker().now()) {
+  info_.direction = telemetry::Direction::kInbound;
+  info_.security = client_.security;
+  info_.src = client_.remote;
+  info_.dst = client_.local;
+  info_.source = client_.source;
 }
 
 TcpFlow::~TcpFlow() {
@@ -281,10 +298,28 @@ TcpFlow::~TcpFlow() {
 void TcpFlow::start(const TcpChain& chain) {
   cluster_name_ = chain.choose(acceptor_.worker().random().next()).cluster;
   attempts_left_ = chain.connect_attempts;
+  if (ClusterState* cluster = acceptor_.worker().upstreams().find(cluster_name_)) {
+    info_.service = cluster->service();
+  }
+  const model::PolicyVerdict verdict = judge(chain);
+  if (!verdict.allowed) return end(verdict.reason, verdict.detail());
   connect();
 }
 
-void TcpFlow::refuse(Reason reason, std::string_view detail) { end(reason, detail); }
+model::PolicyVerdict TcpFlow::judge(const TcpChain& chain) const {
+  model::PolicyInput input;
+  input.source_ip = client_.remote.ip;
+  input.identity = client_.identity.present() ? &client_.identity : nullptr;
+  input.destination = client_.local;
+  return authorize(chain.rbac, input);
+}
+
+void TcpFlow::judge_again(const Snapshot& snapshot) {
+  const ListenerPtr* listener = snapshot.find_virtual(client_.local);
+  if (ended_ || !listener) return;  // what is no longer served here may end as its two ends want
+  const FilterChain* chain = (*listener)->chain_for(Detected::kOther);
+  if (chain && chain->tcp() && !judge(*chain->tcp()).allowed) abort(Reason::kPolicyChanged);
+}
 
 void TcpFlow::connect() {
   ProxyWorker& worker = acceptor_.worker();
@@ -292,10 +327,17 @@ void TcpFlow::connect() {
   if (!cluster) return end(Reason::kNoService, cluster_name_.view());
   const auto host = cluster->pick(tried_, client_.local);
   if (!host) return end(host.error().reason, host.error().detail);
+  headers.clear();
+  if (!(*host)->endpoint().waypoint.empty()) {
+    auto way = (*host)->way(client_.waypoints, client_.identity);
+    if (!way) return end(way.error().reason, way.error().detail);
+    headers.push_back({std::string(kWaypointsHeader), std::move(*way)});
+  }
   if (host_) host_->add_active(-1);
   host_ = *host;
   host_->add_active(1);
   tried_.push_back(host_->id());
+  info_.destination = host_->peer();
   const Endpoint& e = host_->endpoint();
   const MonoTime deadline = worker.now() + cluster->config().connect_timeout;
   const net::SocketFactory factory = [](const SocketAddress& to) { return rt::make_tcp_socket(to); };
@@ -331,16 +373,19 @@ void TcpFlow::failed(const Error& error) {
 }
 
 void TcpFlow::relay(net::StreamPtr upstream) {
+  ProxyWorker& worker = acceptor_.worker();
+  if (worker.shared().tcp_metrics) {
+    report_ = std::make_unique<telemetry::ConnectionReport>(*worker.shared().tcp_metrics,
+                                                            worker.shard(), info_, started_);
+  }
   if (!early_.empty()) upstream->write(as_bytes(early_));
   relay_ = std::make_unique<net::Relay>(std::move(stream_), std::move(upstream), *this,
                                         idle_timeout_);
-  relay_->start();
+  relay_->start(read_ended_);
 }
 
 void TcpFlow::on_relay_end(net::Relay&, const net::RelayReport& r) {
-  if (report_) {
-    report_->progress(r.bytes_up + early_.size(), r.bytes_down);
-  }
+  if (report_) report_->progress(r.bytes_up, r.bytes_down);
   end(r.reason, "");
 }
 
@@ -355,7 +400,13 @@ void TcpFlow::abort(Reason reason) {
 void TcpFlow::end(Reason reason, std::string_view detail) {
   if (ended_) return;
   ended_ = true;
-  if (report_) report_->finish(reason, detail, acceptor_.worker().now());
+  ProxyWorker& worker = acceptor_.worker();
+  if (report_) {
+    report_->finish(reason, detail, worker.now());
+  } else if (worker.shared().tcp_metrics) {
+    telemetry::report_early_failure(*worker.shared().tcp_metrics, worker.shard(), info_, reason,
+                                    detail);
+  }
   stream_.reset();
   acceptor_.connection_gone(*this);
 }

@@ -6,6 +6,7 @@
 
 #include <memory>
 #include <unordered_map>
+#include <unordered_set>
 
 #include "userspace/net/hbone_server.h"
 #include "userspace/net/relay.h"
@@ -29,6 +30,8 @@ class Acceptor final : public net::HboneHandler, private ConnectionOwner {
   // An accepted socket of the bound listener of that name.
   void serve_plain(UniqueFd fd, const std::string& listener);
 
+  // Ends the byte flows that the policies of now would not let in; requests are asked one by one.
+  void configuration_changed();
   // Connections finish what is under way and take nothing new.
   void drain();
   // Ends everything now.
@@ -46,15 +49,18 @@ class Acceptor final : public net::HboneHandler, private ConnectionOwner {
                         const std::shared_ptr<void>& context) override;
   void begin(ClientInfo client, ListenerPtr listener, net::StreamPtr stream);
   void serve(ClientInfo client, const Listener& listener, net::StreamPtr stream,
-             Detected protocol, std::string early);
-  void serve_tcp(ClientInfo client, const TcpChain& chain, net::StreamPtr stream,
-                 std::string early);
+             Detected protocol, std::string early, bool ended);
+  void serve_tcp(ClientInfo client, const TcpChain& chain, net::StreamPtr stream, std::string early,
+                 bool ended);
   template <typename T, typename... A>
   T& own(A&&... args);
+  template <typename F>
+  void each_flow(F&& act);
 
   ProxyWorker& worker_;
   net::HboneServer server_;
   std::unordered_map<rt::Retirable*, std::unique_ptr<rt::Retirable>> connections_;
+  std::unordered_set<rt::Retirable*> flows_;  // those of them that are a TcpFlow
   bool draining_ = false;
 };
 
@@ -67,10 +73,11 @@ class Detector final : public rt::Retirable, private net::StreamEvents, private 
   ListenerPtr listener;
   net::StreamPtr stream;
   std::string early;
+  bool ended = false;  // the client sends no more than `early`
 
  private:
   void on_data(const net::Slices& data) override;
-  void on_read_end() override { close(); }
+  void on_read_end() override;
   void on_writable() override {}
   void on_closed(const net::StreamEnd&) override { close(); }
   void on_deadline() override;
@@ -86,11 +93,14 @@ class Detector final : public rt::Retirable, private net::StreamEvents, private 
 // A connection that is relayed as it is.
 class TcpFlow final : public rt::Retirable, public net::RelayOwner, private net::TunnelConnect {
  public:
-  TcpFlow(Acceptor& acceptor, ClientInfo client, net::StreamPtr stream, std::string early,
+  // `early`: bytes that were read already; `ended`: and no more follow.
+  TcpFlow(Acceptor& acceptor, ClientInfo client, net::StreamPtr stream, std::string early, bool ended,
           Duration idle_timeout);
   ~TcpFlow() override;
+  // Asks the chain's policies, then connects.
   void start(const TcpChain& chain);
-  void refuse(Reason reason, std::string_view detail);
+  // The configuration has changed: ends the flow if its client would not be let in any more.
+  void judge_again(const Snapshot& snapshot);
   void abort(Reason reason);
 
  private:
@@ -100,17 +110,21 @@ class TcpFlow final : public rt::Retirable, public net::RelayOwner, private net:
   void connect();
   void relay(net::StreamPtr upstream);
   void failed(const Error& error);
+  model::PolicyVerdict judge(const TcpChain& chain) const;
   void end(Reason reason, std::string_view detail);
 
   Acceptor& acceptor_;
   ClientInfo client_;
   net::StreamPtr stream_;
   std::string early_;
+  bool read_ended_;
   Duration idle_timeout_;
   net::TcpDial dial_;
   rt::FnTimer soon_;
   std::unique_ptr<net::Relay> relay_;
-  std::unique_ptr<telemetry::ConnectionReport> report_;
+  MonoTime started_;
+  telemetry::FlowInfo info_;
+  std::unique_ptr<telemetry::ConnectionReport> report_;  // once there is a connection
   model::Symbol cluster_name_;
   Host* host_ = nullptr;
   std::vector<uint64_t> tried_;
