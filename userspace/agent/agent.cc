@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include <mutex>
+#include <utility>
 
 #include "userspace/agent/bpf_store.h"
 #include "userspace/agent/capture.h"
@@ -151,9 +152,21 @@ Status run_agent(const Options& o) {
               if (control) control->report(report);
             });
   // Maps first, then the hooks that read them: a new layout takes over without a gap.
-  node.restore();
+  const bool knows_all = node.restore();
   MELTEMI_TRY(bpf->attach(cgroup));
-  MELTEMI_TRY(node.serve_ztunnel(o.run_dir + "/ztunnel.sock"));
+  Status served;
+  bool serves_ztunnel = false;
+  const auto serve_ztunnel = [&] {
+    if (std::exchange(serves_ztunnel, true)) return;
+    served = node.serve_ztunnel(o.run_dir + "/ztunnel.sock");
+    if (!served) loop->stop();
+  };
+  if (knows_all || o.xds_address.empty()) {
+    serve_ztunnel();
+    MELTEMI_TRY(served);
+  } else {
+    scope.warn("ztunnel goes on with the pods that it has until the control plane answers");
+  }
   LocalServer local(*loop, [&](meltemi::local::v1::Request request, LocalServer::Reply reply) {
     node.handle(std::move(request), std::move(reply));
   });
@@ -163,6 +176,7 @@ Status run_agent(const Options& o) {
   if (!o.xds_address.empty()) {
     control = std::make_unique<ControlLink>(o, *loop, [&](auto changed, const auto& removed) {
       node.apply(std::move(changed), removed);
+      serve_ztunnel();
     });
     MELTEMI_TRY(control->start());
   } else {
@@ -191,7 +205,7 @@ Status run_agent(const Options& o) {
   scope.info("stops; captured pods go on");
   health.stop();
   control.reset();
-  return {};
+  return served;
 }
 
 namespace {

@@ -306,7 +306,7 @@ void Node::answer_waiters(Pod& pod) {
 
 // --- life of the agent ---------------------------------------------------------------------------
 
-void Node::restore() {
+bool Node::restore() {
   const Result<std::string> text = sys::read_file(options_.state_file);
   Result<std::vector<PodRecord>> records = std::vector<PodRecord>();
   if (text)
@@ -326,8 +326,11 @@ void Node::restore() {
       pod.phase = Phase::kEnrolled;  // an un-enrolment that was cut short goes on
     converge(pod);
   }
-  collect_garbage();
+  const size_t strangers = collect_garbage();
+  if (strangers > 0)
+    scope.warn("{} captured pods are not in {}", strangers, options_.state_file);
   changed();
+  return strangers == 0;
 }
 
 Status Node::serve_ztunnel(const std::string& path) {
@@ -371,18 +374,24 @@ void Node::reconcile() {
   changed();
 }
 
-// Pins whose namespace is dead and that no pod owns. Living ones are left to work: an agent without
-// its state file must not break what it does not know.
-void Node::collect_garbage() {
+// Pins whose namespace is dead and that no pod owns. Living ones are left to work, and counted: an
+// agent without its state file must not break what it does not know.
+size_t Node::collect_garbage() {
   std::set<uint64_t> owned;
   for (const auto& [key, pod] : pods_) owned.insert(pod.record.cookie);
   const Result<std::vector<uint64_t>> pinned = bpf_.pods();
-  if (!pinned) return;
+  size_t strangers = 0;
+  if (!pinned) return strangers;
   for (const uint64_t cookie : *pinned) {
-    if (owned.contains(cookie) || bpf_.pod_netns_inode(cookie).value_or(1) != 0) continue;
+    if (owned.contains(cookie)) continue;
+    if (bpf_.pod_netns_inode(cookie).value_or(1) != 0) {
+      ++strangers;
+      continue;
+    }
     scope.info("removing the pins of namespace {}, which is gone", cookie);
     (void)capture_.forget(cookie, {}, {});
   }
+  return strangers;
 }
 
 void Node::schedule_drain_check() {

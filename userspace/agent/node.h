@@ -44,7 +44,9 @@ class Node {
   ~Node();
 
   // Before anything is served: takes over what the last agent left, from its file and the kernel.
-  void restore();
+  // False: the kernel captures pods that the file does not know (it was lost). A ztunnel told of the
+  // others only would drop them, so tell it nothing before the control plane has spoken.
+  bool restore();
   // Opens ZDS and starts the reconciler.
   Status serve_ztunnel(const std::string& zds_path);
   void start_reconciling();
@@ -99,7 +101,7 @@ class Node {
   void retry_waiting(const std::string& key);
 
   void reconcile();
-  void collect_garbage();
+  size_t collect_garbage();  // how many living pins no pod owns
   void schedule_drain_check();
   void changed();  // saves and reports, soon
   void save();

@@ -6,8 +6,10 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <map>
 #include <mutex>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <thread>
 
 #include "meltemi/node/v1/node.pb.h"
@@ -49,7 +51,7 @@ bool eventually(F&& condition) {
 
 class ControlPlane {
  public:
-  explicit ControlPlane(const sys::Netns& node)
+  explicit ControlPlane(const sys::Netns& node, bool ready = true)
       : server_({.authenticate = [](std::string_view) { return xds::Caller{}; },
                  .scope_of = [](const xds::Caller&, const xds::Node&,
                                 std::string_view) { return std::string(); },
@@ -61,8 +63,9 @@ class ControlPlane {
                  },
                  .nacked = {}}) {
     must(node.run([&] { return server_.start({.plaintext_listen = {at("127.0.0.1", 0)}}); }));
-    server_.set_ready();
+    if (ready) set_ready();
   }
+  void set_ready() { server_.set_ready(); }
   ~ControlPlane() { server_.stop(milliseconds(100)); }
   std::string address() const {
     return "http://127.0.0.1:" + std::to_string(server_.ports().front());
@@ -157,6 +160,7 @@ class FakeZtunnel {
     }
   }
   void serve(int socket) {
+    named_.clear();
     while (!stopping_) {
       Result<sys::Packet> packet = sys::receive_packet(socket, milliseconds(50), zds::kMaxPacket);
       if (!packet && packet.error().reason == Reason::kRequestTimeout) continue;
@@ -177,7 +181,10 @@ class FakeZtunnel {
   void handle(const zds::Request& request, std::vector<UniqueFd>& received, zds::Ack& ack,
               std::vector<int>& send) {
     const std::lock_guard lock(mutex_);
-    if (const auto* add = std::get_if<zds::Add>(&request)) {
+    if (const auto* keep = std::get_if<zds::Keep>(&request)) {
+      named_.insert(keep->uid);
+    } else if (const auto* add = std::get_if<zds::Add>(&request)) {
+      named_.insert(add->uid);
       Served& pod = pods_[add->uid];
       pod.info = add->info;
       for (size_t i = 0; i < received.size(); ++i) pod.fds[add->fds[i]] = std::move(received[i]);
@@ -194,6 +201,7 @@ class FakeZtunnel {
         send.push_back(pod->second.fds[kind].get());
       }
     } else if (std::holds_alternative<zds::SnapshotSent>(request)) {
+      std::erase_if(pods_, [this](const auto& pod) { return !named_.contains(pod.first); });
       ++snapshots_;
     }
   }
@@ -201,6 +209,7 @@ class FakeZtunnel {
   std::string path_;
   mutable std::mutex mutex_;
   std::map<std::string, Served> pods_;
+  std::set<std::string> named_;  // by the snapshot under way
   std::atomic<int> snapshots_ = 0;
   std::atomic<bool> stopping_ = false;
   std::thread thread_;
@@ -524,6 +533,43 @@ TEST_F(AgentTest, kill_9_of_the_agent_leaves_pods_captured_and_its_successor_tak
   ztunnel.stop();
   FakeZtunnel next(zds_path());
   EXPECT_TRUE(eventually([&] { return next.outbound(uid) >= 0; }));
+}
+
+TEST_F(AgentTest, a_lost_state_file_takes_no_pod_from_ztunnel) {
+  LabPod& pod = lab.add_pod(1);
+  const std::string uid = "uid-" + pod.name;
+  const sys::Cgroup cgroup = must(must(lab.cgroup.child("pods")).child(uid));
+  auto app =
+      must(sys::Process::spawn({.argv = {"sleep", "120"}, .netns = &pod.netns, .cgroup = &cgroup}));
+  wire::PodEnrolment e = wanted(pod);
+  e.add_addresses(pod.v4.wire());
+  start_agent();
+  FakeZtunnel ztunnel(zds_path());
+  control->decide(e);
+  ASSERT_EQ(run_cni("ADD", pod).exit_code, 0);
+  ASSERT_TRUE(eventually([&] { return ztunnel.outbound(uid) >= 0; }));
+  const UniqueFd before = tcp_client(pod.netns, at("10.96.0.10", 80));
+  const UniqueFd before_peer = accept_one(ztunnel.outbound(uid));
+  ASSERT_TRUE(before_peer);
+
+  stop_agent(SIGKILL);
+  ASSERT_EQ(::unlink((lab.run_directory() + "/enrolments.json").c_str()), 0);
+  control = std::make_unique<ControlPlane>(lab.node, false);
+  start_agent();
+  ::usleep(500'000);  // a snapshot would be here by now
+  EXPECT_EQ(ztunnel.snapshots(), 1);
+  const UniqueFd between = tcp_client(pod.netns, at("10.96.0.11", 80));
+  EXPECT_TRUE(accept_one(ztunnel.outbound(uid)));
+
+  control->decide(e);
+  control->set_ready();
+  EXPECT_TRUE(eventually([&] { return ztunnel.snapshots() >= 2; }));
+  EXPECT_TRUE(ztunnel.serves(uid));
+  EXPECT_TRUE(eventually([&] { return enrolled(pod); }));
+  EXPECT_TRUE(talk(before.get(), before_peer.get()));
+  const UniqueFd after = tcp_client(pod.netns, at("10.96.0.12", 80));
+  EXPECT_TRUE(accept_one(ztunnel.outbound(uid)));
+  EXPECT_OK(app.stop(seconds(1)));
 }
 
 TEST_F(AgentTest, kill_9_of_ztunnel_makes_connections_wait_not_fail) {
