@@ -17,6 +17,26 @@ log::Scope scope("ads");
 
 constexpr size_t kMaxNodeId = 1024;  // bytes
 
+// Make before break: what others refer to by name comes before them and goes after them, or a client
+// would see a workload whose policy it has never heard of, or a route to a cluster that is gone. Types
+// are told in this order; those that are referred to lose their resources last, in reverse.
+struct TypeOrder {
+  std::string_view type_url;
+  bool referred_to;
+};
+constexpr TypeOrder kOrder[] = {{kTypeAuthorization, true}, {kTypeAddress, false},
+                                {kTypeCluster, true},       {kTypeEndpoints, true},
+                                {kTypeListener, false},     {kTypeRoute, false}};
+
+size_t rank_of(std::string_view type_url) {
+  return static_cast<size_t>(std::ranges::find(kOrder, type_url, &TypeOrder::type_url) - kOrder);
+}
+
+bool referred_to(std::string_view type_url) {
+  const size_t rank = rank_of(type_url);
+  return rank < std::size(kOrder) && kOrder[rank].referred_to;
+}
+
 Result<Subscription::Request> parse(grpc::ByteBuffer& bytes) {
   Subscription::Request request;
   grpc::ProtoBufferReader reader(&bytes);
@@ -111,8 +131,10 @@ Status DeltaStream::take_request(const Subscription::Request& request) {
 Status DeltaStream::open_subscription(const Subscription::Request& request, Subscription** out) {
   const std::string wanted =
       MELTEMI_TRY(core_->hooks.scope_of(caller_, node_, request.type_url()));
-  subscriptions_.push_back(core_->open_subscription(request.type_url(), wanted));
-  *out = subscriptions_.back().get();
+  const auto place = std::ranges::upper_bound(
+      subscriptions_, rank_of(request.type_url()), {},
+      [](const auto& subscription) { return rank_of(subscription->type_url()); });
+  *out = subscriptions_.insert(place, core_->open_subscription(request.type_url(), wanted))->get();
   return {};
 }
 
@@ -133,8 +155,11 @@ void DeltaStream::pump_locked() {
   {
     const std::shared_lock tables(core_->tables_mutex);
     for (const auto& subscription : subscriptions_) {
-      next = subscription->next(kTargetResponseBytes);
+      next = subscription->next(kTargetResponseBytes, referred_to(subscription->type_url()));
       if (next) break;
+    }
+    for (auto it = subscriptions_.rbegin(); !next && it != subscriptions_.rend(); ++it) {
+      next = (*it)->next_removals();
     }
   }
   if (!next) return;

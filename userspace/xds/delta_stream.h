@@ -48,7 +48,7 @@ class DeltaStream : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteB
   grpc::ByteBuffer incoming_, outgoing_;
   Node node_;
   bool node_known_ = false, writing_ = false, finished_ = false;
-  std::vector<std::unique_ptr<Subscription>> subscriptions_;  // in the order of their first request
+  std::vector<std::unique_ptr<Subscription>> subscriptions_;  // in the order of kOrder
   std::shared_ptr<DeltaStream> self_;
 };
 

@@ -13,7 +13,9 @@ constexpr size_t kMaxNackKept = 2048;  // bytes of a client's message
 // Collects one response: shared slices for what is there, names for what is gone.
 class Subscription::Builder {
  public:
-  explicit Builder(const Subscription& about) : about_(about) {}
+  // `kept`, if not null, takes the names that the walk finds gone.
+  explicit Builder(const Subscription& about, std::set<std::string>* kept = nullptr)
+      : about_(about), kept_(kept) {}
 
   void add(const ResourceTable::Row& row) {
     out_.bytes += row.resource.wire.size();
@@ -23,6 +25,13 @@ class Subscription::Builder {
   void remove(const std::string& name) {
     head_.add_removed_resources(name);
     ++out_.removed;
+  }
+  void gone(const std::string& name) {
+    if (kept_) {
+      kept_->insert(name);
+    } else {
+      remove(name);
+    }
   }
   size_t bytes() const { return out_.bytes; }
   bool empty() const { return out_.resources == 0 && out_.removed == 0; }
@@ -39,6 +48,7 @@ class Subscription::Builder {
 
  private:
   const Subscription& about_;
+  std::set<std::string>* const kept_;
   envoy::service::discovery::v3::DeltaDiscoveryResponse head_;
   NextResponse out_;
 };
@@ -118,7 +128,7 @@ void Subscription::walk(Builder& out, size_t target_bytes) {
     if (row.live) {
       if (!known || had->second != row.resource.version) out.add(row);
     } else if (known || initial_done_) {
-      out.remove(name);
+      out.gone(name);
     }
     if (known) initial_.erase(had);
   }
@@ -130,13 +140,13 @@ void Subscription::walk(Builder& out, size_t target_bytes) {
 void Subscription::finish_initial(Builder& out) {
   initial_done_ = true;
   if (wildcard_) {
-    for (const auto& [name, version] : initial_) out.remove(name);
+    for (const auto& [name, version] : initial_) out.gone(name);
   }
   initial_.clear();
 }
 
-std::optional<NextResponse> Subscription::next(size_t target_bytes) {
-  Builder out(*this);
+std::optional<NextResponse> Subscription::next(size_t target_bytes, bool keep_removals) {
+  Builder out(*this, keep_removals ? &gone_ : nullptr);
   if (wildcard_) {
     unanswered_.clear();
     walk(out, target_bytes);
@@ -160,8 +170,19 @@ std::optional<NextResponse> Subscription::next(size_t target_bytes) {
   return out.take(++sent_, table_->latest());
 }
 
+std::optional<NextResponse> Subscription::next_removals() {
+  Builder out(*this);
+  for (const std::string& name : std::exchange(gone_, {})) {
+    const ResourceTable::Row* row = table_->find(name);
+    const bool wanted = wildcard_ || names_.contains(name);
+    if (wanted && (row == nullptr || !row->live)) out.remove(name);
+  }
+  if (out.empty()) return std::nullopt;
+  return out.take(++sent_, table_->latest());
+}
+
 bool Subscription::current() const {
-  return unanswered_.empty() && !owes_first_ && position_->load() == table_->latest() &&
+  return unanswered_.empty() && gone_.empty() && !owes_first_ && position_->load() == table_->latest() &&
          acked_ + nacked_ == sent_;
 }
 

@@ -35,7 +35,10 @@ class Subscription {
   Status apply(const Request& request, bool first, size_t max_names);
 
   // The next response, or nothing if the stream has been told all. REQUIRES: table may be read.
-  std::optional<NextResponse> next(size_t target_bytes);
+  // `keep_removals`: what is gone is left to next_removals().
+  std::optional<NextResponse> next(size_t target_bytes, bool keep_removals = false);
+  // The names that next() kept and that are still gone, or nothing. REQUIRES: table may be read.
+  std::optional<NextResponse> next_removals();
 
   const std::string& type_url() const { return type_url_; }
   const std::string& scope() const { return scope_; }
@@ -60,6 +63,7 @@ class Subscription {
   bool wildcard_ = false;
   std::set<std::string> names_;
   std::set<std::string> unanswered_;  // just subscribed
+  std::set<std::string> gone_;        // for next_removals()
   // What the client said it has, until the first pass through the table is done.
   std::unordered_map<std::string, std::string> initial_;
   bool initial_done_ = false;

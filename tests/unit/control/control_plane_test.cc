@@ -20,6 +20,7 @@
 #include "userspace/xds/delta_client.h"
 #include "userspace/xds/node_report_client.h"
 #include "userspace/xds/workload_convert.h"
+#include "workload/workload.pb.h"
 
 namespace meltemi::control {
 namespace {
@@ -245,6 +246,73 @@ TEST_F(ControlPlaneTest, ZtunnelSeesTheMeshAndItsChanges) {
       "spec: {action: DENY, rules: [{from: [{source: {namespaces: [other]}}]}]}\n");
   ASSERT_TRUE(policies.wait_has("shop/deny"));
   EXPECT_EQ(client.status().connects, 1u) << "all on one stream";
+}
+
+// A ztunnel closes a workload that names a policy it does not know. However policies come and go, the
+// stream never shows it such a workload.
+TEST_F(ControlPlaneTest, AWorkloadNeverNamesAPolicyThatTheStreamDoesNotHave) {
+  start();
+  std::mutex mutex;
+  std::set<std::string> known, dangling;
+  std::map<std::string, std::vector<std::string>> named;
+  size_t policies_seen = 0, policies_gone = 0;
+  const auto check = [&] {
+    for (const auto& [uid, names] : named) {
+      for (const std::string& name : names) {
+        if (!known.contains(name)) dangling.insert(uid + " names " + name);
+      }
+    }
+  };
+  xds::DeltaClient client(channel(ztunnel_token()), node_of("ztunnel"));
+  // The worse order of the two: addresses are asked for first.
+  client.subscribe(xds::kTypeAddress, [&](const xds::Update& update) {
+    const std::lock_guard lock(mutex);
+    for (const auto& resource : update.resources) {
+      ::istio::workload::Address address;
+      EXPECT_TRUE(address.ParseFromString(std::string(resource.body)));
+      const auto& policies = address.workload().authorization_policies();
+      named[std::string(resource.name)] = {policies.begin(), policies.end()};
+    }
+    for (const auto name : update.removed) named.erase(std::string(name));
+    check();
+    return std::vector<xds::Rejection>();
+  });
+  client.subscribe(xds::kTypeAuthorization, [&](const xds::Update& update) {
+    const std::lock_guard lock(mutex);
+    for (const auto& resource : update.resources) known.emplace(resource.name);
+    for (const auto name : update.removed) known.erase(std::string(name));
+    policies_seen += update.resources.size();
+    policies_gone += update.removed.size();
+    check();
+    return std::vector<xds::Rejection>();
+  });
+  ASSERT_TRUE(client.start());
+  const auto web_names = [&] {
+    const std::lock_guard lock(mutex);
+    return named.contains(kWebUid) ? named[kWebUid].size() : size_t{99};
+  };
+  ASSERT_TRUE(eventually([&] { return web_names() == 0; }));
+  for (int round = 0; round < 20; ++round) {
+    for (const char* name : {"a", "b"}) {
+      put(std::string(name) + ".yaml",
+          fmt::format("apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {{name: {}, "
+                      "namespace: shop}}\nspec: {{selector: {{matchLabels: {{app: web}}}}, action: DENY, "
+                      "rules: [{{from: [{{source: {{namespaces: [other]}}}}]}}]}}\n",
+                      name));
+    }
+    ASSERT_TRUE(eventually([&] { return web_names() == 2; })) << round;
+    remove("a.yaml");
+    remove("b.yaml");
+    ASSERT_TRUE(eventually([&] { return web_names() == 0; })) << round;
+  }
+  EXPECT_TRUE(eventually([&] {
+    const std::lock_guard lock(mutex);
+    return known.empty();
+  })) << "what is gone is told too";
+  const std::lock_guard lock(mutex);
+  EXPECT_EQ(dangling, std::set<std::string>());
+  EXPECT_GE(policies_seen, 40u);
+  EXPECT_GE(policies_gone, 40u);
 }
 
 TEST_F(ControlPlaneTest, APodIsHboneOnlyWhileItsAgentSaysSo) {

@@ -180,6 +180,46 @@ TEST_F(StreamTest, ResourcesArriveChangeAndGo) {
   EXPECT_EQ(status.types[0].nacks, 0u);
 }
 
+TEST_F(StreamTest, WhatIsReferredToComesFirstAndGoesLast) {
+  start();
+  const std::string cluster(kTypeCluster), route(kTypeRoute);
+  put("r", "1", "to a", route);
+  put("a", "1", "", cluster);
+  std::mutex mutex;
+  std::vector<std::string> told;
+  const auto note = [&](const Update& update) {
+    const std::lock_guard lock(mutex);
+    for (const auto& r : update.resources) told.push_back("+" + std::string(r.name) + " " + std::string(r.body));
+    for (const auto name : update.removed) told.push_back("-" + std::string(name));
+    return std::vector<Rejection>();
+  };
+  const auto wait_told = [&](size_t count) {
+    for (const auto end = std::chrono::steady_clock::now() + kPatience;
+         std::chrono::steady_clock::now() < end;) {
+      {
+        const std::lock_guard lock(mutex);
+        if (told.size() >= count) return std::exchange(told, {});
+      }
+      std::this_thread::sleep_for(2ms);
+    }
+    return std::vector<std::string>{"nothing in time"};
+  };
+  DeltaClient client(channel(), node());
+  client.subscribe(route, note);  // asked for in the wrong order
+  client.subscribe(cluster, note);
+  ASSERT_TRUE(client.start());
+  EXPECT_THAT(wait_told(2), ::testing::UnorderedElementsAre("+r to a", "+a "));
+  server->update({{.type_url = cluster, .scope = "", .name = "a", .removed = true},
+                  {route, "", "r", "2", "to b"},
+                  {cluster, "", "b", "1", ""}});
+  EXPECT_THAT(wait_told(3), ElementsAre("+b ", "+r to b", "-a"));
+  // What comes back before anybody was told is not told at all to be gone.
+  server->update({{.type_url = cluster, .scope = "", .name = "b", .removed = true},
+                  {cluster, "", "b", "1", ""},
+                  {route, "", "r", "3", "to b"}});
+  EXPECT_THAT(wait_told(2), ElementsAre("+b ", "+r to b"));
+}
+
 TEST_F(StreamTest, AServerThatHasReadNothingSaysNothing) {
   start(0, /*ready=*/false);
   Received got;
