@@ -54,9 +54,10 @@ Status MeshFeed::start() {
   channel.server_name = settings_.xds_server_name;
   channel.cluster_id = settings_.cluster_id;
   client_ = std::make_unique<xds::DeltaClient>(std::move(channel), make_own_node(settings_));
-  client_->subscribe(xds::kTypeAddress, [this](const xds::Update& u) { return on_addresses(u); });
+  // Policies first: a workload that names one which is not there is closed.
   client_->subscribe(xds::kTypeAuthorization,
                      [this](const xds::Update& u) { return on_policies(u); });
+  client_->subscribe(xds::kTypeAddress, [this](const xds::Update& u) { return on_addresses(u); });
   return client_->start();
 }
 
