@@ -36,17 +36,22 @@ struct CaClient::Impl {
   ChannelCache channel;
   std::mutex mutex;
   std::condition_variable idle;
-  std::set<std::shared_ptr<Call>> calls;
+  std::set<Call*> calls;  // that can be cancelled
+  size_t unfinished = 0;  // calls that exist
   bool stopping = false;
 
-  void finish(const std::shared_ptr<Call>& call, const grpc::Status& status) {
+  void finish(std::unique_ptr<Call> call, const grpc::Status& status) {
     if (status.error_code() == grpc::StatusCode::UNAVAILABLE) channel.drop();
     call->done(status.ok() ? answer_of(*call)
                            : fail(to_error(status, channel.options().address)));
-    // The last thing that touches this object: the destructor waits for it.
+    {
+      const std::lock_guard lock(mutex);
+      calls.erase(call.get());
+    }
+    call = nullptr;  // lets go of the channel while the destructor, which closes it, still waits
+    // The last thing that touches this object.
     const std::lock_guard lock(mutex);
-    calls.erase(call);
-    if (calls.empty()) idle.notify_all();
+    if (--unfinished == 0) idle.notify_all();
   }
 };
 
@@ -56,8 +61,8 @@ CaClient::~CaClient() {
   {
     std::unique_lock lock(impl_->mutex);
     impl_->stopping = true;
-    for (const auto& call : impl_->calls) call->context.TryCancel();
-    impl_->idle.wait(lock, [&] { return impl_->calls.empty(); });
+    for (Call* call : impl_->calls) call->context.TryCancel();
+    impl_->idle.wait(lock, [&] { return impl_->unfinished == 0; });
   }
   impl_->channel.drop();
   close_dropped_channels();
@@ -67,7 +72,7 @@ void CaClient::sign(std::string csr_pem, std::chrono::seconds ttl, std::string i
                     Done done) {
   auto channel = impl_->channel.get();
   if (!channel) return done(fail(channel.error()));
-  auto call = std::make_shared<Call>();
+  auto call = std::make_unique<Call>();
   if (const Status added = add_metadata(impl_->channel.options(), call->context); !added) {
     return done(fail(added.error()));
   }
@@ -84,14 +89,20 @@ void CaClient::sign(std::string csr_pem, std::chrono::seconds ttl, std::string i
   {
     const std::lock_guard lock(impl_->mutex);
     stopping = impl_->stopping;
-    if (!stopping) impl_->calls.insert(call);
+    if (!stopping) {
+      impl_->calls.insert(call.get());
+      ++impl_->unfinished;
+    }
   }
   if (stopping) {
     return call->done(fail(Reason::kShutdown, Fault::kInternal, "the CA client stops"));
   }
-  call->stub->async()->CreateCertificate(
-      &call->context, &call->request, &call->response,
-      [impl = impl_.get(), call](const grpc::Status& status) { impl->finish(call, status); });
+  Call* const raw = call.release();  // the callback, which comes once, owns it
+  raw->stub->async()->CreateCertificate(
+      &raw->context, &raw->request, &raw->response,
+      [impl = impl_.get(), raw](const grpc::Status& status) {
+        impl->finish(std::unique_ptr<Call>(raw), status);
+      });
 }
 
 }  // namespace meltemi::xds

@@ -60,8 +60,9 @@ Result<std::string> read_root(const ChannelOptions& options) {
 }
 
 // The last channel takes gRPC's callback threads down with it and joins them, which must not happen
-// on one of them: there, where the last reference of a call may well end, a channel is only put
-// aside.
+// on one of them (gRPC aborts): there, where the last reference of a call may well end, a channel is
+// only put aside. A call's context holds the channel itself, not our wrapper of it, and may let go of
+// it later than the wrapper: a channel is closed once nobody but the graveyard knows it.
 struct Graveyard {
   std::mutex mutex;
   std::vector<std::shared_ptr<grpc::Channel>> channels;
@@ -123,9 +124,12 @@ void init_grpc() {
 }
 
 void close_dropped_channels() {
-  std::vector<std::shared_ptr<grpc::Channel>> dropped;
+  std::vector<std::shared_ptr<grpc::Channel>> ownerless;  // closed after the lock
   const std::lock_guard lock(graveyard().mutex);
-  dropped.swap(graveyard().channels);
+  auto& channels = graveyard().channels;
+  const auto last = std::ranges::partition(channels, [](const auto& c) { return c.use_count() > 1; });
+  ownerless.assign(std::make_move_iterator(last.begin()), std::make_move_iterator(last.end()));
+  channels.erase(last.begin(), last.end());
 }
 
 Result<std::shared_ptr<grpc::Channel>> make_channel(const ChannelOptions& options) {

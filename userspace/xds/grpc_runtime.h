@@ -16,7 +16,8 @@ namespace meltemi::xds {
 // Sends gRPC's own log lines to ours. Call before any other use of gRPC.
 void init_grpc();
 
-// Closes the channels whose last reference went, wherever that was. Not from one of gRPC's threads.
+// Closes the channels whose last reference went, wherever that was; one that a call's context still
+// holds stays for the next time. Not from one of gRPC's threads.
 void close_dropped_channels();
 
 // A channel of its own connection: gRPC neither shares it nor follows proxy settings of the environment.
