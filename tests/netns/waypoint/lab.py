@@ -165,6 +165,32 @@ def raw(port, data, shut=False, timeout=20):
             out += piece
 
 
+class WithoutGoaway:
+    """Takes GOAWAY out of what h2 is fed, which takes the connection for closed with it. RFC 9113 section
+    6.8: streams that are open go on. `preface`: bytes that come before the first frame."""
+
+    def __init__(self, preface=0):
+        self.preface, self.held, self.goaways = preface, b"", []
+
+    def feed(self, data):
+        self.held += data
+        out = b""
+        if self.preface:
+            if len(self.held) < self.preface:
+                return out
+            out, self.held, self.preface = self.held[:self.preface], self.held[self.preface:], 0
+        while len(self.held) >= 9:
+            size = 9 + int.from_bytes(self.held[:3], "big")
+            if len(self.held) < size:
+                break
+            frame, self.held = self.held[:size], self.held[size:]
+            if frame[3] == 7:
+                self.goaways.append(frame)
+            else:
+                out += frame
+        return out
+
+
 class Echo(http.server.BaseHTTPRequestHandler):
     """Answers with what it received, as JSON."""
     protocol_version = "HTTP/1.1"

@@ -52,7 +52,12 @@ ROUTES = [
     lab.route("/slow/limited", "flaky", prefix_rewrite="/slow", timeout="0.3s"),
     lab.route("/slow/tries", "flaky", prefix_rewrite="/slow",
               retry_policy={"retry_on": "5xx", "num_retries": 1, "per_try_timeout": "0.2s"}),
+    lab.route("/slow/idle", "flaky", prefix_rewrite="/slow", idle_timeout="0.3s"),
     lab.route("/slow", "flaky"),
+    lab.route("/stalled", "flaky", idle_timeout="0.3s"),
+    lab.route("/failing", "budget", retry_policy={
+        "retry_on": "5xx", "num_retries": 1,
+        "retry_back_off": {"base_interval": "0.001s", "max_interval": "0.001s"}}),
     lab.route("/dead", "dead"),
     lab.route("/stream", "stream"),
     lab.route("/ws/off", "sockets", upgrade_configs=[{"upgrade_type": "websocket",
@@ -79,6 +84,17 @@ class Flaky(lab.Echo):
             n = self.count[self.path]
         if self.path.startswith("/slow"):
             time.sleep(1.5)
+        if self.path.startswith("/failing"):
+            time.sleep(0.3)
+            return self.reply(500, b"")
+        if self.path.startswith("/stalled"):
+            self.send_response(200)
+            self.send_header("Content-Length", "10")
+            self.end_headers()
+            self.wfile.write(b"half")
+            time.sleep(1.5)
+            self.close_connection = True
+            return
         if self.path.startswith("/reset"):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
             self.close_connection = True
@@ -166,6 +182,9 @@ class WaypointTest(unittest.TestCase):
                         lab.cluster("b", [ORIGIN_B], "http_protocol_options"),
                         lab.cluster("flaky", [FLAKY]), lab.cluster("sockets", [SOCKETS]),
                         lab.cluster("stream", [STREAM], "http_protocol_options"),
+                        lab.cluster("budget", [FLAKY], circuit_breakers={"thresholds": [{
+                            "retry_budget": {"budget_percent": {"value": 10},
+                                             "min_retry_concurrency": 2}}]}),
                         lab.cluster("dead", [DEAD]), lab.cluster("rpc", [RPC]),
                         lab.cluster("half-dead", [DEAD, ORIGIN_A])]
             listeners = [
@@ -341,6 +360,34 @@ class WaypointTest(unittest.TestCase):
         status, _, body = self.get("/dead")
         self.assertEqual(status, 503)
         self.assertTrue(body.startswith(b"connect_refused"), body)
+
+    def test_idle_streams_end(self):
+        status, _, body = self.get("/slow/idle")
+        self.assertEqual((status, body), (504, b"idle_timeout: stream_idle_timeout\n"))
+        # After the response has begun there is no status left to give: the body is cut.
+        done = subprocess.run(["curl", "-s", "--max-time", "20", URL + "/stalled"],
+                              capture_output=True, timeout=60)
+        self.assertIn(done.returncode, (18, 56))  # too little came, or a reset
+        self.assertEqual(done.stdout, b"half")
+        line = self.lab.log_lines('path="/stalled"')[-1]
+        self.assertIn("reason=idle_timeout", line)
+
+    def metric(self, name):
+        text = lab.curl("http://127.0.0.1:15020/metrics")[2].decode()
+        return sum(int(x.split()[1]) for x in text.splitlines() if x.split(" ")[0] == name)
+
+    def test_the_retry_budget_holds(self):
+        # Each of two workers may have two retries under way, or a tenth of its requests.
+        count = 24
+        before = self.metric("meltemi_retry_budget_exhausted_total")
+        with concurrent.futures.ThreadPoolExecutor(count) as pool:
+            answers = list(pool.map(lambda _: self.get("/failing")[0], range(count)))
+        self.assertEqual(answers, [500] * count, "a retry that may not be made ends with what came")
+        retried = Flaky.count["/failing"] - count
+        self.assertGreater(retried, 0)
+        self.assertLess(retried, count)
+        exhausted = self.metric("meltemi_retry_budget_exhausted_total") - before
+        self.assertEqual(retried + exhausted, count)
 
     def test_limits_have_names(self):
         url = f"http://127.0.0.1:{LIMITS}/"
@@ -518,6 +565,55 @@ class DrainTest(unittest.TestCase):
             while rest:
                 rest = idle.recv(65536)  # what was left of the answer, then the end in order
             idle.close()
+        finally:
+            place.close()
+
+    def test_open_http2_streams_are_finished(self):
+        place = lab.Lab()
+        try:
+            place.serve(STREAM, Stream)
+            process = place.waypoint({"listeners": [lab.listener("web", WEB, [
+                lab.route("/", "s")])], "clusters": [lab.cluster("s", [STREAM],
+                                                                      "http_protocol_options")]}, ports=(WEB,))
+            connection = h2.connection.H2Connection(
+                h2.config.H2Configuration(header_encoding="utf-8"))
+            frames = lab.WithoutGoaway()
+            size, got, open_streams, uploaded = 3_000_000, {1: 0, 3: b""}, {1, 3}, False
+            head = [(":scheme", "http"), (":authority", "a")]
+            with socket.create_connection(("127.0.0.1", WEB), 20) as s:
+                s.settimeout(20)
+                connection.initiate_connection()
+                connection.send_headers(1, [(":method", "GET"), (":path", f"/{size}")] + head,
+                                        end_stream=True)
+                connection.send_headers(3, [(":method", "POST"), (":path", "/upload")] + head +
+                                        [("content-length", "10")])
+                connection.send_data(3, b"first")
+                s.sendall(connection.data_to_send())
+                while open_streams:
+                    piece = s.recv(65536)
+                    self.assertTrue(piece, "the connection ended with streams open")
+                    for event in connection.receive_data(frames.feed(piece)):
+                        self.assertNotIsInstance(event, h2.events.StreamReset)
+                        if isinstance(event, h2.events.DataReceived) and event.stream_id == 1:
+                            if got[1] == 0:  # both streams are under way
+                                process.send_signal(signal.SIGTERM)
+                            got[1] += len(event.data)
+                        elif isinstance(event, h2.events.DataReceived):
+                            got[3] += event.data
+                        elif isinstance(event, h2.events.StreamEnded):
+                            open_streams.discard(event.stream_id)
+                        if isinstance(event, h2.events.DataReceived):
+                            # Until it is told to go, the client takes no more than the first window.
+                            connection.acknowledge_received_data(event.flow_controlled_length,
+                                                                 event.stream_id)
+                    if frames.goaways and not uploaded:
+                        uploaded = True
+                        connection.send_data(3, b"after", end_stream=True)
+                    s.sendall(connection.data_to_send() if frames.goaways else b"")
+            self.assertTrue(frames.goaways, "no GOAWAY")
+            self.assertEqual(int.from_bytes(frames.goaways[-1][13:17], "big"), 0, "NO_ERROR")
+            self.assertEqual(got, {1: size, 3: b"10"})
+            self.assertEqual(process.wait(30), 0)
         finally:
             place.close()
 
