@@ -40,7 +40,7 @@ class Launcher(unittest.TestCase):
         self.assertEqual(packages(), self.packages)
 
     def test_without_root(self):
-        for verb in ("demo", "test", "bench", "build"):
+        for verb in ("demo", "test", "bench", "build", "check"):
             self.refuses(launch(verb, user=65534), "not root", "sudo")
 
     def test_without_cgroup2(self):
@@ -55,10 +55,27 @@ class Launcher(unittest.TestCase):
         unmount = "for d in $(awk '$3 == \"cgroup2\" {print $2}' /proc/self/mounts); do umount -l $d; done"
         self.refuses(launch("test", before=unmount, user=65534), "not root", "cgroup v2")
 
+    def test_check_tells_what_would_be_installed(self):
+        # dpkg's own list says what is there; an empty one is a machine with nothing.
+        for before, packages_told in (("", False), ("mount -t tmpfs none /var/lib/dpkg", True)):
+            done = launch("check", before=before)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertIn("can run the mesh", done.stdout)
+            self.assertEqual(" clang-19 " in done.stdout and " haproxy " in done.stdout, packages_told, done.stdout)
+
+    def test_without_io_uring_it_warns_and_goes_on(self):
+        forbid = ("echo 2 > /dev/shm/$$; mount --bind /dev/shm/$$ /proc/sys/kernel/io_uring_disabled; "
+                  "rm /dev/shm/$$")
+        done = launch("check", before=forbid)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("epoll", done.stderr)
+        self.assertIn("sysctl kernel.io_uring_disabled=0", done.stderr)
+        self.assertNotIn("epoll", launch("check").stderr)
+
     def test_help_needs_nothing(self):
         done = launch("--help", user=65534)
         self.assertEqual(done.returncode, 0, done.stderr)
-        for verb in ("demo", "test", "bench", "build"):
+        for verb in ("demo", "test", "bench", "build", "check"):
             self.assertIn(verb, done.stdout)
 
 
