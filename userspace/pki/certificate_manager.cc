@@ -33,6 +33,8 @@ struct Waiter {
 struct Entry {
   CertificateEntry shown;
   double random = 0.5;       // of this certificate's renewal time
+  bool came_old = false;     // past its renewal time already when it came
+  WallTime since{};          // its lifetime counts from here, if that is later than it says itself
   MonoTime retry_at{};       // not before, after a failure
   bool urgent = false, in_flight = false, renew_now = true;
   uint64_t generation = 0;   // of the identity's registration: answers for older ones are dropped
@@ -87,11 +89,17 @@ struct CertificateManager::Impl : std::enable_shared_from_this<Impl> {
 
 namespace {
 
+// REQUIRES: there is a certificate.
+WallTime rotation_of(const Entry& entry) {
+  const WorkloadCertificate& cert = *entry.shown.certificate;
+  return rotation_due(std::max(cert.not_before, entry.since), cert.not_after, entry.random);
+}
+
 bool due(const Entry& entry, WallTime now, MonoTime mono) {
   if (entry.in_flight || mono < entry.retry_at) return false;
   const auto& cert = entry.shown.certificate;
   return entry.renew_now || cert == nullptr ||
-         now >= rotation_due(cert->not_before, cert->not_after, entry.random);
+         now >= rotation_of(entry);
 }
 
 }  // namespace
@@ -113,6 +121,12 @@ void CertificateManager::Impl::succeed(Entry& entry, WorkloadCertificatePtr cert
   entry.shown.last_error.clear();
   entry.shown.failures = 0;
   entry.random = unit();
+  // An old answer is asked for again at once. If that one is old too, the CA dates certificates back
+  // by more than they live, and asking on would never end.
+  const WallTime now = std::chrono::system_clock::now();
+  const bool old = now >= rotation_due(certificate->not_before, certificate->not_after, entry.random);
+  entry.since = old && entry.came_old ? now : WallTime{};
+  entry.came_old = old;
   entry.retry_at = {};
   entry.renew_now = entry.urgent = false;
   for (Waiter& waiter : std::exchange(entry.waiters, {})) {
@@ -233,7 +247,7 @@ void CertificateManager::Impl::run() {
       for (const Waiter& waiter : entry.waiters) wait = std::min(wait, waiter.deadline - mono);
       if (entry.retry_at > mono) wait = std::min(wait, entry.retry_at - mono);
       if (const auto& cert = entry.shown.certificate; cert && !entry.in_flight) {
-        const auto at = rotation_due(cert->not_before, cert->not_after, entry.random);
+        const auto at = rotation_of(entry);
         if (at > now) wait = std::min<Duration>(wait, at - now);
         wait = std::min<Duration>(wait, std::max<Duration>(cert->not_after - now, Duration(0)));
       }

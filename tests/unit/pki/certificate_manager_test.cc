@@ -80,6 +80,17 @@ TEST_F(ManagerTest, RenewsPastHalfLifeWithoutAGap) {
   EXPECT_GT(manager.current(web)->not_after, now() + seconds(3000));
 }
 
+TEST_F(ManagerTest, ShortLivesThatAreDatedBackAreNoHotLoop) {
+  ttl = seconds(60);  // and the CA dates it back by five minutes
+  CertificateManager manager({}, honest());
+  ASSERT_TRUE(wait_for(manager, web));
+  for (const auto end = MonoClock::now() + kPatience; calls < 2 && MonoClock::now() < end;) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  std::this_thread::sleep_for(std::chrono::milliseconds(500));
+  EXPECT_EQ(calls, 2) << "an old answer is asked for again once";
+}
+
 TEST_F(ManagerTest, ARefusalIsToldAtOnceAndTriedAgain) {
   std::atomic<bool> refuse{true};
   CertificateManager manager({}, [&](SigningRequest request, SigningDone done) {
