@@ -14,6 +14,7 @@ import threading
 import h2.config
 import h2.connection
 import h2.events
+import lab
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -74,6 +75,7 @@ class Client:
         raw = socket.create_connection(address, 20, source_address=(source, 0) if source else None)
         self.tls = identity.context(False).wrap_socket(raw)
         self.peer = spiffe_of(self.tls)
+        self.serial = self.tls.getpeercert()["serialNumber"]
         self.h2 = h2.connection.H2Connection(h2.config.H2Configuration(
             header_encoding="utf-8", validate_outbound_headers=False))
         self.h2.initiate_connection()
@@ -131,6 +133,7 @@ class Endpoint:
         self.name, self.context = name, identity.context(True)
         self.tunnels = 0
         self.live = []
+        self.serials = set()  # of the certificates that callers have shown
         self.listener = socket.create_server((ip, 15008))
         threading.Thread(target=self.accept, daemon=True).start()
 
@@ -147,6 +150,7 @@ class Endpoint:
             tls = self.context.wrap_socket(connection, server_side=True)
             self.tunnels += 1
             self.live.append(tls)
+            self.serials.add(tls.getpeercert()["serialNumber"])
             with tls:
                 self.talk(tls, spiffe_of(tls))
         except OSError:
@@ -158,12 +162,12 @@ class Endpoint:
                                       validate_inbound_headers=False))
         session.initiate_connection()
         tls.sendall(session.data_to_send())
-        streams = {}
+        streams, frames = {}, lab.WithoutGoaway(preface=24)
         while True:
             piece = tls.recv(65536)
             if not piece:
                 return
-            for event in session.receive_data(piece):
+            for event in session.receive_data(frames.feed(piece)):
                 if isinstance(event, h2.events.RequestReceived):
                     streams[event.stream_id] = [dict(event.headers), b""]
                     session.send_headers(event.stream_id, [(":status", "200")])
@@ -193,5 +197,6 @@ class Endpoint:
         self.live.clear()
 
     def close(self):
+        self.listener.shutdown(socket.SHUT_RDWR)  # or accept() sleeps on, and wakes up on another's descriptor
         self.listener.close()
         self.cut()

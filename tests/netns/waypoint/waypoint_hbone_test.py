@@ -4,11 +4,14 @@ configuration.
 """
 
 import base64
+import collections
+import itertools
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import unittest
 
@@ -174,7 +177,7 @@ class HboneTest(unittest.TestCase):
                    SERVICE_ACCOUNT="waypoint", INSTANCE_IP=WAYPOINT, GATEWAY_NAME="waypoint",
                    XDS_ADDRESS="https://127.0.0.1:15012", XDS_ROOT_CA=f"{ca}/root-cert.pem",
                    AUTH_TOKEN=token, WAYPOINT_WORKER_THREADS="2",
-                   HBONE_LISTEN=f"{WAYPOINT}:15008")
+                   HBONE_LISTEN=f"{WAYPOINT}:15008", SECRET_TTL="20s")
         with open(cls.lab.log, "w") as log:
             cls.process = subprocess.Popen([os.path.join(lab.BIN, "waypoint")], env=env, stderr=log)
         cls.lab.children.append(cls.process)
@@ -283,6 +286,91 @@ class HboneTest(unittest.TestCase):
         self.assertTrue(answer.endswith(b"RBAC: access denied"), answer)
         self.assertTrue(self.seen(identity=self.webapp)["pod"])
         self.assertTrue(self.lab.log_lines("reason=policy_no_allow_match"))
+
+    # --- change under load ----------------------------------------------------------------------
+
+    def under_load(self, act, threads=6):
+        """Runs act() while clients with a tunnel each send requests; returns (path, answer) of all."""
+        answers, errors, over = [], [], threading.Event()
+
+        def send(number):
+            client = hbone.Client((WAYPOINT, 15008), self.webapp, CLIENT)
+            try:
+                for i in itertools.count():
+                    if over.is_set():
+                        return
+                    path = f"/live/{number}/{i}"
+                    head = f"GET {path} HTTP/1.1\r\nHost: catalog\r\n\r\n"
+                    answers.append((path, *client.exchange(VIP, head.encode())))
+            except OSError as e:
+                errors.append(e)
+            finally:
+                client.close()
+
+        workers = [threading.Thread(target=send, args=(n,)) for n in range(threads)]
+        for worker in workers:
+            worker.start()
+        try:
+            act()
+        finally:
+            over.set()
+            for worker in workers:
+                worker.join(60)
+        self.assertEqual(errors, [])
+        for path, status, answer in answers:
+            self.assertEqual(status, "200", path)
+            self.assertTrue(answer.startswith(b"HTTP/1.1 200 "), answer)
+        return answers
+
+    def test_rules_change_between_requests(self):
+        # Three things change at once: the subset, the path, a field of the response.
+        def rules(state):
+            return f"""
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {{name: catalog, namespace: shop}}
+spec:
+  hosts: [catalog]
+  http:
+  - rewrite: {{uri: /{state}/}}
+    headers: {{response: {{set: {{x-state: {state}}}}}}}
+    route: [{{destination: {{host: catalog, subset: {state}}}}}]
+"""
+        def state_of(answer):
+            head, _, body = answer.partition(b"\r\n\r\n")
+            seen = json.loads(body)
+            path = seen["head"].split()[1]
+            field = [x.split(b": ")[1].decode() for x in head.split(b"\r\n")
+                     if x.lower().startswith(b"x-state")]
+            return seen["pod"], path.split("/")[1], field[0] if field else ""
+
+        self.apply("live", rules("v1"))
+        self.wait(lambda: state_of(self.request("/x")[1]) == ("v1",) * 3)
+
+        def flip():
+            for i in range(12):
+                state = ("v2", "v1")[i % 2]
+                write(f"{self.config}/live.yaml", rules(state))
+                self.wait(lambda: state_of(self.request("/x")[1])[0] == state)
+
+        answers = self.under_load(flip)
+        states = collections.Counter(state_of(answer) for _, _, answer in answers)
+        self.assertEqual(set(states), {("v1",) * 3, ("v2",) * 3}, "nothing between the two")
+
+    def test_the_certificate_is_renewed_between_requests(self):
+        def serial():
+            client = hbone.Client((WAYPOINT, 15008), self.webapp, CLIENT)
+            client.close()
+            return client.serial
+
+        first = serial()
+        def renewed():
+            self.wait(lambda: serial() != first, 60)
+            # New requests show the new certificate to the endpoints too, although the old tunnels and
+            # the connections in them could have gone on.
+            self.wait(lambda: all(serial() in e.serials for e in self.endpoints.values()), 60)
+
+        self.assertGreater(len(self.under_load(renewed)), 10)
 
     def test_no_open_proxy(self):
         for authority in ("127.0.0.1:15000", "169.254.169.254:80", f"{CATALOG_1}:8080",
