@@ -149,7 +149,32 @@ class Analysis {
       return;
     }
     destination_port(*service, destination, field);
-    if (!destination.subset().empty()) subset(*service, destination.subset(), field + ".subset");
+    if (destination.subset().empty()) return;
+    subset(*service, destination.subset(), field + ".subset");
+    chosen_elsewhere(vs, *service, destination.subset(), field + ".subset");
+  }
+
+  // The waypoint of another Service that the rules are for cannot choose among pods that it may only
+  // reach through their own waypoint.
+  void chosen_elsewhere(const Object& vs, const Object& destination, const std::string& subset,
+                        const std::string& field) {
+    WaypointBinding theirs = resolve_waypoint(view_, destination, Traffic::kService);
+    if (!theirs.bound) return;
+    for (const std::string& host : vs.as<kube::VirtualService>().spec().hosts()) {
+      ObjectPtr service = service_of(expand_host(host, vs.ns(), names_.cluster_domain));
+      if (!service) continue;
+      WaypointBinding ours = resolve_waypoint(view_, *service, Traffic::kService);
+      if (!ours.bound || (ours.ns == theirs.ns && ours.gateway == theirs.gateway)) continue;
+      add(Severity::kWarning, kCodeIneffectivePolicy, field,
+          fmt::format("requests are refused: subset {} of {} lies behind waypoint {}/{}, and the "
+                      "waypoint {}/{} of {} cannot choose there",
+                      subset, destination.key().to_string(), theirs.ns, theirs.gateway, ours.ns,
+                      ours.gateway, service->key().to_string()),
+          fmt::format("Choose the subset in a VirtualService for {}, or bind both Services to one "
+                      "waypoint",
+                      destination.name()));
+      return;
+    }
   }
 
   void destination_port(const Object& service, const net::Destination& destination,
@@ -429,6 +454,26 @@ class Analysis {
 };
 
 }  // namespace
+
+std::optional<Condition> waypoint_bound(const ObjectStore& store, const Object& service,
+                                        const MeshNames& names) {
+  EnrolledPods nobody;
+  View view(&store, &nobody, &names);
+  WaypointBinding binding = resolve_waypoint(view, service, Traffic::kService);
+  if (binding.reason.empty()) return std::nullopt;
+  Condition out{"istio.io/WaypointBound", binding.reason == "WaypointAccepted", binding.reason,
+                binding.message};
+  if (!out.status) return out;
+  ObjectPtr gateway = store.find(Kind::kGateway, binding.ns, binding.gateway);
+  for (const auto& condition : gateway->as<kube::Gateway>().status().conditions()) {
+    if (condition.type() == "Programmed" && condition.status() == "True") return out;
+  }
+  out.status = false;
+  out.reason = "WaypointIsNotReady";
+  out.message = fmt::format("{}, which is not ready; traffic is refused until it is",
+                            binding.message);
+  return out;
+}
 
 Problems analyze(const ObjectStore& store, const MeshNames& names) {
   Analysis analysis(store, names);

@@ -5,6 +5,7 @@
 #include "envoy/config/cluster/v3/cluster.pb.h"
 #include "envoy/config/endpoint/v3/endpoint.pb.h"
 #include "tests/unit/config/fixture.h"
+#include "userspace/config/analyze.h"
 
 namespace meltemi::config {
 namespace {
@@ -164,6 +165,12 @@ TEST(WaypointChain, ASubsetOrAHeadlessServiceIsRefusedWithTheReason) {
   EXPECT_THAT(mesh.ways(kSubset), IsEmpty());
   EXPECT_EQ(mesh.told(kSubset, "refused"), "unsupported");
   EXPECT_THAT(mesh.told(kSubset, "message"), HasSubstr("subset v1"));
+  std::string found;
+  for (const Problem& p : analyze_object(mesh.store(), {Kind::kVirtualService, "shop", "front"})) {
+    found += p.to_string();
+  }
+  EXPECT_THAT(found, HasSubstr("spec.http[0].route[0].destination.subset: requests are refused"))
+      << "and it is said when the rule is written";
 
   std::string headless(kServices);
   headless.replace(headless.find("10.96.0.2"), 9, "None");
@@ -171,6 +178,23 @@ TEST(WaypointChain, ASubsetOrAHeadlessServiceIsRefusedWithTheReason) {
   mesh.put("vs.yaml", send_to("host: back.far.svc.cluster.local"));
   EXPECT_THAT(mesh.ways(kBack), IsEmpty());
   EXPECT_THAT(mesh.told(kBack, "message"), HasSubstr("headless"));
+}
+
+TEST(WaypointChain, AServicesConditionSaysWhichWaypointServesIt) {
+  Chain mesh;
+  const auto bound = [&](std::string_view ns, std::string_view name) {
+    return waypoint_bound(mesh.store(), *mesh.store().find(Kind::kService, ns, name));
+  };
+  EXPECT_EQ(bound("far", "back")->reason, "WaypointIsNotReady");
+  EXPECT_FALSE(bound("far", "back")->status);
+  std::string ready = gateway("far", "second", "service");
+  ready += "status: {conditions: [{type: Programmed, status: \"True\"}]}\n";
+  mesh.put("gateways.yaml", ready + gateway("shop", "first", "workload"));
+  EXPECT_EQ(bound("far", "back")->reason, "WaypointAccepted");
+  EXPECT_THAT(bound("far", "back")->message, HasSubstr("far/second"));
+  EXPECT_TRUE(bound("far", "back")->status);
+  EXPECT_EQ(bound("shop", "front")->reason, "UnsupportedTrafficType");
+  EXPECT_FALSE(bound("shop", "first")) << "a waypoint's own Service asks for none";
 }
 
 TEST(WaypointChain, APodBehindAWorkloadWaypointIsCalledThroughIt) {
