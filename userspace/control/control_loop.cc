@@ -135,6 +135,8 @@ void ControlPlane::settle(std::vector<ObjectChange> changes) {
   const std::set<std::string> namespaces = namespaces_of(changes);
   generate(namespaces, &changes);
   const bool pods_changed = pods_.apply(changes);
+  // The kernel's truth first: no translation may call an enrolled pod plaintext.
+  if (pods_changed) count_enrolled_again(changes);
   board_.note(changes);
   publish(translator_.apply(changes));
   std::set<std::string> with_generated = namespaces;

@@ -108,11 +108,12 @@ xds::ServerHooks ControlPlane::hooks() {
   out.report = [this](const xds::Caller& caller, const node::v1::NodeReport& report) -> Status {
     MELTEMI_TRY(access_.may_report(caller, report.node()));
     Report taken{.node = report.node(), .enrolled = {}};
+    if (report.pods_size() > kMaxReportedPods) {
+      return fail(Reason::kLimitExceeded, Fault::kDownstream,
+                  fmt::format("more than {} pods of one node", kMaxReportedPods));
+    }
     for (const auto& pod : report.pods()) {
-      if (!pod.enrolled()) continue;
-      const auto known = pods_.find_uid(pod.uid());
-      // An agent speaks for its own node only.
-      if (known && known->node == report.node()) taken.enrolled.insert(pod.uid());
+      if (pod.enrolled()) taken.enrolled.insert(pod.uid());
     }
     {
       const std::lock_guard lock(reports_mutex_);
@@ -149,8 +150,6 @@ Status ControlPlane::run(int stop_fd) {
     const MonoTime now = MonoClock::now();
     next_identity_ = now + kIdentityCheck;
     next_rotation_ = now + kRotationCheck;
-    // The kernel's truth first: the first translation must not call an enrolled pod plaintext.
-    for (const auto& [node, uids] : enrolled_.by_node()) translator_.set_enrolled(node, uids);
   }
   MELTEMI_TRY(start_servers());
   loop(stop_fd);
@@ -158,14 +157,14 @@ Status ControlPlane::run(int stop_fd) {
   server_.stop(std::chrono::duration_cast<std::chrono::milliseconds>(settings_.drain));
   monitoring_.stop();
   const std::lock_guard lock(mutex_);
-  return enrolled_.save(pods_.uids());
+  return loaded_ ? enrolled_.save(pods_.uids()) : Status();
 }
 
 Duration ControlPlane::next_wake(MonoTime now) const {
   MonoTime next = std::min(next_identity_, next_rotation_);
   if (!ready_ && empty_since_ != MonoTime{}) next = std::min(next, empty_since_ + kConfirm);
   if (analyze_due_) next = std::min(next, next_analysis_);
-  if (enrolled_.dirty()) next = std::min(next, next_save_);
+  if (loaded_ && enrolled_.dirty()) next = std::min(next, next_save_);
   if (retry_source_ != MonoTime{}) next = std::min(next, retry_source_);
   for (const auto& [path, when] : held_) next = std::min(next, when);
   return std::max<Duration>(next - now, Duration(0));
@@ -213,8 +212,36 @@ void ControlPlane::take_reports() {
     if (!enrolled_.set(report.node, report.enrolled)) continue;
     scope.info("node {} reports {} enrolled pods", report.node, report.enrolled.size());
     next_save_ = MonoClock::now() + kSaveEvery;
-    publish(translator_.set_enrolled(report.node, std::move(report.enrolled)));
+    count_enrolled(report.node);
   }
+}
+
+// An agent speaks for the pods of its own node only.
+void ControlPlane::count_enrolled(const std::string& node) {
+  const auto reported = enrolled_.by_node().find(node);
+  if (reported == enrolled_.by_node().end()) return;
+  std::set<std::string> counted;
+  for (const std::string& uid : reported->second) {
+    const auto pod = pods_.find_uid(uid);
+    if (pod && pod->node == node) counted.insert(uid);
+  }
+  publish(translator_.set_enrolled(node, std::move(counted)));
+}
+
+// A report may come before the objects of its pods are read, above all after a start: they count from
+// their first translation on.
+void ControlPlane::count_enrolled_again(const std::vector<config::ObjectChange>& changes) {
+  if (enrolled_.by_node().empty()) return;
+  std::set<std::string> nodes;
+  for (const config::ObjectChange& change : changes) {
+    if (change.key.kind != config::Kind::kPod) continue;
+    for (const auto& pod : {change.before, change.after}) {
+      if (pod != nullptr) nodes.insert(pod->as<config::kube::Pod>().spec().node_name());
+    }
+  }
+  for (const std::string& node : nodes) count_enrolled(node);
+  enrolled_.save_again();
+  next_save_ = MonoClock::now() + kSaveEvery;
 }
 
 void ControlPlane::timers(MonoTime now) {
@@ -229,7 +256,8 @@ void ControlPlane::timers(MonoTime now) {
     publish_statuses();
     files_.retry();
   }
-  if (enrolled_.dirty() && now >= next_save_) {
+  // Before the pods are known nobody can say which of them are alive.
+  if (loaded_ && enrolled_.dirty() && now >= next_save_) {
     next_save_ = now + kSaveEvery;
     if (const Status saved = enrolled_.save(pods_.uids()); !saved) {
       scope.error("enrolled pods not kept: {}", saved.error().to_string());

@@ -43,6 +43,7 @@ inline constexpr size_t kShrinkFiles = 20;
 inline constexpr std::chrono::milliseconds kConfirm{1000};
 inline constexpr std::chrono::milliseconds kAnalyzeEvery{1000};
 inline constexpr std::chrono::milliseconds kSaveEvery{200};
+inline constexpr int kMaxReportedPods = 10'000;  // of one node; a kubelet runs 110 unless told otherwise
 inline constexpr std::chrono::seconds kIdentityCheck{30};
 inline constexpr std::chrono::hours kRotationCheck{1};
 inline constexpr std::chrono::seconds kSourceRetry{1};
@@ -79,7 +80,7 @@ class ControlPlane {
  private:
   struct Report {
     std::string node;
-    std::set<std::string> enrolled;
+    std::set<std::string> enrolled;  // as reported; which of them count depends on the pods known
   };
 
   ControlPlane(Settings settings, pki::PublicKey token_key,
@@ -94,6 +95,8 @@ class ControlPlane {
   // The loop's steps. REQUIRE the lock.
   void read_source(MonoTime now);
   void take_reports();
+  void count_enrolled(const std::string& node);
+  void count_enrolled_again(const std::vector<config::ObjectChange>& pods);
   void timers(MonoTime now);
   void apply(const FileEvent& event, std::vector<config::ObjectChange>* changes);
   void release_held(MonoTime now, std::vector<config::ObjectChange>* changes);

@@ -19,8 +19,9 @@ class EnrolledPods {
   bool set(const std::string& node, std::set<std::string> pod_uids);
   const std::map<std::string, std::set<std::string>>& by_node() const { return by_node_; }
 
-  // Writes the file if something changed since the last call. Uids that are not in `alive` are left out.
+  // Writes the file if something changed since the last call, or save_again(). Uids that are not in `alive` are left out.
   Status save(const std::set<std::string>& alive);
+  void save_again() { dirty_ = true; }  // other pods are alive
   bool dirty() const { return dirty_; }
 
  private:

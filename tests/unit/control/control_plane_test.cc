@@ -330,6 +330,22 @@ TEST_F(ControlPlaneTest, APodIsHboneOnlyWhileItsAgentSaysSo) {
   ASSERT_TRUE(addresses.wait_hbone(kWebUid, false));
 }
 
+// Reports and objects come by different ways: either may be first.
+TEST_F(ControlPlaneTest, AReportCountsForPodsThatComeAfterIt) {
+  start();
+  report("node1", {"uid-late", "uid-elsewhere"});
+  ASSERT_TRUE(eventually([&] { return reporter->acknowledged(); }));
+  reporter.reset();  // it says it once
+  put_pod("late", "uid-late", "web", "node1", "10.244.1.9");
+  put_pod("elsewhere", "uid-elsewhere", "web", "node2", "10.244.2.9");
+  Seen addresses;
+  xds::DeltaClient client(channel(ztunnel_token()), node_of("ztunnel"));
+  client.subscribe(xds::kTypeAddress, addresses.handler());
+  ASSERT_TRUE(client.start());
+  ASSERT_TRUE(addresses.wait_hbone("Kubernetes//Pod/shop/late", true));
+  ASSERT_TRUE(addresses.wait_hbone("Kubernetes//Pod/shop/elsewhere", false));
+}
+
 TEST_F(ControlPlaneTest, ARestartDoesNotCallEnrolledPodsPlaintext) {
   start();
   report("node1", {"uid-web"});
