@@ -8,6 +8,7 @@
 #include <openssl/pem.h>
 #include <openssl/x509v3.h>
 
+#include <atomic>
 #include <memory>
 #include <string>
 
@@ -79,7 +80,7 @@ class TestCa {
 
  private:
   static X509* make(const char* name, EVP_PKEY* key, X509* issuer, long from, long to) {
-    static long serial = 1;
+    static std::atomic<long> serial = 1;  // workers make certificates of their own
     X509* x = X509_new();
     X509_set_version(x, 2);
     ASN1_INTEGER_set(X509_get_serialNumber(x), ++serial);

@@ -345,6 +345,7 @@ TEST_P(TunnelTest, StalledStreamDoesNotHoldOthersUp) {
   make(app.address);
   during([&] {
     UniqueFd stalled = dial(near->address);
+    while (n == 0) std::this_thread::sleep_for(milliseconds(1));  // the other must not overtake it
     std::vector<char> b(1 << 20, 'x');
     for (int idle = 0; idle < 40;) {
       if (send(stalled.get(), b.data(), b.size(), MSG_DONTWAIT | MSG_NOSIGNAL) > 0) {
