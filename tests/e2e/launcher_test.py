@@ -18,7 +18,10 @@ def launch(*argv, before="", user=None):
     script = f'{before}\nexec "$@"'
     command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh"]
     if user is not None:
-        command += ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
+        # Not root, but able to read a clone below /root.
+        capabilities = "+dac_override,+dac_read_search"
+        command += ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups",
+                    f"--inh-caps={capabilities}", f"--ambient-caps={capabilities}"]
     return subprocess.run([*command, LAUNCHER, *argv], text=True, capture_output=True, timeout=60)
 
 
