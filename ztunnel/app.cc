@@ -102,23 +102,14 @@ Status App::start_workers() {
 }
 
 Status App::start_operators() {
-  admin_.route("/config_dump", "GET", [this](const telemetry::HttpRequest&) { return dump(); });
-  telemetry::add_admin_routes(admin_, settings_.log_level, [this] { quit_ = true; });
-  admin_.route("/", "GET", [](const telemetry::HttpRequest&) {
+  operators_.admin().route("/config_dump", "GET",
+                           [this](const telemetry::HttpRequest&) { return dump(); });
+  operators_.admin().route("/", "GET", [](const telemetry::HttpRequest&) {
     return telemetry::HttpResponse{200, "GET /config_dump\nPOST /logging?level=...\n"
                                         "POST /quitquitquit\n"};
   });
-  telemetry::add_metrics_routes(metrics_server_, registry_);
-  telemetry::add_readiness_route(readiness_server_, readiness_);
-  const auto serve = [](telemetry::HttpServer& server, std::string_view row, const std::string& at) {
-    Status started = server.start({*SocketAddress::parse(at)});
-    if (started) return started;
-    started.error().detail = fmt::format("--{}: {}", row, started.error().detail);
-    return started;
-  };
-  MELTEMI_TRY(serve(admin_, "admin-listen", settings_.admin_listen));
-  MELTEMI_TRY(serve(metrics_server_, "metrics-listen", settings_.metrics_listen));
-  return serve(readiness_server_, "readiness-listen", settings_.readiness_listen);
+  return operators_.start(settings_.operators, registry_, readiness_, settings_.logging.levels,
+                          [this] { quit_ = true; });
 }
 
 // On the thread that applies configuration.
@@ -154,9 +145,7 @@ void App::shutdown(const std::function<bool()>& urgent) {
   if (feed_) feed_->stop();
   if (certificates_) certificates_->stop();
   // Operators look at the workers: they go first.
-  admin_.stop();
-  metrics_server_.stop();
-  readiness_server_.stop();
+  operators_.stop();
   pool_->run_on_all([this](rt::Worker& w) { shared_.workers[w.index()].reset(); });
   pool_->stop();
   pool_.reset();

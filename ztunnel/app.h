@@ -49,7 +49,7 @@ class App {
   std::unique_ptr<MeshFeed> feed_;
   std::unique_ptr<PodManager> pods_;
   std::unique_ptr<ZdsClient> zds_;
-  telemetry::HttpServer admin_, metrics_server_, readiness_server_;
+  telemetry::OperatorPorts operators_;
   bool zds_started_ = false;
   std::atomic<bool> quit_{false};
 };

@@ -15,7 +15,7 @@ log::Scope scope("certificates");
 
 pki::CertificateManagerOptions manager_options(const Settings& s) {
   pki::CertificateManagerOptions o;
-  o.ttl = std::chrono::duration_cast<std::chrono::seconds>(s.secret_ttl);
+  o.ttl = std::chrono::duration_cast<std::chrono::seconds>(s.discovery.secret_ttl);
   o.impersonate = s.shared();
   return o;
 }
@@ -41,7 +41,7 @@ Result<UniqueFd> lock_directory(const std::string& directory) {
 Result<pki::Signer> local_signer(const Settings& s) {
   pki::AuthorityOptions options;
   options.directory = s.local_ca_dir;
-  options.trust_domain = s.trust_domain;
+  options.trust_domain = s.discovery.trust_domain;
   const UniqueFd lock = MELTEMI_TRY(lock_directory(s.local_ca_dir));
   std::shared_ptr<pki::CertificateAuthority> authority =
       MELTEMI_TRY(pki::CertificateAuthority::open(options, std::chrono::system_clock::now()));
@@ -55,12 +55,7 @@ Result<pki::Signer> local_signer(const Settings& s) {
 
 Result<pki::Signer> make_signer(const Settings& s) {
   if (!s.local_ca_dir.empty()) return local_signer(s);
-  xds::ChannelOptions channel;
-  channel.address = s.ca_address.empty() ? s.xds_address : s.ca_address;
-  channel.root_ca = s.ca_root_ca.empty() ? s.xds_root_ca : s.ca_root_ca;
-  channel.token_file = s.auth_token;
-  channel.server_name = s.ca_server_name.empty() ? s.xds_server_name : s.ca_server_name;
-  channel.cluster_id = s.cluster_id;
+  xds::ChannelOptions channel = s.discovery.certificate_authority();
   MELTEMI_TRY(xds::check_address(channel.address));
   auto client = std::make_shared<xds::CaClient>(std::move(channel));
   return pki::Signer([client](pki::SigningRequest request, pki::SigningDone done) {
@@ -71,7 +66,7 @@ Result<pki::Signer> make_signer(const Settings& s) {
 
 Certificates::Certificates(const Settings& settings, pki::Signer signer, Shared& shared)
     : shared_(shared),
-      node_(settings.node_name),
+      node_(settings.discovery.node_name),
       manager_(std::make_unique<pki::CertificateManager>(
           manager_options(settings), std::move(signer),
           [this](const model::Identity& identity, const pki::WorkloadCertificatePtr& certificate) {

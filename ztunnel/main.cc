@@ -45,8 +45,7 @@ int main(int argc, char** argv) {
   sigaddset(&signals, SIGINT);
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   signal(SIGPIPE, SIG_IGN);
-  const auto format = settings.log_format == "json" ? log::Format::kJson : log::Format::kPlain;
-  if (Status s = log::init(settings.log_level, format); !s) return complain(s.error());
+  if (Status s = settings.logging.init(); !s) return complain(s.error());
 
   rt::keep_memory_mapped();
 

@@ -13,19 +13,6 @@ log::Scope scope("xds");
 
 constexpr const char* kReadyTask = "state manager";
 
-xds::Node make_own_node(const Settings& s) {
-  xds::Node node =
-      xds::make_node("ztunnel", s.instance_ip.empty() ? "1.1.1.1" : s.instance_ip, s.pod_name,
-                     s.pod_namespace, "cluster.local");
-  node.metadata = {{"NAME", s.pod_name},
-                   {"NAMESPACE", s.pod_namespace},
-                   {"NODE_NAME", s.node_name},
-                   {"INSTANCE_IPS", s.instance_ip},
-                   {"SERVICE_ACCOUNT", "ztunnel"},
-                   {"CLUSTER_ID", s.cluster_id}};
-  return node;
-}
-
 }  // namespace
 
 MeshFeed::MeshFeed(const Settings& settings, model::MeshStore& store,
@@ -43,17 +30,13 @@ Status MeshFeed::start() {
     scope.info("{}: {} workloads, {} policies", settings_.local_xds_path,
                store_.snapshot()->workload_count(), store_.snapshot()->policy_count());
   }
-  if (settings_.xds_address.empty()) {
+  if (settings_.discovery.address.empty()) {
     readiness_.done(kReadyTask);
     return {};
   }
-  xds::ChannelOptions channel;
-  channel.address = settings_.xds_address;
-  channel.root_ca = settings_.xds_root_ca;
-  channel.token_file = settings_.auth_token;
-  channel.server_name = settings_.xds_server_name;
-  channel.cluster_id = settings_.cluster_id;
-  client_ = std::make_unique<xds::DeltaClient>(std::move(channel), make_own_node(settings_));
+  client_ = std::make_unique<xds::DeltaClient>(
+      settings_.discovery.control_plane(),
+      settings_.discovery.node("ztunnel", "ztunnel", "cluster.local"));
   // Policies first: a workload that names one which is not there is closed.
   client_->subscribe(xds::kTypeAuthorization,
                      [this](const xds::Update& u) { return on_policies(u); });

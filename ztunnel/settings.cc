@@ -5,8 +5,6 @@
 #include <algorithm>
 #include <charconv>
 
-#include "userspace/base/address.h"
-
 namespace meltemi::ztunnel {
 namespace {
 
@@ -27,36 +25,14 @@ Status one_of(std::string_view row, std::string_view value,
 }  // namespace
 
 void Settings::describe(ConfigTable& t) {
-  t.text(&log_level, "log-level", "LOG_LEVEL",
-         "Level, and levels of scopes: info, or warn,access=info.");
-  t.text(&log_format, "log-format", "LOG_FORMAT", "plain or json.");
+  logging.describe(t);
   t.text(&proxy_mode, "proxy-mode", "PROXY_MODE",
          "shared: serve the pods that the agent names. dedicated: serve one workload in the own "
          "network namespace.");
   t.text(&workload_info, "workload-info", "PROXY_WORKLOAD_INFO",
          "Dedicated mode: namespace/name/serviceaccount of the workload.");
   t.text(&zds_socket, "zds-socket", "INPOD_UDS", "The agent's ZDS socket.");
-  t.text(&node_name, "node-name", "NODE_NAME", "Kubernetes node; its workloads' certificates are "
-         "fetched ahead.");
-  t.text(&network, "network", "NETWORK", "Network of this node.");
-  t.text(&cluster_id, "cluster-id", "CLUSTER_ID", "Cluster of this node.");
-  t.text(&trust_domain, "trust-domain", "TRUST_DOMAIN", "Trust domain of local identities.");
-  t.text(&pod_name, "pod-name", "POD_NAME", "Own pod, for the xDS node id.");
-  t.text(&pod_namespace, "pod-namespace", "POD_NAMESPACE", "Own namespace, for the xDS node id.");
-  t.text(&instance_ip, "instance-ip", "INSTANCE_IP", "Own address, for the xDS node id.");
-  t.text(&xds_address, "xds-address", "XDS_ADDRESS",
-         "Control plane; empty: none, use --local-xds-path.");
-  t.text(&xds_root_ca, "xds-root-ca", "XDS_ROOT_CA", "PEM file, inline PEM, or SYSTEM.");
-  t.text(&xds_server_name, "xds-server-name", "ALT_XDS_HOSTNAME",
-         "Name expected in the control plane's certificate instead of its address.");
-  t.text(&ca_address, "ca-address", "CA_ADDRESS", "Certificate authority; empty: as the control "
-         "plane.");
-  t.text(&ca_root_ca, "ca-root-ca", "CA_ROOT_CA", "As --xds-root-ca, for the CA; empty: the same.");
-  t.text(&ca_server_name, "ca-server-name", "ALT_CA_HOSTNAME",
-         "Name expected in the CA's certificate instead of its address.");
-  t.text(&auth_token, "auth-token", "AUTH_TOKEN", "File with the bearer token.");
-  t.duration(&secret_ttl, "secret-ttl", "SECRET_TTL", seconds(10), hours(24 * 365),
-             "Lifetime asked for in certificate requests.");
+  discovery.describe(t);
   t.text(&local_xds_path, "local-xds-path", "LOCAL_XDS_PATH",
          "YAML file with workloads, services and policies, read once.");
   t.text(&local_ca_dir, "local-ca-dir", "LOCAL_CA_DIR",
@@ -112,14 +88,11 @@ void Settings::describe(ConfigTable& t) {
              "How long open connections may go on after SIGTERM; 0s: from the grace period.");
   t.number(&grace_seconds, "termination-grace-period", "TERMINATION_GRACE_PERIOD_SECONDS",
            "seconds", 0, 604800, "The pod's grace period.");
-  t.text(&admin_listen, "admin-listen", "ADMIN_LISTEN", "Address of /config_dump and the like.");
-  t.text(&metrics_listen, "metrics-listen", "METRICS_LISTEN", "Address of /metrics.");
-  t.text(&readiness_listen, "readiness-listen", "READINESS_LISTEN", "Address of /healthz/ready.");
+  operators.describe(t);
 }
 
 Status Settings::check() const {
   MELTEMI_TRY(one_of("proxy-mode", proxy_mode, {"shared", "dedicated"}));
-  MELTEMI_TRY(one_of("log-format", log_format, {"plain", "json"}));
   MELTEMI_TRY(one_of("io-backend", io_backend, {"auto", "uring", "epoll"}));
   MELTEMI_TRY(one_of("enable-orig-src", preserve_source, {"auto", "true", "false"}));
   if (!shared() && std::count(workload_info.begin(), workload_info.end(), '/') != 2) {
@@ -127,19 +100,13 @@ Status Settings::check() const {
                            "namespace/name/serviceaccount",
                            workload_info));
   }
-  if (xds_address.empty() && local_xds_path.empty()) {
+  if (discovery.address.empty() && local_xds_path.empty()) {
     return bad("neither xds-address nor local-xds-path is set: no source of configuration");
   }
-  if (ca_address.empty() && xds_address.empty() && local_ca_dir.empty()) {
+  if (discovery.ca_address.empty() && discovery.address.empty() && local_ca_dir.empty()) {
     return bad("none of ca-address, xds-address, local-ca-dir is set: no certificate authority");
   }
-  for (const auto& [row, value] : {std::pair("admin-listen", &admin_listen),
-                                   std::pair("metrics-listen", &metrics_listen),
-                                   std::pair("readiness-listen", &readiness_listen)}) {
-    if (!SocketAddress::parse(*value)) {
-      return bad(fmt::format("{} is \"{}\": use address:port", row, *value));
-    }
-  }
+  MELTEMI_TRY(operators.check());
   MELTEMI_TRY(workers(1));
   return {};
 }

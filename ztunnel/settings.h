@@ -8,30 +8,23 @@
 #include "userspace/base/clock.h"
 #include "userspace/base/config.h"
 #include "userspace/base/error.h"
+#include "userspace/base/log_settings.h"
+#include "userspace/telemetry/operator_ports.h"
+#include "userspace/xds/settings.h"
 
 namespace meltemi::ztunnel {
 
 inline constexpr uint16_t kReadinessPort = 15021;
 
 struct Settings {
-  std::string log_level = "info";
-  std::string log_format = "plain";
+  log::Settings logging;
+  xds::ClientSettings discovery{.pod_name = "ztunnel", .pod_namespace = "istio-system"};
+  telemetry::OperatorSettings operators;
 
   // shared: pods are told by the agent over ZDS. dedicated: one workload, own network namespace.
   std::string proxy_mode = "shared";
   std::string workload_info;  // dedicated: namespace/name/serviceaccount
   std::string zds_socket = "/var/run/ztunnel/ztunnel.sock";
-  std::string node_name, network, cluster_id = "Kubernetes", trust_domain = "cluster.local";
-  std::string pod_name = "ztunnel", pod_namespace = "istio-system", instance_ip;
-
-  std::string xds_address = "https://istiod.istio-system.svc:15012";
-  std::string xds_root_ca = "./var/run/secrets/istio/root-cert.pem";
-  std::string xds_server_name;
-  std::string ca_address;   // empty: as xds_address
-  std::string ca_root_ca;   // empty: as xds_root_ca
-  std::string ca_server_name;
-  std::string auth_token = "./var/run/secrets/tokens/istio-token";
-  Duration secret_ttl = std::chrono::hours(24);
   std::string local_xds_path;  // a file of workloads, services and policies
   std::string local_ca_dir;    // a certificate authority of its own, for tests and single machines
 
@@ -63,9 +56,6 @@ struct Settings {
 
   Duration drain_deadline{};                            // CONNECTION_TERMINATION_DEADLINE
   int64_t grace_seconds = 0;                            // TERMINATION_GRACE_PERIOD_SECONDS
-  std::string admin_listen = "127.0.0.1:15000";
-  std::string metrics_listen = "[::]:15020";
-  std::string readiness_listen = "[::]:15021";
 
   // The rows; `this` must outlive the table.
   void describe(ConfigTable& table);

@@ -11,9 +11,7 @@ int main(int argc, char** argv) {
   bool run = true;
   Status status = table.parse(argc, argv, &run);
   if (status && !run) return 0;
-  if (status)
-    status = log::init(options.log_level,
-                       options.log_format == "json" ? log::Format::kJson : log::Format::kPlain);
+  if (status) status = options.logging.init();
   if (status)
     status = options.uninstall ? agent::uninstall_agent(options) : agent::run_agent(options);
   log::flush();

@@ -21,9 +21,8 @@ ConfigTable option_table(Options& o) {
       "hands their listeners to ztunnel.");
   using std::chrono::hours;
   using std::chrono::milliseconds;
-  table.text(&o.log_level, "log-level", "LOG_LEVEL", "Level, or levels per scope: info,zds=debug.")
-      .text(&o.log_format, "log-format", "LOG_FORMAT", "plain or json.")
-      .text(&o.node_name, "node-name", "NODE_NAME",
+  o.logging.describe(table);
+  table.text(&o.node_name, "node-name", "NODE_NAME",
             "Name of this node, as in spec.nodeName. Required.")
       .text(&o.node_ip, "node-ip", "INSTANCE_IP",
             "Address of this agent, told to the control plane.")

@@ -7,12 +7,12 @@
 #include "bpf/abi.h"
 #include "userspace/base/clock.h"
 #include "userspace/base/config.h"
+#include "userspace/base/log_settings.h"
 
 namespace meltemi::agent {
 
 struct Options {
-  std::string log_level = "info";
-  std::string log_format = "plain";
+  log::Settings logging;
   std::string node_name;
   std::string node_ip;
   std::string pod_name = "meltemi-agent";

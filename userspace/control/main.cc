@@ -24,13 +24,9 @@ UniqueFd stop_signals() {
 }
 
 Status run(control::Settings settings) {
-  const auto format = settings.log_format == "json" ? log::Format::kJson : log::Format::kPlain;
-  if (settings.log_format != "json" && settings.log_format != "plain") {
-    return fail(Reason::kBadConfig, Fault::kConfig, "--log-format is plain or json");
-  }
   // Before the log starts its thread: a thread that does not block the signals would be killed by them.
   const UniqueFd stop = stop_signals();
-  MELTEMI_TRY(log::init(settings.log_level, format));
+  MELTEMI_TRY(settings.logging.init());
   auto plane = MELTEMI_TRY(control::ControlPlane::create(std::move(settings)));
   return plane->run(stop.get());
 }

@@ -44,10 +44,8 @@ ConfigTable Settings::table() {
       .list(&server_names, "server-names", "SERVER_NAMES",
             "Further DNS names in the server's own certificate.")
       .duration(&drain, "drain", "DRAIN", Duration(0), minutes(10),
-                "How long running calls may take when the process ends.")
-      .text(&log_level, "log-level", "LOG_LEVEL",
-            "Default level and levels per scope, as in \"info,ads=debug\".")
-      .text(&log_format, "log-format", "LOG_FORMAT", "plain or json.");
+                "How long running calls may take when the process ends.");
+  logging.describe(table);
   return table;
 }
 

@@ -8,6 +8,7 @@
 #include "userspace/base/clock.h"
 #include "userspace/base/config.h"
 #include "userspace/base/error.h"
+#include "userspace/base/log_settings.h"
 #include "userspace/config/validate.h"
 
 namespace meltemi::control {
@@ -32,8 +33,7 @@ struct Settings {
   std::string waypoint_image = "meltemi/waypoint";
   std::vector<std::string> server_names;  // more names for the server's certificate
   Duration drain = std::chrono::seconds(1);
-  std::string log_level = "info";
-  std::string log_format = "plain";
+  log::Settings logging;
 
   ConfigTable table();  // REQUIRES: *this outlives it
   Status check();       // fills derived defaults. Error: kBadConfig, naming the flag

@@ -27,16 +27,6 @@ rt::Backend backend_of(const std::string& name) {
   return name == "epoll" ? rt::Backend::kEpoll : rt::Backend::kAuto;
 }
 
-xds::ChannelOptions ca_channel(const Settings& s) {
-  xds::ChannelOptions channel;
-  channel.address = s.ca_address.empty() ? s.xds_address : s.ca_address;
-  channel.root_ca = s.ca_root_ca.empty() ? s.xds_root_ca : s.ca_root_ca;
-  channel.token_file = s.auth_token;
-  channel.server_name = s.ca_server_name.empty() ? s.xds_server_name : s.ca_server_name;
-  channel.cluster_id = s.cluster_id;
-  return channel;
-}
-
 }  // namespace
 
 App::App(const Settings& settings, const ConfigTable& table)
@@ -78,8 +68,8 @@ Status App::start_workers() {
   shared_.mesh = &mesh_;
   shared_.http_metrics = http_metrics_.get();
   shared_.tcp_metrics = tcp_metrics_.get();
-  shared_.network = model::Symbol(settings_.network);
-  shared_.name = fmt::format("{}/{}", settings_.pod_namespace, settings_.gateway_name);
+  shared_.network = model::Symbol(settings_.discovery.network);
+  shared_.name = fmt::format("{}/{}", settings_.discovery.pod_namespace, settings_.gateway_name);
   shared_.limits.retry_buffer = static_cast<size_t>(settings_.retry_buffer);
   shared_.limits.stream_buffer = static_cast<size_t>(settings_.stream_buffer);
   shared_.limits.pipeline_buffer = static_cast<size_t>(settings_.pipeline_buffer);
@@ -165,7 +155,7 @@ void App::publish(const SnapshotPtr& snapshot) {
 Status App::start_certificate() {
   readiness_.pending(kCertificateTask);
   const model::Identity identity = MELTEMI_TRY(settings_.identity());
-  const xds::ChannelOptions channel = ca_channel(settings_);
+  const xds::ChannelOptions channel = settings_.discovery.certificate_authority();
   MELTEMI_TRY(xds::check_address(channel.address));
   auto client = std::make_shared<xds::CaClient>(channel);
   pki::Signer signer = [client](pki::SigningRequest request, pki::SigningDone done) {
@@ -173,7 +163,7 @@ Status App::start_certificate() {
                  std::move(done));
   };
   pki::CertificateManagerOptions options;
-  options.ttl = std::chrono::duration_cast<std::chrono::seconds>(settings_.secret_ttl);
+  options.ttl = std::chrono::duration_cast<std::chrono::seconds>(settings_.discovery.secret_ttl);
   options.impersonate = false;
   certificates_ = std::make_unique<pki::CertificateManager>(
       options, std::move(signer),
@@ -210,18 +200,14 @@ void App::publish_certificate(const pki::WorkloadCertificatePtr& certificate) {
 // --- operators --------------------------------------------------------------------------------
 
 Status App::start_operators() {
-  admin_.route("/config_dump", "GET", [this](const telemetry::HttpRequest&) {
+  operators_.admin().route("/config_dump", "GET", [this](const telemetry::HttpRequest&) {
     return telemetry::HttpResponse{200, feed_->dump_json(), "application/json"};
   });
-  admin_.route("/settings", "GET", [this](const telemetry::HttpRequest&) {
+  operators_.admin().route("/settings", "GET", [this](const telemetry::HttpRequest&) {
     return telemetry::HttpResponse{200, table_.dump_json(), "application/json"};
   });
-  telemetry::add_admin_routes(admin_, settings_.log_level, [this] { quit_ = true; });
-  telemetry::add_metrics_routes(metrics_server_, registry_);
-  telemetry::add_readiness_route(readiness_server_, readiness_);
-  MELTEMI_TRY(admin_.start({*SocketAddress::parse(settings_.admin_listen)}));
-  MELTEMI_TRY(metrics_server_.start({*SocketAddress::parse(settings_.metrics_listen)}));
-  return readiness_server_.start({*SocketAddress::parse(settings_.readiness_listen)});
+  return operators_.start(settings_.operators, registry_, readiness_, settings_.logging.levels,
+                          [this] { quit_ = true; });
 }
 
 void App::collect(telemetry::Exposition& out) const {
@@ -281,9 +267,7 @@ void App::shutdown(const std::function<bool()>& urgent) {
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
   }
   if (certificates_) certificates_->stop();
-  admin_.stop();
-  metrics_server_.stop();
-  readiness_server_.stop();
+  operators_.stop();
   pool_->run_on_all([this](rt::Worker& w) {
     if (lanes_[w.index()]) lanes_[w.index()]->acceptor.close(Reason::kShutdown);
   });

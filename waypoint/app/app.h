@@ -66,7 +66,7 @@ class App {
   std::unique_ptr<rt::Listener> hbone_;
   std::unique_ptr<ConfigFeed> feed_;
   std::unique_ptr<pki::CertificateManager> certificates_;
-  telemetry::HttpServer admin_, metrics_server_, readiness_server_;
+  telemetry::OperatorPorts operators_;
   std::atomic<bool> quit_{false};
 };
 

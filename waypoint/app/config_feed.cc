@@ -15,16 +15,8 @@ constexpr const char* kConfigTask = "configuration";
 constexpr const char* kMeshTask = "workloads";
 
 xds::Node make_own_node(const Settings& s) {
-  xds::Node node =
-      xds::make_node("waypoint", s.instance_ip.empty() ? "1.1.1.1" : s.instance_ip, s.pod_name,
-                     s.pod_namespace, s.cluster_domain);
-  node.metadata = {{"NAME", s.pod_name},
-                   {"NAMESPACE", s.pod_namespace},
-                   {"NODE_NAME", s.node_name},
-                   {"INSTANCE_IPS", s.instance_ip},
-                   {"SERVICE_ACCOUNT", s.service_account},
-                   {"CLUSTER_ID", s.cluster_id},
-                   {"GATEWAY_NAME", s.gateway_name}};
+  xds::Node node = s.discovery.node("waypoint", s.service_account, s.cluster_domain);
+  node.metadata["GATEWAY_NAME"] = s.gateway_name;
   return node;
 }
 
@@ -53,13 +45,8 @@ Status ConfigFeed::start() {
     publish_if_ready(true);
     return {};
   }
-  xds::ChannelOptions channel;
-  channel.address = settings_.xds_address;
-  channel.root_ca = settings_.xds_root_ca;
-  channel.token_file = settings_.auth_token;
-  channel.server_name = settings_.xds_server_name;
-  channel.cluster_id = settings_.cluster_id;
-  client_ = std::make_unique<xds::DeltaClient>(std::move(channel), make_own_node(settings_));
+  client_ = std::make_unique<xds::DeltaClient>(settings_.discovery.control_plane(),
+                                               make_own_node(settings_));
   // Clusters before endpoints before listeners before routes: nothing names what is not there yet.
   client_->subscribe(xds::kTypeAddress, [this](const xds::Update& u) { return on_addresses(u); });
   client_->subscribe(xds::kTypeCluster, [this](const xds::Update& u) {

@@ -35,8 +35,7 @@ int main(int argc, char** argv) {
   bool run = true;
   if (Status s = table.parse(argc, argv, &run); !s) return complain(s.error());
   if (!run) return 0;
-  const auto format = settings.log_format == "json" ? log::Format::kJson : log::Format::kPlain;
-  if (Status s = log::init(settings.log_level, format); !s) return complain(s.error());
+  if (Status s = settings.logging.init(); !s) return complain(s.error());
 
   // Before any thread: all of them inherit the mask.
   sigset_t signals;

@@ -18,32 +18,12 @@ std::unexpected<Error> bad(std::string detail) {
 }  // namespace
 
 void Settings::describe(ConfigTable& t) {
-  t.text(&log_level, "log-level", "LOG_LEVEL",
-         "Level, and levels of scopes: info, or warn,access=info.");
-  t.text(&log_format, "log-format", "LOG_FORMAT", "plain or json.");
-  t.text(&pod_name, "pod-name", "POD_NAME", "Own pod.");
-  t.text(&pod_namespace, "pod-namespace", "POD_NAMESPACE", "Own namespace.");
+  logging.describe(t);
+  discovery.describe(t);
   t.text(&service_account, "service-account", "SERVICE_ACCOUNT",
          "Own service account; with the namespace it is the identity.");
-  t.text(&instance_ip, "instance-ip", "INSTANCE_IP", "Own address, for the xDS node id.");
   t.text(&gateway_name, "gateway-name", "GATEWAY_NAME", "The Gateway object that this pod serves.");
-  t.text(&trust_domain, "trust-domain", "TRUST_DOMAIN", "Trust domain of the own identity.");
-  t.text(&cluster_id, "cluster-id", "CLUSTER_ID", "Cluster of this pod.");
   t.text(&cluster_domain, "cluster-domain", "CLUSTER_DOMAIN", "DNS domain, for the xDS node id.");
-  t.text(&network, "network", "NETWORK", "Network of this pod.");
-  t.text(&node_name, "node-name", "NODE_NAME", "Node of this pod.");
-  t.text(&xds_address, "xds-address", "XDS_ADDRESS", "Control plane.");
-  t.text(&xds_root_ca, "xds-root-ca", "XDS_ROOT_CA", "PEM file, inline PEM, or SYSTEM.");
-  t.text(&xds_server_name, "xds-server-name", "ALT_XDS_HOSTNAME",
-         "Name expected in the control plane's certificate instead of its address.");
-  t.text(&ca_address, "ca-address", "CA_ADDRESS",
-         "Certificate authority; empty: as the control plane.");
-  t.text(&ca_root_ca, "ca-root-ca", "CA_ROOT_CA", "As --xds-root-ca, for the CA; empty: the same.");
-  t.text(&ca_server_name, "ca-server-name", "ALT_CA_HOSTNAME",
-         "Name expected in the CA's certificate instead of its address.");
-  t.text(&auth_token, "auth-token", "AUTH_TOKEN", "File with the bearer token.");
-  t.duration(&secret_ttl, "secret-ttl", "SECRET_TTL", seconds(10), hours(24 * 365),
-             "Lifetime asked for in certificate requests.");
   t.text(&static_config, "static-config", "STATIC_CONFIG",
          "YAML or JSON file with listeners and clusters in Envoy's form; no control "
          "plane, no HBONE.");
@@ -68,27 +48,18 @@ void Settings::describe(ConfigTable& t) {
   t.duration(&drain_timeout, "drain-timeout", "DRAIN_TIMEOUT", seconds(0), hours(24),
              "How long requests under way may go on after SIGTERM.");
   t.boolean(&access_log, "access-log", "ACCESS_LOG", "One line for every request.");
-  t.text(&admin_listen, "admin-listen", "ADMIN_LISTEN", "Address of /config_dump and the like.");
-  t.text(&metrics_listen, "metrics-listen", "METRICS_LISTEN", "Address of /metrics.");
-  t.text(&readiness_listen, "readiness-listen", "READINESS_LISTEN", "Address of /healthz/ready.");
+  operators.describe(t);
 }
 
 Status Settings::check() const {
-  if (log_format != "plain" && log_format != "json") {
-    return bad(fmt::format("log-format is \"{}\": use plain or json", log_format));
-  }
   if (io_backend != "auto" && io_backend != "uring" && io_backend != "epoll") {
     return bad(fmt::format("io-backend is \"{}\": use auto, uring or epoll", io_backend));
   }
-  for (const auto& [row, value] : {std::pair("admin-listen", &admin_listen),
-                                   std::pair("metrics-listen", &metrics_listen),
-                                   std::pair("readiness-listen", &readiness_listen),
-                                   std::pair("hbone-listen", &hbone_listen)}) {
-    if (!SocketAddress::parse(*value)) {
-      return bad(fmt::format("{} is \"{}\": use address:port", row, *value));
-    }
+  MELTEMI_TRY(operators.check());
+  if (!SocketAddress::parse(hbone_listen)) {
+    return bad(fmt::format("hbone-listen is \"{}\": use address:port", hbone_listen));
   }
-  if (has_control_plane() && xds_address.empty()) {
+  if (has_control_plane() && discovery.address.empty()) {
     return bad("xds-address is empty and static-config is not set: no source of configuration");
   }
   if (has_control_plane()) MELTEMI_TRY(identity());
@@ -96,7 +67,7 @@ Status Settings::check() const {
 }
 
 Result<model::Identity> Settings::identity() const {
-  return model::Identity::make(trust_domain, pod_namespace, service_account);
+  return model::Identity::make(discovery.trust_domain, discovery.pod_namespace, service_account);
 }
 
 }  // namespace meltemi::waypoint

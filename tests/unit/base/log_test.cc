@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include "userspace/base/log_settings.h"
+
 namespace meltemi {
 namespace {
 
@@ -21,6 +23,15 @@ TEST(LogLevels, AreSetPerScopeAndRefuseNonsense) {
   ASSERT_FALSE(bad);
   EXPECT_EQ(bad.error().reason, Reason::kBadConfig);
   EXPECT_FALSE(scope.get().should_log(spdlog::level::warn)) << "a refused change changes nothing";
+}
+
+TEST(LogSettings, AnUnknownFormatIsNamed) {
+  log::Settings settings;
+  settings.format = "xml";
+  const Status status = settings.init();
+  ASSERT_FALSE(status);
+  EXPECT_EQ(status.error().reason, Reason::kBadConfig);
+  EXPECT_EQ(status.error().detail, "log-format is \"xml\": use plain or json");
 }
 
 }  // namespace

@@ -50,9 +50,9 @@ TEST(Settings, ChecksNameTheRowAndTheFix) {
   EXPECT_THAT(broken([](Settings& s) { s.proxy_mode = "both"; }), HasSubstr("use shared, dedicated"));
   EXPECT_THAT(broken([](Settings& s) { s.io_backend = "poll"; }), HasSubstr("io-backend"));
   EXPECT_THAT(broken([](Settings& s) { s.proxy_mode = "dedicated"; }), HasSubstr("namespace/name/serviceaccount"));
-  EXPECT_THAT(broken([](Settings& s) { s.xds_address = ""; }), HasSubstr("no source of configuration"));
-  EXPECT_THAT(broken([](Settings& s) { s.xds_address = ""; s.local_xds_path = "x"; }), HasSubstr("certificate authority"));
-  EXPECT_THAT(broken([](Settings& s) { s.admin_listen = "15000"; }), HasSubstr("admin-listen"));
+  EXPECT_THAT(broken([](Settings& s) { s.discovery.address = ""; }), HasSubstr("no source of configuration"));
+  EXPECT_THAT(broken([](Settings& s) { s.discovery.address = ""; s.local_xds_path = "x"; }), HasSubstr("certificate authority"));
+  EXPECT_THAT(broken([](Settings& s) { s.operators.admin_listen = "15000"; }), HasSubstr("admin-listen"));
   EXPECT_EQ(broken([](Settings& s) {
               s.proxy_mode = "dedicated";
               s.workload_info = "ns/name/sa";

@@ -1,0 +1,50 @@
+// Rows and listeners; see operator_ports.h.
+#include "userspace/telemetry/operator_ports.h"
+
+#include <fmt/format.h>
+
+#include "userspace/telemetry/exposition.h"
+
+namespace meltemi::telemetry {
+
+void OperatorSettings::describe(ConfigTable& t) {
+  t.text(&admin_listen, "admin-listen", "ADMIN_LISTEN", "Address of /config_dump and the like.");
+  t.text(&metrics_listen, "metrics-listen", "METRICS_LISTEN", "Address of /metrics.");
+  t.text(&readiness_listen, "readiness-listen", "READINESS_LISTEN", "Address of /healthz/ready.");
+}
+
+Status OperatorSettings::check() const {
+  for (const auto& [row, value] : {std::pair("admin-listen", &admin_listen),
+                                   std::pair("metrics-listen", &metrics_listen),
+                                   std::pair("readiness-listen", &readiness_listen)}) {
+    if (!SocketAddress::parse(*value)) {
+      return fail(Reason::kBadConfig, Fault::kConfig,
+                  fmt::format("{} is \"{}\": use address:port", row, *value));
+    }
+  }
+  return {};
+}
+
+Status OperatorPorts::start(const OperatorSettings& settings, const Registry& registry,
+                            const Readiness& readiness, std::string default_levels,
+                            std::function<void()> quit) {
+  add_admin_routes(admin_, std::move(default_levels), std::move(quit));
+  add_metrics_routes(metrics_, registry);
+  add_readiness_route(readiness_, readiness);
+  const auto listen = [](HttpServer& server, std::string_view row, const std::string& at) {
+    Status started = server.start({*SocketAddress::parse(at)});
+    if (!started) started.error().detail = fmt::format("--{}: {}", row, started.error().detail);
+    return started;
+  };
+  MELTEMI_TRY(listen(admin_, "admin-listen", settings.admin_listen));
+  MELTEMI_TRY(listen(metrics_, "metrics-listen", settings.metrics_listen));
+  return listen(readiness_, "readiness-listen", settings.readiness_listen);
+}
+
+void OperatorPorts::stop() {
+  admin_.stop();
+  metrics_.stop();
+  readiness_.stop();
+}
+
+}  // namespace meltemi::telemetry
