@@ -1,9 +1,10 @@
-// HTTP/2 (RFC 9113) for waypoints and gateways: a thin sans-io wrapper of an nghttp2 session,
-// client or server. Bytes go in by receive(), come out by flush(); DATA is never copied into the
+// HTTP/2 (RFC 9113, RFC 7541, extended CONNECT of RFC 8441) for waypoints and gateways, client or
+// server. Sans-io: bytes go in by receive(), come out by flush(); DATA is never copied into the
 // session: received pieces are views into the input, sent pieces come from the body source of the
 // stream. Receive windows are returned only by consume(): a stalled reader stalls its sender. It
 // must never block, know a socket or a clock (the time is an argument). Not thread-safe. The
-// handler must not destroy the session from inside a callback; it may call every other function.
+// handler must not destroy the session from inside a callback nor call receive() and flush(); it
+// may call every other function.
 #pragma once
 
 #include <cstdint>
@@ -24,13 +25,14 @@ enum class H2Role : uint8_t { kClient, kServer };
 
 // What a peer may not exceed. Each ends in GOAWAY(ENHANCE_YOUR_CALM) but kHeaderBytes and
 // kHeaderCount, which cost only the stream: a server answers 431 by itself, a client resets it.
-#define MELTEMI_H2_LIMITS(X)                                                         \
-  X(kResetFlood, "h2_reset_flood", "streams reset by the peer")                      \
-  X(kControlFlood, "h2_control_flood", "PING, SETTINGS, PRIORITY and GOAWAY frames") \
-  X(kEmptyDataFlood, "h2_empty_data_flood", "DATA that neither carries nor ends")    \
-  X(kContinuationFlood, "h2_continuation_flood", "CONTINUATION frames of a block")   \
-  X(kHeaderBytes, "h2_header_bytes", "bytes of a header list")                       \
-  X(kHeaderCount, "h2_header_count", "fields of a header list")                      \
+#define MELTEMI_H2_LIMITS(X)                                                             \
+  X(kResetFlood, "h2_reset_flood", "streams reset by the peer, or by us for its errors") \
+  X(kControlFlood, "h2_control_flood", "frames and 1xx responses that carry nothing")    \
+  X(kEmptyDataFlood, "h2_empty_data_flood", "DATA that neither carries nor ends")        \
+  X(kContinuationFlood, "h2_continuation_flood", "CONTINUATION frames of a block")       \
+  X(kHeaderBytes, "h2_header_bytes", "bytes of a header list")                           \
+  X(kHeaderCount, "h2_header_count", "fields of a header list")                          \
+  X(kWindowFlood, "h2_window_flood", "WINDOW_UPDATEs out of proportion to what we sent") \
   X(kUnreadReplies, "h2_unread_replies", "answers we owe while the peer does not read")
 enum class H2Limit : uint8_t {
 #define MELTEMI_H2_LIMIT_ENUM(id, text, meaning) id,
@@ -46,14 +48,17 @@ struct H2Options {
   uint32_t max_frame_size = 16384;
   uint32_t max_header_list = 60 * 1024;
   uint32_t max_header_count = 100;
-  uint32_t max_continuations = 7;  // nghttp2 itself stops at 8
+  uint32_t max_continuations = 7;  // of one header block
   uint32_t reset_burst = 500, resets_per_second = 50;
   uint32_t control_burst = 200, controls_per_second = 20;
   uint32_t empty_data_burst = 100, empty_data_per_second = 10;
   bool extended_connect = true;  // server: SETTINGS_ENABLE_CONNECT_PROTOCOL (RFC 8441)
+  Duration settings_timeout = std::chrono::seconds(30);  // for the peer's SETTINGS ACK
 };
 
-inline constexpr uint32_t kH2MaxUnreadReplies = 1000;  // acknowledgements that wait for the peer
+inline constexpr uint32_t kH2MaxUnreadReplies = 1000;     // answers that wait for the peer
+inline constexpr size_t kH2MaxPending = 4 * 1024 * 1024;  // bytes of them and of header blocks
+inline constexpr int64_t kH2WindowBurst = 10000;  // and 4 a stream, 2 a DATA frame, 1 a KiB sent
 
 // Where flush() puts bytes. Pieces must be copied or sealed during the call.
 class H2Sink {
@@ -113,8 +118,7 @@ class H2Session {
 
   // Feeds all of `in`. Errors (the session is dead: flush() its GOAWAY, then close): kBadRequest
   // for a protocol error, kLimitExceeded with the limit's name. No on_closed() comes for its
-  // streams. Some protocol errors show only when their GOAWAY goes out: ask failure() after
-  // flush().
+  // streams. Time shows only here: a peer that sends nothing is the caller's idle timer's.
   Status receive(ByteView in, MonoTime now);
   // nullptr while the session is good.
   const Error* failure() const;
@@ -132,7 +136,7 @@ class H2Session {
   Status respond(uint32_t stream, const HeaderList& headers, H2Body* body);
   // The body source of the stream has bytes (or its end) again.
   void resume(uint32_t stream);
-  // What was not flushed yet is dropped, and the body source is not touched again. But kNoError
+  // What was not flushed of the body is dropped, and its source is not touched again. But kNoError
   // after respond() lets the response go out first, then asks the peer to stop its request (RFC
   // 9113 section 8.1); the body source must live until on_closed() then.
   void reset(uint32_t stream, H2Code code);

@@ -1,11 +1,15 @@
-// Internal to codec: numbers and layout of HTTP/2 frames (RFC 9113 section 6) and the rate limit
-// that both HTTP/2 codecs apply to floods.
+// Internal to codec: the frame layer that both HTTP/2 codecs share (RFC 9113 sections 4 and 6):
+// numbers, layout, what is wrong with a frame by its header alone, writing, and the rate limit for
+// floods. It must never know about streams or their state.
 #pragma once
 
 #include <cstdint>
+#include <string>
+#include <string_view>
 
 #include "userspace/base/bytes.h"
 #include "userspace/base/clock.h"
+#include "userspace/codec/h2_code.h"
 
 namespace meltemi::codec::h2 {
 
@@ -42,7 +46,29 @@ enum Setting : uint16_t {
   kInitialWindowSize = 4,
   kMaxFrameSize = 5,
   kMaxHeaderListSize = 6,
+  kEnableConnectProtocol = 8,  // RFC 8441
 };
+
+inline constexpr uint32_t kMaxSettings = 64;  // entries that we read of one SETTINGS frame
+
+struct FrameHeader {
+  uint32_t length = 0;  // of the payload
+  uint8_t type = 0, flags = 0;
+  uint32_t stream = 0;
+  bool has(uint8_t flag) const { return (flags & flag) != 0; }
+};
+inline FrameHeader read_frame_header(const uint8_t* p) {
+  return {load_be24(p), p[3], p[4], load_be<uint32_t>(p + 5) & kMaxStreamId};
+}
+
+// A connection error; `why` is nullptr if there is none.
+struct FrameFault {
+  H2Code code = H2Code::kNoError;
+  const char* why = nullptr;
+};
+// What the header alone shows: a wrong size, a stream where there must be none, PUSH_PROMISE
+// (nobody here allows it). Unknown types pass.
+FrameFault check_frame(const FrameHeader& frame, uint32_t max_frame_size);
 
 inline void write_frame_header(uint8_t* out, uint32_t length, uint8_t type, uint8_t flags,
                                uint32_t stream) {
@@ -51,6 +77,17 @@ inline void write_frame_header(uint8_t* out, uint32_t length, uint8_t type, uint
   out[4] = flags;
   store_be(out + 5, stream);
 }
+
+// Writing, at the end of `out`.
+uint8_t* put_frame(std::string& out, uint32_t length, uint8_t type, uint8_t flags, uint32_t stream);
+void put_setting(std::string& out, uint16_t id, uint32_t value);  // inside of a SETTINGS frame
+void put_window_update(std::string& out, uint32_t stream, uint32_t increment);
+void put_rst(std::string& out, uint32_t stream, H2Code code);
+void put_ping(std::string& out, const uint8_t* payload, uint8_t flags);
+void put_goaway(std::string& out, uint32_t last, H2Code code, std::string_view debug);
+// `block` as HEADERS and as many CONTINUATIONs as `max_frame_size` asks for.
+void put_headers(std::string& out, uint32_t stream, std::string_view block, bool end_stream,
+                 uint32_t max_frame_size);
 
 // A rate with a burst (generic cell rate algorithm): one time stamp of state.
 class RateLimit {

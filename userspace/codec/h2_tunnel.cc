@@ -1,11 +1,13 @@
 #include "userspace/codec/h2_tunnel.h"
 
-#include <nghttp2/nghttp2.h>
-
 #include <algorithm>
 #include <cassert>
+#include <utility>
 
+#include "userspace/codec/fifo.h"
 #include "userspace/codec/h2_frame.h"
+#include "userspace/codec/h2_message.h"
+#include "userspace/codec/hpack_read.h"
 #include "userspace/codec/hpack_write.h"
 #include "userspace/codec/stream_table.h"
 
@@ -38,86 +40,17 @@ constexpr std::string_view kLimitMeanings[] = {
 #undef MELTEMI_TUNNEL_LIMIT_MEANING
 };
 
-bool forbidden_header(std::string_view name, std::string_view value) {
-  if (name == "te") return value != "trailers";
-  return name == "connection" || name == "keep-alive" || name == "proxy-connection" ||
-         name == "transfer-encoding" || name == "upgrade";
-}
-
-bool well_formed(HeaderField f) {
-  return nghttp2_check_header_name(reinterpret_cast<const uint8_t*>(f.name.data()),
-                                   f.name.size()) != 0 &&
-         nghttp2_check_header_value(reinterpret_cast<const uint8_t*>(f.value.data()),
-                                    f.value.size()) != 0 &&
-         !forbidden_header(f.name, f.value);
-}
-
-// The pseudo-headers of one block; nullopt views are absent.
-struct Pseudo {
-  std::optional<std::string_view> method, scheme, authority, path, status;
+struct TunnelStream {
+  uint32_t id = 0;
+  uint8_t flags = 0;
+  int32_t send_window = 0;   // may be negative after SETTINGS (RFC 9113 section 6.9.2)
+  int32_t recv_avail = 0;    // what the peer may still send
+  uint32_t recv_window = 0;  // what it is granted in all
+  uint32_t consumed = 0;     // passed on by the caller, not yet returned to the peer
+  uint32_t headers_at = 0;   // generation of pending() that holds our HEADERS
+  void* user = nullptr;
 };
-
-// RFC 9113 section 8.3: pseudo-headers first, each once, no other names.
-bool split_pseudo(const HeaderList& list, Pseudo& out) {
-  bool regular = false;
-  for (const HeaderField f : list) {
-    if (f.name.empty() || !well_formed(f)) return false;
-    if (f.name[0] != ':') {
-      regular = true;
-      continue;
-    }
-    if (regular) return false;
-    auto* slot = f.name == ":method"      ? &out.method
-                 : f.name == ":scheme"    ? &out.scheme
-                 : f.name == ":authority" ? &out.authority
-                 : f.name == ":path"      ? &out.path
-                 : f.name == ":status"    ? &out.status
-                                          : nullptr;
-    if (slot == nullptr || slot->has_value()) return false;
-    *slot = f.value;
-  }
-  return true;
-}
-
-bool valid_request(const Pseudo& p) {
-  if (p.status || !p.method || p.method->empty()) return false;
-  if (*p.method == "CONNECT") return p.authority && !p.authority->empty() && !p.scheme && !p.path;
-  return p.scheme && p.path && !p.path->empty();
-}
-
-// A queue without memory while it is empty and new.
-template <typename T>
-class Fifo {
- public:
-  bool empty() const { return head_ == items_.size(); }
-  size_t size() const { return items_.size() - head_; }
-  const T& operator[](size_t i) const { return items_[head_ + i]; }
-  void push(const T& item) { items_.push_back(item); }
-  T pop() {
-    T item = items_[head_++];
-    if (empty()) clear();
-    return item;
-  }
-  void clear() {
-    items_.clear();
-    head_ = 0;
-  }
-
- private:
-  std::vector<T> items_;
-  size_t head_ = 0;
-};
-
-// 100..999, or 0.
-uint16_t parse_status(const Pseudo& p) {
-  if (!p.status || p.method || p.scheme || p.authority || p.path || p.status->size() != 3) return 0;
-  uint16_t status = 0;
-  for (char c : *p.status) {
-    if (c < '0' || c > '9') return 0;
-    status = static_cast<uint16_t>(status * 10 + (c - '0'));
-  }
-  return status >= 100 ? status : 0;
-}
+static_assert(sizeof(TunnelStream) <= 48);
 
 }  // namespace
 
@@ -139,32 +72,29 @@ struct TunnelSession::State {
   enum class Phase : uint8_t { kPreface, kFrameHeader, kPayload } phase = Phase::kFrameHeader;
   uint8_t scratch[16] = {};  // a frame header, or a small payload, that came in pieces
   uint8_t have = 0;
-  uint8_t type = 0, flags = 0;
   bool discard = false;       // the frame's payload goes nowhere
   bool pad_known = false;     // the Pad Length octet was read, or there is none
   uint8_t priority_left = 0;  // bytes of HEADERS' priority fields still to be skipped
-  uint32_t frame_stream = 0;
-  uint32_t length = 0;  // of the payload
-  uint32_t left = 0;    // of the payload, still to come
+  FrameHeader frame;
+  uint32_t left = 0;  // of the payload, still to come
   uint32_t pad = 0;
   uint32_t settings_window = 0;
   bool settings_window_set = false;
   bool first_frame = true;
 
   // The header block being read.
-  nghttp2_hd_inflater* inflater = nullptr;
+  hpack::Decoder decoder;
+  std::string block;          // what has come of it
   uint32_t block_stream = 0;  // 0: none; CONTINUATION must follow on this one
   bool block_end_stream = false;
   bool block_discard = false;
-  uint32_t block_bytes = 0;
   uint32_t block_continuations = 0;
-  uint32_t block_list_size = 0;
   HeaderList headers;
   std::vector<HeaderField> views;
   bool headers_lent = false;  // the last event has views into `headers`
 
   // Streams.
-  StreamTable streams;
+  StreamTable<TunnelStream> streams;
   uint32_t next_id = 1;         // client
   uint32_t last_peer_id = 0;    // server: highest that was accepted
   Fifo<uint32_t> conn_blocked;  // want connection window, first come first served
@@ -198,55 +128,9 @@ struct TunnelSession::State {
   int64_t window_budget = kTunnelWindowBurst;
 
   State(TunnelRole r, const TunnelOptions& o)
-      : role(r), options(o), peer_max_streams(o.assumed_peer_streams) {
-    nghttp2_hd_inflate_new(&inflater);
-    if (inflater == nullptr) std::abort();  // out of memory
-  }
-  ~State() { nghttp2_hd_inflate_del(inflater); }
+      : role(r), options(o), peer_max_streams(o.assumed_peer_streams) {}
 
   // --- output ---
-  uint8_t* grow(size_t n) {
-    const size_t at = pending.size();
-    pending.resize(at + n);
-    return reinterpret_cast<uint8_t*>(pending.data()) + at;
-  }
-  uint8_t* put_frame(uint32_t size, uint8_t frame, uint8_t frame_flags, uint32_t stream) {
-    uint8_t* p = grow(kFrameHeader + size);
-    write_frame_header(p, size, frame, frame_flags, stream);
-    return p + kFrameHeader;
-  }
-  void put_setting(uint16_t id, uint32_t value) {
-    uint8_t* p = grow(6);
-    store_be(p, id);
-    store_be(p + 2, value);
-  }
-  void put_window_update(uint32_t stream, uint32_t increment) {
-    store_be(put_frame(4, kWindowUpdate, 0, stream), increment);
-  }
-  void put_rst(uint32_t stream, H2Code code) {
-    store_be(put_frame(4, kRstStream, 0, stream), static_cast<uint32_t>(code));
-  }
-  void put_ping(const uint8_t* payload, uint8_t frame_flags) {
-    std::memcpy(put_frame(8, kPing, frame_flags, 0), payload, 8);
-  }
-  void put_goaway(uint32_t last, H2Code code, std::string_view debug) {
-    uint8_t* p = put_frame(static_cast<uint32_t>(8 + debug.size()), kGoaway, 0, 0);
-    store_be(p, last);
-    store_be(p + 4, static_cast<uint32_t>(code));
-    if (!debug.empty()) std::memcpy(p + 8, debug.data(), debug.size());
-  }
-  // `block` as HEADERS and as many CONTINUATIONs as the peer's frame size asks for.
-  void put_headers(uint32_t stream, std::string_view block, bool end_stream) {
-    uint8_t frame = kHeaders;
-    do {
-      const size_t n = std::min<size_t>(block.size(), peer_frame_size);
-      uint8_t f = frame == kHeaders && end_stream ? kFlagEndStream : 0;
-      if (n == block.size()) f |= kFlagEndHeaders;
-      std::memcpy(put_frame(static_cast<uint32_t>(n), frame, f, stream), block.data(), n);
-      block.remove_prefix(n);
-      frame = kContinuation;
-    } while (!block.empty());
-  }
   std::string start_block() {
     std::string block;
     block.reserve(256);
@@ -263,7 +147,7 @@ struct TunnelSession::State {
     failure = Error{reason, fault, Retry::kNo, detail};
     // A peer that does not read must not make us keep answers for it.
     if (unread_replies > kTunnelMaxUnreadReplies) pending.clear();
-    put_goaway(role == TunnelRole::kServer ? last_peer_id : 0, code,
+    put_goaway(pending, role == TunnelRole::kServer ? last_peer_id : 0, code,
                std::string_view(detail).substr(0, 128));
     streams.clear();
     ready.clear();
@@ -298,7 +182,7 @@ struct TunnelSession::State {
   }
   // Our RST_STREAM for a stream that the peer broke; the caller of next() learns by kReset.
   bool stream_error(uint32_t id, H2Code code, MonoTime now, TunnelEvent& out) {
-    put_rst(id, code);
+    put_rst(pending, id, code);
     count_reply();
     count_reset(now);
     if (failed) return false;
@@ -328,13 +212,13 @@ struct TunnelSession::State {
     const int64_t target =
         std::min<int64_t>(std::max<int64_t>(options.connection_window, 2 * grants), kMaxWindow);
     if (target <= conn_recv) return;
-    put_window_update(0, static_cast<uint32_t>(target - conn_recv));
+    put_window_update(pending, 0, static_cast<uint32_t>(target - conn_recv));
     conn_recv = target;
   }
   // Returns consumed bytes to the peer once they are half of the stream's window.
   void give_back(TunnelStream& s) {
     if (s.consumed == 0 || s.consumed < s.recv_window / 2 || (s.flags & kRemoteEnded) != 0) return;
-    put_window_update(s.id, s.consumed);
+    put_window_update(pending, s.id, s.consumed);
     s.recv_avail += static_cast<int32_t>(s.consumed);
     grants += s.consumed;
     s.consumed = 0;
@@ -362,10 +246,10 @@ struct TunnelSession::State {
   bool read_data(ByteView& in, TunnelEvent& out);
   bool end_data(TunnelEvent& out);
   void read_header_bytes(ByteView& in);
-  void inflate(ByteView bytes, bool final);
+  void decode_block(MessageRules& rules);
   bool end_headers(MonoTime now, TunnelEvent& out);
-  bool on_request(MonoTime now, TunnelEvent& out);
-  bool on_response_or_trailers(MonoTime now, TunnelEvent& out);
+  bool on_request(const MessageRules& rules, MonoTime now, TunnelEvent& out);
+  bool on_response_or_trailers(const MessageRules& rules, MonoTime now, TunnelEvent& out);
   bool on_small_frame(ByteView& in, MonoTime now, TunnelEvent& out);
   void on_setting(uint16_t id, uint32_t value);
   void end_settings();
@@ -458,10 +342,8 @@ bool TunnelSession::State::read_frame_header(ByteView& in) {
     if (!gather(in, kFrameHeader)) return false;
     p = scratch;
   }
-  length = left = load_be24(p);
-  type = p[3];
-  flags = p[4];
-  frame_stream = load_be<uint32_t>(p + 5) & kMaxStreamId;
+  frame = h2::read_frame_header(p);
+  left = frame.length;
   have = 0;
   pad = 0;
   discard = false;
@@ -473,28 +355,22 @@ bool TunnelSession::State::read_frame_header(ByteView& in) {
 
 // Checks a frame as soon as its header is known. True: `out` is an event.
 bool TunnelSession::State::start_frame(MonoTime now, TunnelEvent& out) {
-  if (length > options.max_frame_size) {
-    protocol_error("frame above SETTINGS_MAX_FRAME_SIZE", H2Code::kFrameSizeError);
-    return false;
-  }
   if (first_frame) {
-    if (type != kSettings || (flags & kFlagAck) != 0) {
+    if (frame.type != kSettings || (frame.flags & kFlagAck) != 0) {
       protocol_error("the first frame is not SETTINGS");
       return false;
     }
     first_frame = false;
   }
-  if (block_stream != 0 && (type != kContinuation || frame_stream != block_stream)) {
+  if (block_stream != 0 && (frame.type != kContinuation || frame.stream != block_stream)) {
     protocol_error("a frame inside a header block");
     return false;
   }
-  auto need = [&](uint32_t size, bool on_stream) {
-    if (length != size)
-      protocol_error("frame of a wrong size", H2Code::kFrameSizeError);
-    else if ((frame_stream != 0) != on_stream)
-      protocol_error(on_stream ? "frame without a stream" : "frame on a stream");
-  };
-  switch (type) {
+  if (const FrameFault fault = check_frame(frame, options.max_frame_size); fault.why != nullptr) {
+    protocol_error(fault.why, fault.code);
+    return false;
+  }
+  switch (frame.type) {
     case kData:
       return start_data(now, out);
     case kHeaders:
@@ -502,68 +378,43 @@ bool TunnelSession::State::start_frame(MonoTime now, TunnelEvent& out) {
     case kContinuation:
       start_continuation();
       return false;
-    case kPriority:
-      need(5, true);
-      count_control(now);
-      discard = true;
-      return false;
     case kRstStream:
-      need(4, true);
       return false;
     case kSettings:
-      if (frame_stream != 0) protocol_error("SETTINGS on a stream");
-      if ((flags & kFlagAck) != 0 ? length != 0 : length % 6 != 0)
-        protocol_error("SETTINGS of a wrong size", H2Code::kFrameSizeError);
-      if (length > kTunnelMaxSettings * 6) limit_hit(TunnelLimit::kControlFlood);
-      if ((flags & kFlagAck) == 0) count_control(now);
-      return false;
-    case kPushPromise:
-      protocol_error("PUSH_PROMISE");
-      return false;
+      if (frame.length > kMaxSettings * 6) limit_hit(TunnelLimit::kControlFlood);
+      [[fallthrough]];
     case kPing:
-      need(8, false);
-      if ((flags & kFlagAck) == 0) count_control(now);
+      if (!frame.has(kFlagAck)) count_control(now);
       return false;
     case kGoaway:
-      if (length < 8) protocol_error("GOAWAY of a wrong size", H2Code::kFrameSizeError);
-      if (frame_stream != 0) protocol_error("GOAWAY on a stream");
       count_control(now);
       return false;
     case kWindowUpdate:
-      if (length != 4) protocol_error("WINDOW_UPDATE of a wrong size", H2Code::kFrameSizeError);
       if (--window_budget < 0) limit_hit(TunnelLimit::kWindowFlood);
       return false;
     default:
       count_control(now);
-      discard = true;  // RFC 9113 section 4.1: unknown types are ignored
+      discard = true;  // PRIORITY; unknown types are ignored (RFC 9113 section 4.1)
       return false;
   }
 }
 
 bool TunnelSession::State::start_data(MonoTime now, TunnelEvent& out) {
-  if (frame_stream == 0) {
-    protocol_error("DATA without a stream");
-    return false;
-  }
-  if (length > conn_recv) {
+  if (frame.length > conn_recv) {
     protocol_error("DATA above the connection's window", H2Code::kFlowControlError);
     return false;
   }
-  conn_recv -= length;
-  pad_known = (flags & kFlagPadded) == 0;
-  if (!pad_known && length == 0) {
-    protocol_error("padded DATA without a pad length", H2Code::kFrameSizeError);
-    return false;
-  }
-  if (length == 0 && (flags & kFlagEndStream) == 0 &&
+  conn_recv -= frame.length;
+  pad_known = (frame.flags & kFlagPadded) == 0;
+  if (frame.length == 0 && (frame.flags & kFlagEndStream) == 0 &&
       !empty_data.take(now, kTunnelEmptyDataBurst, kTunnelEmptyDataPerSecond)) {
     limit_hit(TunnelLimit::kEmptyDataFlood);
     return false;
   }
-  TunnelStream* s = streams.find(frame_stream);
+  TunnelStream* s = streams.find(frame.stream);
   if (s == nullptr) {
-    const bool idle = role == TunnelRole::kClient ? frame_stream >= next_id || frame_stream % 2 == 0
-                                                  : frame_stream > last_peer_id && !goaway_sent;
+    const bool idle = role == TunnelRole::kClient ? frame.stream >= next_id || frame.stream % 2 == 0
+                                                  : frame.stream > last_peer_id && !goaway_sent;
     if (idle) protocol_error("DATA on an idle stream");
     discard = true;  // a stream that we have forgotten: what was under way is dropped
     raise_connection_window();
@@ -571,60 +422,52 @@ bool TunnelSession::State::start_data(MonoTime now, TunnelEvent& out) {
   }
   if ((s->flags & kRemoteEnded) != 0) {
     discard = true;
-    return stream_error(frame_stream, H2Code::kStreamClosed, now, out);
+    return stream_error(frame.stream, H2Code::kStreamClosed, now, out);
   }
   if (role == TunnelRole::kClient && (s->flags & kHeadersSeen) == 0) {
     discard = true;
-    return stream_error(frame_stream, H2Code::kProtocolError, now, out);
+    return stream_error(frame.stream, H2Code::kProtocolError, now, out);
   }
-  if (static_cast<int64_t>(length) > s->recv_avail) {
+  if (static_cast<int64_t>(frame.length) > s->recv_avail) {
     discard = true;
-    return stream_error(frame_stream, H2Code::kFlowControlError, now, out);
+    return stream_error(frame.stream, H2Code::kFlowControlError, now, out);
   }
-  s->recv_avail -= static_cast<int32_t>(length);
-  grants -= length;
+  s->recv_avail -= static_cast<int32_t>(frame.length);
+  grants -= frame.length;
   if (s->recv_avail < static_cast<int32_t>(s->recv_window / 4)) s->flags |= kWindowLimited;
   raise_connection_window();
   return false;
 }
 
 bool TunnelSession::State::start_headers(MonoTime now, TunnelEvent& out) {
-  if (frame_stream == 0 || frame_stream % 2 == 0) {
-    protocol_error("HEADERS on a stream that no client opens");
-    return false;
-  }
-  pad_known = (flags & kFlagPadded) == 0;
-  priority_left = (flags & kFlagPriority) != 0 ? 5 : 0;
-  if (length < (pad_known ? 0u : 1u) + priority_left) {
-    protocol_error("HEADERS of a wrong size", H2Code::kFrameSizeError);
-    return false;
-  }
-  block_stream = frame_stream;
-  block_end_stream = (flags & kFlagEndStream) != 0;
+  pad_known = (frame.flags & kFlagPadded) == 0;
+  priority_left = (frame.flags & kFlagPriority) != 0 ? 5 : 0;
+  block_stream = frame.stream;
+  block_end_stream = (frame.flags & kFlagEndStream) != 0;
   block_discard = false;
-  block_bytes = block_continuations = block_list_size = 0;
-  headers.clear();
+  block_continuations = 0;
+  block.clear();
   bool event = false;
-  TunnelStream* s = streams.find(frame_stream);
+  TunnelStream* s = streams.find(frame.stream);
   if (s != nullptr) {
     if ((s->flags & kRemoteEnded) != 0) {
       block_discard = true;
-      event = stream_error(frame_stream, H2Code::kStreamClosed, now, out);
+      event = stream_error(frame.stream, H2Code::kStreamClosed, now, out);
     }
   } else if (role == TunnelRole::kClient) {
-    if (frame_stream >= next_id) protocol_error("HEADERS on an idle stream");
+    if (frame.stream >= next_id) protocol_error("HEADERS on an idle stream");
     block_discard = true;  // an answer on a stream that we have reset
-  } else if (frame_stream <= last_peer_id) {
+  } else if (frame.stream <= last_peer_id) {
     // Trailers on a stream that we have ended. HPACK state must advance all the same.
     block_discard = true;
     count_control(now);
   } else if (goaway_final) {
     block_discard = true;
   } else {
-    last_peer_id = frame_stream;
+    last_peer_id = frame.stream;
     if (streams.size() >= options.max_concurrent_streams) {
       block_discard = true;
-      event = stream_error(frame_stream, H2Code::kRefusedStream, now, out);
+      event = stream_error(frame.stream, H2Code::kRefusedStream, now, out);
     }
   }
   return event;
@@ -636,7 +479,7 @@ void TunnelSession::State::start_continuation() {
 }
 
 bool TunnelSession::State::read_payload(ByteView& in, MonoTime now, TunnelEvent& out) {
-  if (discard || (flags & kFlagAck && type == kSettings)) {
+  if (discard || (frame.flags & kFlagAck && frame.type == kSettings)) {
     const size_t n = std::min<size_t>(left, in.size());
     in = in.subspan(n);
     left -= static_cast<uint32_t>(n);
@@ -654,7 +497,7 @@ bool TunnelSession::State::read_payload(ByteView& in, MonoTime now, TunnelEvent&
       return false;
     }
   }
-  switch (type) {
+  switch (frame.type) {
     case kData:
       return read_data(in, out);
     case kHeaders:
@@ -662,7 +505,7 @@ bool TunnelSession::State::read_payload(ByteView& in, MonoTime now, TunnelEvent&
       read_header_bytes(in);
       if (failed || left != 0) return false;
       end_frame();
-      if ((flags & kFlagEndHeaders) == 0) return false;
+      if ((frame.flags & kFlagEndHeaders) == 0) return false;
       return end_headers(now, out);
     case kSettings:
       while (left > 0 && gather(in, 6)) {
@@ -687,19 +530,19 @@ bool TunnelSession::State::read_data(ByteView& in, TunnelEvent& out) {
     out.data = in.first(n);
     in = in.subspan(n);
     left -= static_cast<uint32_t>(n);
-    TunnelStream* s = streams.find(frame_stream);
+    TunnelStream* s = streams.find(frame.stream);
     if (s == nullptr) {  // reset by us in the middle of the frame
       discard = true;
       return false;
     }
     out.kind = TunnelEventKind::kData;
-    out.stream = frame_stream;
+    out.stream = frame.stream;
     out.user = s->user;
-    if (left == 0 && pad == 0 && (flags & kFlagEndStream) != 0) {
+    if (left == 0 && pad == 0 && (frame.flags & kFlagEndStream) != 0) {
       out.end_stream = true;
       s->flags |= kRemoteEnded;
       const uint8_t f = s->flags;
-      forget_if_done(frame_stream, f);
+      forget_if_done(frame.stream, f);
     }
     if (left == 0) end_frame();
     return true;
@@ -715,20 +558,20 @@ bool TunnelSession::State::read_data(ByteView& in, TunnelEvent& out) {
 // A DATA frame that did not end with a piece of payload: it was empty or padded.
 bool TunnelSession::State::end_data(TunnelEvent& out) {
   end_frame();
-  TunnelStream* s = streams.find(frame_stream);
+  TunnelStream* s = streams.find(frame.stream);
   if (s == nullptr) return false;
-  if ((flags & kFlagPadded) != 0) {  // credit that nobody will consume()
+  if ((frame.flags & kFlagPadded) != 0) {  // credit that nobody will consume()
     s->consumed += pad + 1;
     give_back(*s);
   }
-  if ((flags & kFlagEndStream) == 0) return false;
+  if ((frame.flags & kFlagEndStream) == 0) return false;
   out.kind = TunnelEventKind::kEnd;
   out.end_stream = true;
-  out.stream = frame_stream;
+  out.stream = frame.stream;
   out.user = s->user;
   s->flags |= kRemoteEnded;
   const uint8_t f = s->flags;
-  forget_if_done(frame_stream, f);
+  forget_if_done(frame.stream, f);
   return true;
 }
 
@@ -742,7 +585,8 @@ void TunnelSession::State::read_header_bytes(ByteView& in) {
   }
   if (left > pad) {
     const size_t n = std::min<size_t>(left - pad, in.size());
-    inflate(in.first(n), false);
+    if (block.size() + n > options.max_header_list) return limit_hit(TunnelLimit::kHeaderBytes);
+    block.append(as_text(in.first(n)));
     in = in.subspan(n);
     left -= static_cast<uint32_t>(n);
     if (failed) return;
@@ -754,86 +598,70 @@ void TunnelSession::State::read_header_bytes(ByteView& in) {
   }
 }
 
-void TunnelSession::State::inflate(ByteView bytes, bool final) {
-  block_bytes += static_cast<uint32_t>(bytes.size());
-  if (block_bytes > options.max_header_list) return limit_hit(TunnelLimit::kHeaderBytes);
-  while (true) {
-    nghttp2_nv nv;
-    int inflated = 0;
-    const ssize_t n =
-        nghttp2_hd_inflate_hd2(inflater, &nv, &inflated, bytes.data(), bytes.size(), final);
-    if (n < 0) return protocol_error("HPACK error", H2Code::kCompressionError);
-    bytes = bytes.subspan(static_cast<size_t>(n));
-    if ((inflated & NGHTTP2_HD_INFLATE_EMIT) != 0) {
-      block_list_size += static_cast<uint32_t>(nv.namelen + nv.valuelen + 32);
-      if (block_list_size > options.max_header_list) return limit_hit(TunnelLimit::kHeaderBytes);
-      if (headers.size() >= kTunnelMaxHeaderCount) return limit_hit(TunnelLimit::kHeaderCount);
-      headers.add({reinterpret_cast<char*>(nv.name), nv.namelen},
-                  {reinterpret_cast<char*>(nv.value), nv.valuelen});
-    }
-    if ((inflated & NGHTTP2_HD_INFLATE_FINAL) != 0) {
-      nghttp2_hd_inflate_end_headers(inflater);
-      return;
-    }
-    if ((inflated & NGHTTP2_HD_INFLATE_EMIT) == 0 && bytes.empty()) return;
-  }
+// Every block is decoded, even if nobody wants it: HPACK's state is the connection's.
+void TunnelSession::State::decode_block(MessageRules& rules) {
+  const std::string whole = std::exchange(block, {});
+  headers.clear();
+  size_t size = 0;
+  const bool good = decoder.decode(as_bytes(whole), [&](const hpack::Field& f) {
+    size += f.name.size() + f.value.size() + hpack::kFieldOverhead;
+    if (size > options.max_header_list) return limit_hit(TunnelLimit::kHeaderBytes);
+    if (headers.size() >= kTunnelMaxHeaderCount) return limit_hit(TunnelLimit::kHeaderCount);
+    rules.add(f);
+    headers.add(f.name, f.value);
+  });
+  decoder.trim();
+  if (!good) protocol_error("HPACK error", H2Code::kCompressionError);
 }
 
 bool TunnelSession::State::end_headers(MonoTime now, TunnelEvent& out) {
-  inflate({}, true);
-  frame_stream = block_stream;
+  MessageRules rules;
+  decode_block(rules);
+  frame.stream = block_stream;
   block_stream = 0;
   if (failed || block_discard) {
     headers.clear();
     return false;
   }
-  if (role == TunnelRole::kServer && streams.find(frame_stream) == nullptr)
-    return on_request(now, out);
-  return on_response_or_trailers(now, out);
+  if (role == TunnelRole::kServer && streams.find(frame.stream) == nullptr)
+    return on_request(rules, now, out);
+  return on_response_or_trailers(rules, now, out);
 }
 
-bool TunnelSession::State::on_request(MonoTime now, TunnelEvent& out) {
-  Pseudo pseudo;
-  if (!split_pseudo(headers, pseudo) || !valid_request(pseudo)) {
+bool TunnelSession::State::on_request(const MessageRules& rules, MonoTime now, TunnelEvent& out) {
+  if (!rules.valid_request(headers, false)) {
     headers.clear();
-    return stream_error(frame_stream, H2Code::kProtocolError, now, out);
+    return stream_error(frame.stream, H2Code::kProtocolError, now, out);
   }
-  TunnelStream& s = open_stream(frame_stream);
+  TunnelStream& s = open_stream(frame.stream);
   if (block_end_stream) s.flags |= kRemoteEnded;
   out.kind = TunnelEventKind::kRequest;
-  out.stream = frame_stream;
+  out.stream = frame.stream;
   out.end_stream = block_end_stream;
   lend_headers(out);
   return true;
 }
 
-bool TunnelSession::State::on_response_or_trailers(MonoTime now, TunnelEvent& out) {
-  TunnelStream* s = streams.find(frame_stream);
+bool TunnelSession::State::on_response_or_trailers(const MessageRules& rules, MonoTime now,
+                                                   TunnelEvent& out) {
+  TunnelStream* s = streams.find(frame.stream);
   if (s == nullptr) {  // reset by us while its block came in
     headers.clear();
     return false;
   }
-  Pseudo pseudo;
-  bool good = split_pseudo(headers, pseudo);
   const bool trailers = role == TunnelRole::kServer || (s->flags & kHeadersSeen) != 0;
-  uint16_t status = 0;
-  if (good && trailers) {
-    good = block_end_stream && !pseudo.method && !pseudo.scheme && !pseudo.authority &&
-           !pseudo.path && !pseudo.status;
-  } else if (good) {
-    status = parse_status(pseudo);
-    good = status != 0 && status != 101 && !(status < 200 && block_end_stream);
-  }
-  if (!good) {
+  const bool informational = !trailers && rules.status() < 200;
+  if (trailers ? !block_end_stream || !rules.valid_trailers()
+               : !rules.valid_response() || (informational && block_end_stream)) {
     headers.clear();
-    return stream_error(frame_stream, H2Code::kProtocolError, now, out);
+    return stream_error(frame.stream, H2Code::kProtocolError, now, out);
   }
-  if (!trailers && status < 200) {  // informational: nothing for a tunnel
+  if (informational) {  // nothing for a tunnel
     headers.clear();
     count_control(now);
     return false;
   }
-  out.stream = frame_stream;
+  out.stream = frame.stream;
   out.user = s->user;
   out.end_stream = block_end_stream;
   if (trailers) {
@@ -841,28 +669,28 @@ bool TunnelSession::State::on_response_or_trailers(MonoTime now, TunnelEvent& ou
     headers.clear();
   } else {
     out.kind = TunnelEventKind::kResponse;
-    out.status = status;
+    out.status = rules.status();
     s->flags |= kHeadersSeen;
     lend_headers(out);
   }
   if (block_end_stream) {
     s->flags |= kRemoteEnded;
     const uint8_t f = s->flags;
-    forget_if_done(frame_stream, f);
+    forget_if_done(frame.stream, f);
   }
   return true;
 }
 
 // RST_STREAM, PING, GOAWAY and WINDOW_UPDATE: at most 8 bytes that matter.
 bool TunnelSession::State::on_small_frame(ByteView& in, MonoTime now, TunnelEvent& out) {
-  const uint8_t want = type == kRstStream || type == kWindowUpdate ? 4 : 8;
+  const uint8_t want = frame.type == kRstStream || frame.type == kWindowUpdate ? 4 : 8;
   if (!gather(in, want)) return false;
   left -= want;
   if (left == 0)
     end_frame();
   else
     discard = true;  // GOAWAY's debug data
-  switch (type) {
+  switch (frame.type) {
     case kRstStream:
       return on_rst(now, out);
     case kPing:
@@ -921,13 +749,13 @@ void TunnelSession::State::end_settings() {
     if (overflow)
       return protocol_error("SETTINGS overflow a stream's window", H2Code::kFlowControlError);
   }
-  put_frame(0, kSettings, kFlagAck, 0);
+  put_frame(pending, 0, kSettings, kFlagAck, 0);
   count_reply();
 }
 
 bool TunnelSession::State::on_ping(TunnelEvent& out) {
-  if ((flags & kFlagAck) == 0) {
-    put_ping(scratch, kFlagAck);
+  if ((frame.flags & kFlagAck) == 0) {
+    put_ping(pending, scratch, kFlagAck);
     count_reply();
     return false;
   }
@@ -938,7 +766,7 @@ bool TunnelSession::State::on_ping(TunnelEvent& out) {
   if (std::memcmp(scratch, kShutdownPayload, 8) == 0) {
     if (role == TunnelRole::kServer && goaway_sent && !goaway_final) {
       goaway_final = true;
-      put_goaway(last_peer_id, H2Code::kNoError, {});
+      put_goaway(pending, last_peer_id, H2Code::kNoError, {});
     }
     return false;
   }
@@ -969,7 +797,7 @@ bool TunnelSession::State::on_goaway(TunnelEvent& out) {
 
 bool TunnelSession::State::on_window_update(MonoTime now, TunnelEvent& out) {
   const uint32_t increment = load_be<uint32_t>(scratch) & kMaxWindow;
-  if (frame_stream == 0) {
+  if (frame.stream == 0) {
     if (increment == 0) {
       protocol_error("WINDOW_UPDATE of 0");
     } else if (conn_send + increment > kMaxWindow) {
@@ -981,24 +809,24 @@ bool TunnelSession::State::on_window_update(MonoTime now, TunnelEvent& out) {
     }
     return false;
   }
-  TunnelStream* s = streams.find(frame_stream);
+  TunnelStream* s = streams.find(frame.stream);
   if (s == nullptr) {
-    if (role == TunnelRole::kClient ? frame_stream >= next_id : frame_stream > last_peer_id)
+    if (role == TunnelRole::kClient ? frame.stream >= next_id : frame.stream > last_peer_id)
       protocol_error("WINDOW_UPDATE on an idle stream");
     return false;
   }
-  if (increment == 0) return stream_error(frame_stream, H2Code::kProtocolError, now, out);
+  if (increment == 0) return stream_error(frame.stream, H2Code::kProtocolError, now, out);
   if (int64_t{s->send_window} + increment > kMaxWindow)
-    return stream_error(frame_stream, H2Code::kFlowControlError, now, out);
+    return stream_error(frame.stream, H2Code::kFlowControlError, now, out);
   s->send_window += static_cast<int32_t>(increment);
   if ((s->flags & kBlocked) != 0 && s->send_window > 0) queue_writable(*s);
   return false;
 }
 
 bool TunnelSession::State::on_rst(MonoTime now, TunnelEvent& out) {
-  TunnelStream* s = streams.find(frame_stream);
+  TunnelStream* s = streams.find(frame.stream);
   if (s == nullptr) {
-    if (role == TunnelRole::kClient ? frame_stream >= next_id : frame_stream > last_peer_id)
+    if (role == TunnelRole::kClient ? frame.stream >= next_id : frame.stream > last_peer_id)
       protocol_error("RST_STREAM on an idle stream");
     else
       count_control(now);
@@ -1007,11 +835,11 @@ bool TunnelSession::State::on_rst(MonoTime now, TunnelEvent& out) {
   if (role == TunnelRole::kServer) count_reset(now);
   if (failed) return false;
   out.kind = TunnelEventKind::kReset;
-  out.stream = frame_stream;
+  out.stream = frame.stream;
   out.code = load_be<uint32_t>(scratch);
   out.unprocessed = out.code == static_cast<uint32_t>(H2Code::kRefusedStream);
   out.user = s->user;
-  forget(frame_stream);
+  forget(frame.stream);
   return true;
 }
 
@@ -1028,15 +856,15 @@ TunnelSession::TunnelSession(TunnelRole role, const TunnelOptions& options, Mono
     s.phase = State::Phase::kPreface;
   }
   // The order of Istio's ztunnel.
-  s.put_frame(4 * 6, kSettings, 0, 0);
+  put_frame(s.pending, 4 * 6, kSettings, 0, 0);
   s.pending.resize(s.pending.size() - 4 * 6);
   if (client)
-    s.put_setting(kEnablePush, 0);
+    put_setting(s.pending, kEnablePush, 0);
   else
-    s.put_setting(kMaxConcurrentStreams, options.max_concurrent_streams);
-  s.put_setting(kInitialWindowSize, options.initial_stream_window);
-  s.put_setting(kMaxFrameSize, options.max_frame_size);
-  s.put_setting(kMaxHeaderListSize, options.max_header_list);
+    put_setting(s.pending, kMaxConcurrentStreams, options.max_concurrent_streams);
+  put_setting(s.pending, kInitialWindowSize, options.initial_stream_window);
+  put_setting(s.pending, kMaxFrameSize, options.max_frame_size);
+  put_setting(s.pending, kMaxHeaderListSize, options.max_header_list);
   s.raise_connection_window();
 }
 TunnelSession::~TunnelSession() = default;
@@ -1105,7 +933,7 @@ Result<uint32_t> TunnelSession::connect(std::string_view authority,
   for (const HeaderField& f : headers) hpack::write_field(block, f.name, f.value);
   const uint32_t id = s.next_id;
   s.next_id += 2;
-  s.put_headers(id, block, false);
+  put_headers(s.pending, id, block, false, s.peer_frame_size);
   TunnelStream& stream = s.open_stream(id);
   stream.user = user;
   stream.flags = kHeadersSent;
@@ -1125,18 +953,18 @@ void TunnelSession::respond(uint32_t id, uint16_t status, std::span<const Header
   hpack::write_status(block, status);
   if (list_size <= s.peer_max_header_list)
     for (const HeaderField& f : headers) hpack::write_field(block, f.name, f.value);
-  s.put_headers(id, block, end_stream);
+  put_headers(s.pending, id, block, end_stream, s.peer_frame_size);
   stream->flags |= kHeadersSent;
   stream->headers_at = s.generation;
   if (!end_stream) return;
-  if ((stream->flags & kRemoteEnded) == 0) s.put_rst(id, H2Code::kNoError);
+  if ((stream->flags & kRemoteEnded) == 0) put_rst(s.pending, id, H2Code::kNoError);
   s.forget(id);
 }
 
 void TunnelSession::reset(uint32_t id, H2Code code) {
   State& s = *state_;
   if (s.failed || s.streams.find(id) == nullptr) return;
-  s.put_rst(id, code);
+  put_rst(s.pending, id, code);
   s.forget(id);
 }
 
@@ -1220,7 +1048,7 @@ void TunnelSession::grow_window(uint32_t id, uint32_t window) {
   const uint32_t increment = window - stream->recv_window + stream->consumed;
   stream->recv_window = window;
   stream->consumed = 0;
-  s.put_window_update(id, increment);
+  put_window_update(s.pending, id, increment);
   stream->recv_avail += static_cast<int32_t>(increment);
   s.grants += increment;
   s.raise_connection_window();
@@ -1250,7 +1078,7 @@ void TunnelSession::clear_pending() {
 }
 
 void TunnelSession::ping(std::span<const uint8_t, 8> payload) {
-  if (!state_->failed) state_->put_ping(payload.data(), 0);
+  if (!state_->failed) put_ping(state_->pending, payload.data(), 0);
 }
 
 void TunnelSession::drain() {
@@ -1258,11 +1086,11 @@ void TunnelSession::drain() {
   if (s.failed || s.goaway_sent) return;
   s.goaway_sent = true;
   if (s.role == TunnelRole::kServer) {
-    s.put_goaway(kMaxStreamId, H2Code::kNoError, {});
-    s.put_ping(kShutdownPayload, 0);
+    put_goaway(s.pending, kMaxStreamId, H2Code::kNoError, {});
+    put_ping(s.pending, kShutdownPayload, 0);
   } else {
     s.goaway_final = true;
-    s.put_goaway(0, H2Code::kNoError, {});
+    put_goaway(s.pending, 0, H2Code::kNoError, {});
   }
 }
 
@@ -1299,7 +1127,7 @@ bool TunnelSession::on_time(MonoTime now) {
   }
   s.ping_open = true;
   s.ping_sent = now;
-  s.put_ping(kKeepalivePayload, 0);
+  put_ping(s.pending, kKeepalivePayload, 0);
   return true;
 }
 

@@ -58,7 +58,6 @@ inline constexpr uint32_t kTunnelEmptyDataPerSecond = 10;
 inline constexpr uint32_t kTunnelWindowBurst = 10000;  // plus 2 a DATA frame and 1 a KiB sent
 inline constexpr uint32_t kTunnelMaxContinuations = 16;
 inline constexpr uint32_t kTunnelMaxHeaderCount = 100;
-inline constexpr uint32_t kTunnelMaxSettings = 64;  // entries of one SETTINGS frame
 inline constexpr uint32_t kTunnelMaxUnreadReplies = 1000;
 
 enum class TunnelRole : uint8_t { kClient, kServer };

@@ -46,23 +46,43 @@ bool valid_header_value(std::string_view value) {
                      [](char c) { return kValue[static_cast<uint8_t>(c)]; });
 }
 
-void HeaderList::add(std::string_view name, std::string_view value) {
-  // The arguments may be views into text_: reserve by hand so that append() does not move them
-  // away.
-  const size_t at = text_.size();
-  if (text_.capacity() < at + name.size() + value.size()) {
-    // One allocation for the usual head.
-    std::string bigger;
-    bigger.reserve(std::max<size_t>({2 * text_.capacity(), at + name.size() + value.size(), 500}));
-    if (fields_.empty()) fields_.reserve(12);
-    bigger.append(text_).append(name).append(value);
-    text_.swap(bigger);
-  } else {
-    text_.append(name).append(value);
+HeaderList& HeaderList::operator=(const HeaderList& other) {
+  if (this == &other) return *this;
+  clear();
+  if (room_ < other.used_) {
+    text_ = std::make_unique_for_overwrite<char[]>(other.used_);
+    room_ = other.used_;
   }
-  fields_.push_back({static_cast<uint32_t>(at), static_cast<uint32_t>(name.size()),
-                     static_cast<uint32_t>(at + name.size()), static_cast<uint32_t>(value.size())});
-  bytes_ += name.size() + value.size();
+  if (other.used_ != 0) std::memcpy(text_.get(), other.text_.get(), other.used_);
+  used_ = other.used_;
+  fields_ = other.fields_;
+  bytes_ = other.bytes_;
+  return *this;
+}
+
+void HeaderList::swap(HeaderList& other) noexcept {
+  text_.swap(other.text_);
+  fields_.swap(other.fields_);
+  std::swap(used_, other.used_);
+  std::swap(room_, other.room_);
+  std::swap(bytes_, other.bytes_);
+}
+
+// Makes room for `more` bytes. Returns the text that was there before, to which views may be held.
+std::unique_ptr<char[]> HeaderList::grown(size_t more) {
+  // One allocation for the usual head.
+  const size_t room = std::max<size_t>({size_t{2} * room_, used_ + more + 1, 512});
+  auto bigger = std::make_unique_for_overwrite<char[]>(room);
+  if (used_ != 0) std::memcpy(bigger.get(), text_.get(), used_);
+  room_ = static_cast<uint32_t>(room);
+  text_.swap(bigger);
+  return bigger;
+}
+
+void HeaderList::add_and_grow(std::string_view name, std::string_view value, bool never_indexed) {
+  if (fields_.empty()) fields_.reserve(12);
+  const auto before = grown(name.size() + value.size());
+  add(name, value, never_indexed);
 }
 
 std::optional<std::string_view> HeaderList::get(std::string_view name) const {
@@ -93,15 +113,16 @@ void HeaderList::set(std::string_view name, std::string_view value) {
   size_t first = 0;
   while (first < size() && !equal_ignoring_case((*this)[first].name, name)) ++first;
   if (first == size()) return add(name, value);
-  const std::string copy(value);  // may be a view into this list
-  const std::string wanted(name);
-  bytes_ += copy.size();
+  std::unique_ptr<char[]> before;  // `name` and `value` may be views into this list
+  if (room_ - used_ < value.size()) before = grown(value.size());
+  copy(text_.get() + used_, value);
+  bytes_ += value.size();
   bytes_ -= fields_[first].value_size;
-  fields_[first].value = static_cast<uint32_t>(text_.size());
-  fields_[first].value_size = static_cast<uint32_t>(copy.size());
-  text_ += copy;
+  fields_[first].value = used_;
+  fields_[first].value_size = static_cast<uint32_t>(value.size());
+  used_ += static_cast<uint32_t>(value.size());
   for (size_t i = size(); i-- > first + 1;) {
-    if (!equal_ignoring_case((*this)[i].name, wanted)) continue;
+    if (!equal_ignoring_case((*this)[i].name, name)) continue;
     bytes_ -= fields_[i].name_size + fields_[i].value_size;
     fields_.erase(fields_.begin() + static_cast<ptrdiff_t>(i));
   }
@@ -109,22 +130,20 @@ void HeaderList::set(std::string_view name, std::string_view value) {
 
 size_t HeaderList::remove(std::string_view name) {
   return std::erase_if(fields_, [&](const Slot& s) {
-    if (!equal_ignoring_case({text_.data() + s.name, s.name_size}, name)) return false;
+    if (!equal_ignoring_case({text_.get() + s.name, s.name_size}, name)) return false;
     bytes_ -= s.name_size + s.value_size;
     return true;
   });
 }
 
 void HeaderList::clear() {
-  text_.clear();
+  used_ = 0;
   fields_.clear();
   bytes_ = 0;
 }
 
 void HeaderList::release() {
-  std::string().swap(text_);
-  std::vector<Slot>().swap(fields_);
-  bytes_ = 0;
+  HeaderList().swap(*this);
 }
 
 }  // namespace meltemi::codec

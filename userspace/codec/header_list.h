@@ -3,9 +3,12 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 namespace meltemi::codec {
@@ -13,22 +16,45 @@ namespace meltemi::codec {
 struct HeaderField {
   std::string_view name;
   std::string_view value;
+  bool never_indexed = false;  // HPACK: who forwards it must keep it out of tables too
 };
 
 class HeaderList {
  public:
+  HeaderList() = default;
+  HeaderList(const HeaderList& other) { *this = other; }
+  HeaderList& operator=(const HeaderList& other);
+  HeaderList(HeaderList&& other) noexcept { swap(other); }  // `other` is empty afterwards
+  HeaderList& operator=(HeaderList&& other) noexcept {
+    HeaderList(std::move(other)).swap(*this);
+    return *this;
+  }
+  ~HeaderList() = default;
+  void swap(HeaderList& other) noexcept;
+
   size_t size() const { return fields_.size(); }
   bool empty() const { return fields_.empty(); }
   // The i-th field. Views are valid until the list changes.
   HeaderField operator[](size_t i) const {
     const Slot& s = fields_[i];
-    return {{text_.data() + s.name, s.name_size}, {text_.data() + s.value, s.value_size}};
+    return {{text_.get() + s.name, s.name_size},
+            {text_.get() + s.value, s.value_size},
+            s.never_indexed != 0};
   }
   // Bytes of all names and values.
   size_t bytes() const { return bytes_; }
 
-  // Lists hold at most 4 GiB of text; the codecs' limits are far below.
-  void add(std::string_view name, std::string_view value);
+  // Lists hold less than 2 GiB of text; the codecs' limits are far below. The arguments may be
+  // views into this list.
+  void add(std::string_view name, std::string_view value, bool never_indexed = false) {
+    if (room_ - used_ <= name.size() + value.size()) [[unlikely]]
+      return add_and_grow(name, value, never_indexed);
+    char* to = text_.get() + used_;
+    copy(to, name);
+    copy(to + name.size(), value);
+    add_slot(name.size(), value.size(), never_indexed);
+  }
+  void add(HeaderField field) { add(field.name, field.value, field.never_indexed); }
   // The first field of that name, compared without case.
   std::optional<std::string_view> get(std::string_view name) const;
   // Value of the first field with that name, or "" if there is none.
@@ -65,9 +91,26 @@ class HeaderList {
 
  private:
   struct Slot {
-    uint32_t name, name_size, value, value_size;
+    uint32_t name, name_size, value;
+    uint32_t value_size : 31;
+    uint32_t never_indexed : 1;
   };
-  std::string text_;  // set() appends; clear() reclaims
+  static void copy(char* to, std::string_view from) {
+    if (!from.empty()) std::memcpy(to, from.data(), from.size());
+  }
+  // The text that was just written at used_ becomes a field.
+  void add_slot(size_t name_size, size_t value_size, bool never_indexed) {
+    fields_.push_back({used_, static_cast<uint32_t>(name_size),
+                       used_ + static_cast<uint32_t>(name_size), static_cast<uint32_t>(value_size),
+                       never_indexed});
+    used_ += static_cast<uint32_t>(name_size + value_size);
+    bytes_ += name_size + value_size;
+  }
+  void add_and_grow(std::string_view name, std::string_view value, bool never_indexed);
+  std::unique_ptr<char[]> grown(size_t more);
+
+  std::unique_ptr<char[]> text_;  // set() appends; clear() reclaims
+  uint32_t used_ = 0, room_ = 0;
   std::vector<Slot> fields_;
   size_t bytes_ = 0;
 };

@@ -1,5 +1,5 @@
-// Internal to codec: the streams of one tunnel by id. O(1), one block of memory, nothing per stream
-// beyond its entry. Pointers are valid until the next insert() or erase().
+// Internal to codec: the streams of one HTTP/2 connection by id. O(1), one block of memory, nothing
+// per stream beyond its entry. Pointers are valid until the next insert() or erase().
 #pragma once
 
 #include <cstdint>
@@ -7,23 +7,13 @@
 
 namespace meltemi::codec {
 
-struct TunnelStream {
-  uint32_t id = 0;
-  uint8_t flags = 0;
-  int32_t send_window = 0;   // may be negative after SETTINGS (RFC 9113 section 6.9.2)
-  int32_t recv_avail = 0;    // what the peer may still send
-  uint32_t recv_window = 0;  // what it is granted in all
-  uint32_t consumed = 0;     // passed on by the caller, not yet returned to the peer
-  uint32_t headers_at = 0;   // generation of pending() that holds our HEADERS
-  void* user = nullptr;
-};
-static_assert(sizeof(TunnelStream) <= 48);
-
+// Stream: default-constructible, with a member `uint32_t id`, 0 by default.
+template <typename Stream>
 class StreamTable {
  public:
   size_t size() const { return size_; }
 
-  TunnelStream* find(uint32_t id) {
+  Stream* find(uint32_t id) {
     if (size_ == 0) return nullptr;
     for (size_t i = home(id);; i = (i + 1) & mask_) {
       if (slots_[i].id == id) return &slots_[i];
@@ -32,17 +22,17 @@ class StreamTable {
   }
 
   // REQUIRES: id != 0 and not in the table.
-  TunnelStream& insert(uint32_t id) {
+  Stream& insert(uint32_t id) {
     if ((size_ + 1) * 2 > slots_.size()) resize(slots_.empty() ? 8 : slots_.size() * 2);
     ++size_;
-    TunnelStream& s = slots_[free_slot(id)];
-    s = TunnelStream{};
+    Stream& s = slots_[free_slot(id)];
+    s = Stream{};
     s.id = id;
     return s;
   }
 
   void erase(uint32_t id) {
-    TunnelStream* s = find(id);
+    Stream* s = find(id);
     if (s == nullptr) return;
     size_t hole = static_cast<size_t>(s - slots_.data());
     // Backward shift: entries that probed past the hole move into it, so no tombstones are needed.
@@ -58,13 +48,13 @@ class StreamTable {
   }
 
   void clear() {
-    std::vector<TunnelStream>().swap(slots_);
+    std::vector<Stream>().swap(slots_);
     size_ = mask_ = 0;
   }
 
   template <typename F>
   void for_each(F&& f) {
-    for (TunnelStream& s : slots_)
+    for (Stream& s : slots_)
       if (s.id != 0) f(s);
   }
 
@@ -77,14 +67,14 @@ class StreamTable {
     return i;
   }
   void resize(size_t n) {
-    std::vector<TunnelStream> old(n);
+    std::vector<Stream> old(n);
     old.swap(slots_);
     mask_ = n - 1;
-    for (const TunnelStream& s : old)
+    for (const Stream& s : old)
       if (s.id != 0) slots_[free_slot(s.id)] = s;
   }
 
-  std::vector<TunnelStream> slots_;  // size is 0 or a power of 2; id 0: free
+  std::vector<Stream> slots_;  // size is 0 or a power of 2; id 0: free
   size_t size_ = 0;
   size_t mask_ = 0;
 };

@@ -13,7 +13,7 @@ class Nominated {
  public:
   explicit Nominated(const Fields& fields) {
     for (const Field f : fields) {
-      if (field_id(f.name) != FieldId::kConnection) continue;
+      if (f.name.size() != 10 || field_id(f.name) != FieldId::kConnection) continue;
       each_token(f.value, [this](std::string_view token) {
         const FieldId id = field_id(token);
         const bool standard = id == FieldId::kKeepAlive || id == FieldId::kUpgrade ||
@@ -191,7 +191,7 @@ void build_h2_request(const RequestHead& head, const ForwardInfo& info, Fields& 
     }
     if (hop_by_hop(id) || replaced(id, info) || nominated.has(f.name)) continue;
     if (id == FieldId::kContentLength) length = true;
-    out.add(lower_name(f.name), f.value);
+    out.add(lower_name(f.name), f.value, f.never_indexed);
   }
   if (!length && head.framing == H1Framing::kLength) {
     char buffer[20];
@@ -263,7 +263,7 @@ void build_h2_response(const ResponseHead& head, Fields& out) {
     if (f.name.starts_with(':')) continue;
     const FieldId id = field_id(f.name);
     if (hop_by_hop(id) || id == FieldId::kXEnvoy || nominated.has(f.name)) continue;
-    out.add(lower_name(f.name), f.value);
+    out.add(lower_name(f.name), f.value, f.never_indexed);
   }
 }
 
@@ -276,7 +276,7 @@ void build_trailers(const Fields& in, bool lower_case, Fields& out) {
         id == FieldId::kXForwardedClientCert) {
       continue;
     }
-    out.add(lower_case ? lower_name(f.name) : f.name, f.value);
+    out.add(lower_case ? lower_name(f.name) : f.name, f.value, f.never_indexed);
   }
 }
 
