@@ -175,6 +175,29 @@ class Chain(unittest.TestCase):
             SANDBOX.cli("delete", "authorizationpolicy", "only-stranger", "-n", "far")
         wait("open again", lambda: curl("/direct", "back.far")[0] == "200")
 
+    def test_a_service_of_the_same_waypoint_keeps_its_policies(self):
+        SANDBOX.apply("""
+apiVersion: v1
+kind: Service
+metadata: {name: side}
+spec: {selector: {app: front}, ports: [{name: http, port: 80, targetPort: 8000}]}
+""", ns="shop")
+        SANDBOX.apply(routes("front", ("/side", "side"), ("/far", "back.far.svc.cluster.local"),
+                             ("/", "front")), ns="shop")
+        SANDBOX.apply(policy("only-stranger", "Service", "side", "ALLOW",
+                             [principal("shop", "stranger")]), ns="shop")
+        try:
+            wait("by itself", lambda: curl("/x", "side")[0] == "403")
+            wait("by way of front", lambda: curl("/side/x")[0] == "403")
+            self.assertEqual(curl("/near")[0], "200")
+            self.assertEqual(curl("/side/x", "front", "stranger")[0], "200")
+            self.assertIn("reason=policy_no_allow_match", lines("shop", "first", 'path="/side/x"')[0])
+        finally:
+            SANDBOX.cli("delete", "authorizationpolicy", "only-stranger", "-n", "shop")
+            SANDBOX.cli("delete", "svc", "side", "-n", "shop")
+            SANDBOX.apply(routes("front", ("/far", "back.far.svc.cluster.local"), ("/", "front")),
+                          ns="shop")
+
     def test_requests_do_not_go_round(self):
         SANDBOX.apply(routes("back", ("/far/round", "front.shop.svc.cluster.local"), ("/", "back")),
                       ns="far")

@@ -25,4 +25,17 @@ std::vector<RbacFilter> rbac_filters(View& view, std::string_view service_ns,
                                      std::string_view service, std::string_view gateway_ns,
                                      std::string_view gateway);
 
+// HTTP and network RBAC filters carry the same two rule sets.
+template <typename Proto>
+Proto rbac_message(const RbacFilter& filter) {
+  Proto out;
+  if (filter.has_rules) *out.mutable_rules() = filter.rules;
+  if (filter.has_shadow) {
+    *out.mutable_shadow_rules() = filter.shadow;
+    bool deny = filter.shadow.action() == ::envoy::config::rbac::v3::RBAC::DENY;
+    out.set_shadow_rules_stat_prefix(deny ? "istio_dry_run_deny_" : "istio_dry_run_allow_");
+  }
+  return out;
+}
+
 }  // namespace meltemi::config

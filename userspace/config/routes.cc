@@ -69,9 +69,7 @@ std::string cluster_for(View& view, const RouteTarget& target, const Object& vs,
     const auto& ports = service->as<kube::Service>().spec().ports();
     request.port = ports.size() == 1 ? static_cast<uint32_t>(ports[0].port()) : target.port;
   }
-  WaypointBinding binding = resolve_waypoint(view, *service, Traffic::kService);
-  request.owned = binding.bound && binding.ns == target.waypoint.ns &&
-                  binding.gateway == target.waypoint.gateway;
+  request.owned = service->key() == target.service.key() && request.port == target.port;
   if (!request.owned) request.http = true;  // outbound names do not tell the protocol
   std::string name = request.name(names);
   out->want(std::move(request));

@@ -1,14 +1,18 @@
 // A cluster of a waypoint: a Service's port, perhaps narrowed to a DestinationRule's subset, with the
 // rule's traffic policy. Where it is dialled: endpoints.h.
 #include <fmt/format.h>
+#include <google/protobuf/util/json_util.h>
 
 #include <algorithm>
 
 #include "envoy/config/cluster/v3/cluster.pb.h"
+#include "envoy/extensions/filters/http/rbac/v3/rbac.pb.h"
 #include "envoy/extensions/upstreams/http/v3/http_protocol_options.pb.h"
 #include "userspace/config/destination_rules.h"
 #include "userspace/config/endpoints.h"
+#include "userspace/config/mesh.h"
 #include "userspace/config/names.h"
+#include "userspace/config/rbac.h"
 #include "userspace/config/units.h"
 
 namespace meltemi::config {
@@ -16,6 +20,7 @@ namespace {
 
 namespace net = ::istio::networking::v1alpha3;
 namespace cl = ::envoy::config::cluster::v3;
+using Fields = google::protobuf::Map<std::string, google::protobuf::Value>;
 
 constexpr std::string_view kHttpOptions = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
 constexpr int64_t kConnectTimeoutSeconds = 10;  // Istio's default
@@ -99,15 +104,47 @@ void fill_metadata(const Object& service, const std::string& host, cl::Cluster* 
   entry["host"].set_string_value(host);
 }
 
+Fields& own_metadata(cl::Cluster* out) {
+  return *(*out->mutable_metadata()->mutable_filter_metadata())["meltemi"].mutable_fields();
+}
+
 // Why there may be no endpoint although pods are there. Not part of Envoy's schema: another proxy
 // sees a cluster without endpoints, which is as closed.
 void fill_way(const Endpoints& endpoints, cl::Cluster* out) {
   if (endpoints.waypoint.empty()) return;
-  auto& fields = *(*out->mutable_metadata()->mutable_filter_metadata())["meltemi"].mutable_fields();
+  Fields& fields = own_metadata(out);
   fields["waypoint"].set_string_value(endpoints.waypoint);
   if (endpoints.refused == Reason::kOk) return;
   fields["refused"].set_string_value(std::string(reason_name(endpoints.refused)));
   fields["message"].set_string_value(endpoints.message);
+}
+
+// The policies of a service that this very waypoint guards, for requests that came for another one:
+// they have passed the other's listener. RBAC filters in their JSON form, in order.
+void fill_policies(View& view, const ClusterRequest& request, const Object& service,
+                   cl::Cluster* out) {
+  const WaypointBinding binding = resolve_waypoint(view, service, Traffic::kService);
+  if (request.owned || !binding.bound ||
+      waypoint_scope(binding.ns, binding.gateway) != request.scope) {
+    return;
+  }
+  const std::vector<RbacFilter> filters =
+      rbac_filters(view, service.ns(), service.name(), binding.ns, binding.gateway);
+  if (filters.empty()) return;
+  Fields& fields = own_metadata(out);
+  for (const RbacFilter& filter : filters) {
+    using Proto = ::envoy::extensions::filters::http::rbac::v3::RBAC;
+    std::string json;
+    google::protobuf::Value value;
+    // Neither can fail: a message of ours, and JSON that protobuf has made.
+    (void)google::protobuf::util::MessageToJsonString(rbac_message<Proto>(filter), &json);
+    (void)google::protobuf::util::JsonStringToMessage(json, &value);
+    *fields["rbac"].mutable_list_value()->add_values() = std::move(value);
+  }
+  const std::vector<IpAddress> vips = service_vips(service);
+  const SocketAddress address{vips.empty() ? IpAddress() : vips[0],
+                              static_cast<uint16_t>(request.port)};
+  fields["address"].set_string_value(address.to_string());
 }
 
 }  // namespace
@@ -150,6 +187,7 @@ void translate_cluster(View& view, const ClusterRequest& request, Outputs* out) 
                 &cluster);
   Endpoints endpoints = endpoints_of(view, request, *service, *port, rule.subset_labels);
   fill_way(endpoints, &cluster);
+  fill_policies(view, request, *service, &cluster);
   const std::string name = cluster.name();
   endpoints.assignment.set_cluster_name(name);
   out->add(ResourceType::kCluster, request.scope, name, cluster);

@@ -22,21 +22,7 @@ namespace lst = ::envoy::config::listener::v3;
 namespace hcm = ::envoy::extensions::filters::network::http_connection_manager::v3;
 namespace tcp = ::envoy::extensions::filters::network::tcp_proxy::v3;
 
-constexpr std::string_view kShadowPrefix = "istio_dry_run_";
 constexpr std::string_view kEncap = "encap";  // the endpoint is the authority that the client named
-
-// HTTP and network RBAC filters carry the same two rule sets.
-template <typename Proto>
-Proto rbac_message(const RbacFilter& filter) {
-  Proto out;
-  if (filter.has_rules) *out.mutable_rules() = filter.rules;
-  if (filter.has_shadow) {
-    *out.mutable_shadow_rules() = filter.shadow;
-    bool deny = filter.shadow.action() == ::envoy::config::rbac::v3::RBAC::DENY;
-    out.set_shadow_rules_stat_prefix(fmt::format("{}{}_", kShadowPrefix, deny ? "deny" : "allow"));
-  }
-  return out;
-}
 
 void fill_address(const IpAddress& ip, uint32_t port, ::envoy::config::core::v3::Address* out) {
   out->mutable_socket_address()->set_address(ip.to_string());

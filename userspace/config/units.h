@@ -31,7 +31,9 @@ struct ClusterRequest {
   uint32_t port = 0;
   std::string subset;
   bool http = true;
-  bool owned = true;  // the waypoint serves this service itself: inbound-vip, else outbound
+  // For the service's own port, whose listener has asked its policies: inbound-vip. Else outbound:
+  // for routes of another service or port.
+  bool owned = true;
   auto operator<=>(const ClusterRequest&) const = default;
   std::string name(const MeshNames& names) const;
 };

@@ -1,9 +1,11 @@
 #include "waypoint/cluster/cluster.h"
 
 #include <fmt/format.h>
+#include <google/protobuf/util/json_util.h>
 
 #include "envoy/config/cluster/v3/cluster.pb.h"
 #include "envoy/config/endpoint/v3/endpoint.pb.h"
+#include "envoy/extensions/filters/http/rbac/v3/rbac.pb.h"
 #include "envoy/extensions/upstreams/http/v3/http_protocol_options.pb.h"
 #include "waypoint/xds/convert.h"
 #include "waypoint/xds/strict.h"
@@ -146,6 +148,34 @@ void read_service(Cluster& c, const core::Metadata& metadata) {
   c.service_host = text("host");
 }
 
+// The text of a Struct's value is JSON, and so is RBAC's: strict, as everything that decides.
+Result<RbacFilter> rbac_of(const google::protobuf::Value& value) {
+  envoy::extensions::filters::http::rbac::v3::RBAC rbac;
+  std::string json;
+  const auto read = google::protobuf::util::MessageToJsonString(value, &json);
+  if (!read.ok() || !google::protobuf::util::JsonStringToMessage(json, &rbac).ok()) {
+    return bad("metadata.meltemi.rbac: no RBAC filter");
+  }
+  MELTEMI_TRY(check_supported(rbac));
+  return RbacFilter::compile(rbac.has_rules() ? &rbac.rules() : nullptr,
+                             rbac.has_shadow_rules() ? &rbac.shadow_rules() : nullptr);
+}
+
+Status read_policies(Cluster& c, const core::Metadata& metadata) {
+  const auto own = metadata.filter_metadata().find(kOwnMetadata);
+  if (own == metadata.filter_metadata().end()) return {};
+  const auto list = own->second.fields().find("rbac");
+  if (list == own->second.fields().end()) return {};
+  if (!list->second.has_list_value()) return bad("metadata.meltemi.rbac: no list");
+  for (const auto& value : list->second.list_value().values()) {
+    c.rbac.push_back(MELTEMI_TRY(rbac_of(value)));
+  }
+  const auto address = SocketAddress::parse(metadata_text(metadata, kOwnMetadata, "address"));
+  if (!address) return bad("metadata.meltemi.address: no <ip>:<port>");
+  c.service_address = *address;
+  return {};
+}
+
 // What the control plane says about a destination whose waypoint cannot be reached.
 Status read_closed(Cluster& c, const core::Metadata& metadata) {
   const std::string waypoint = metadata_text(metadata, kOwnMetadata, "waypoint");
@@ -229,6 +259,7 @@ Result<std::shared_ptr<const Cluster>> Cluster::compile(const pb::Cluster& proto
   MELTEMI_TRY(read_limits(*c, proto.circuit_breakers()));
   MELTEMI_TRY(read_http_options(*c, proto));
   read_service(*c, proto.metadata());
+  MELTEMI_TRY(read_policies(*c, proto.metadata()));
   MELTEMI_TRY(read_closed(*c, proto.metadata()));
   return c;
 }

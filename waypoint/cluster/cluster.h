@@ -12,6 +12,7 @@
 #include "userspace/base/clock.h"
 #include "userspace/base/error.h"
 #include "userspace/model/symbol.h"
+#include "waypoint/route/authz.h"
 #include "waypoint/route/retry.h"
 
 namespace envoy::config::cluster::v3 {
@@ -76,7 +77,11 @@ struct Cluster {
   RetryBudget retry_budget;
   // From metadata.istio.services[0]: labels of metrics.
   model::Symbol service_name, service_namespace, service_host;
-  // From metadata.meltemi: why there is no endpoint that could be dialled. kOk: no such reason.
+  // From metadata.meltemi: policies of the service itself, for requests that came for another one, and
+  // the address that they know the service by.
+  std::vector<RbacFilter> rbac;
+  SocketAddress service_address;
+  // From there too: why there is no endpoint that could be dialled. kOk: no such reason.
   Reason closed = Reason::kOk;
   std::string closed_detail;
   EndpointSetPtr inline_endpoints;  // STATIC

@@ -311,7 +311,12 @@ model::PolicyVerdict TcpFlow::judge(const TcpChain& chain) const {
   input.source_ip = client_.remote.ip;
   input.identity = client_.identity.present() ? &client_.identity : nullptr;
   input.destination = client_.local;
-  return authorize(chain.rbac, input);
+  const model::PolicyVerdict verdict = authorize(chain.rbac, input);
+  const ClusterState* cluster = acceptor_.worker().upstreams().find(cluster_name_);
+  if (!verdict.allowed || !cluster) return verdict;
+  // Another service than the client has asked for has policies of its own.
+  input.destination = cluster->config().service_address;
+  return authorize(cluster->config().rbac, input);
 }
 
 void TcpFlow::judge_again(const Snapshot& snapshot) {

@@ -100,7 +100,7 @@ void Exchange::start(const RequestHead& head, ServerSide& server, const ClientIn
       snapshot_ ? client.chain(*snapshot_, head.version == HttpVersion::kHttp2) : nullptr;
   if (!chain) return reply(Reason::kNoRoute, "no listener for this destination");
   idle_ = chain->options.stream_idle;
-  if (!normalise(*chain) || !authorize(*chain) || !route(*chain)) return;
+  if (!normalise(*chain) || !authorize(chain->rbac, client.local) || !route(*chain)) return;
 }
 
 void Exchange::refuse(const RequestHead& head, ServerSide& server, const ClientInfo& client,
@@ -142,17 +142,17 @@ bool Exchange::normalise(const HttpChain& chain) {
   return true;
 }
 
-bool Exchange::authorize(const HttpChain& chain) {
-  if (chain.rbac.empty()) return true;
+bool Exchange::authorize(const std::vector<RbacFilter>& filters, const SocketAddress& destination) {
+  if (filters.empty()) return true;
   model::PolicyInput input;
   input.source_ip = client_->remote.ip;
   input.identity = client_->identity.present() ? &client_->identity : nullptr;
-  input.destination = client_->local;
-  for (const RbacFilter& filter : chain.rbac) {
+  input.destination = destination;
+  for (const RbacFilter& filter : filters) {
     if (!filter.has_shadow() || filter.check_shadow(input).allowed) continue;
     worker_.stats().shadow_denied.fetch_add(1, std::memory_order_relaxed);
   }
-  const model::PolicyVerdict verdict = waypoint::authorize(chain.rbac, input);
+  const model::PolicyVerdict verdict = waypoint::authorize(filters, input);
   if (verdict.allowed) return true;
   reply(verdict.reason, verdict.detail());
   return false;
@@ -192,6 +192,8 @@ bool Exchange::forward(const ForwardAction& action, const HttpChain& chain) {
     reply(Reason::kNoService, choice_->cluster.view(), action.not_found_status);
     return false;
   }
+  // Another service than the client has asked for: its policies have not been asked yet.
+  if (!authorize(cluster_->config().rbac, cluster_->config().service_address)) return false;
   if (const Status ok = cluster_->begin_request(); !ok) {
     reply(ok.error().reason, ok.error().detail);
     return false;

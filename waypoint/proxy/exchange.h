@@ -2,7 +2,8 @@
 //
 //   normalise   target and host, or 400; everything after sees only the result
 //   authorize   RBAC filters on the verified identity, or 403
-//   route       first match, or 404; redirects and direct responses end here
+//   route       first match, or 404; redirects and direct responses end here; where it leads to
+//               another service than the client's, that one's RBAC filters too
 //   attempt     cluster, endpoint, connection, send; as often as the retry policy allows
 //   respond     header changes, body, trailers; a response that has begun cannot be retried
 //   report      exactly once: metrics and one log line with the reason
@@ -62,7 +63,7 @@ class Exchange final : private UpstreamEvents, private LazyTimer::Owner {
   // phases
   void open(const RequestHead& head, ServerSide& server, const ClientInfo& client);
   bool normalise(const HttpChain& chain);
-  bool authorize(const HttpChain& chain);
+  bool authorize(const std::vector<RbacFilter>& filters, const SocketAddress& destination);
   bool route(const HttpChain& chain);
   bool forward(const ForwardAction& action, const HttpChain& chain);
   void attempt();

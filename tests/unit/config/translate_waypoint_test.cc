@@ -361,7 +361,7 @@ TEST(TranslateProxy, TcpAndUnknownProtocols) {
   ASSERT_TRUE(l.filter_chains(0).filters(0).typed_config().UnpackTo(&proxy));
   ASSERT_EQ(proxy.weighted_clusters().clusters_size(), 2);
   EXPECT_EQ(proxy.weighted_clusters().clusters(1).name(),
-            "inbound-vip|80|tcp|catalog.shop.svc.cluster.local");
+            "outbound|80||catalog.shop.svc.cluster.local");
 }
 
 // --- which waypoint

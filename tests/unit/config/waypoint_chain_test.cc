@@ -143,8 +143,23 @@ TEST(WaypointChain, OneWaypointForBothIsNoDetour) {
   shared.replace(shared.find("istio.io/use-waypoint: second"), 29,
                  "istio.io/use-waypoint: first, istio.io/use-waypoint-namespace: shop");
   mesh.put("services.yaml", shared);
-  EXPECT_THAT(mesh.ways("inbound-vip|8000|http|back.far.svc.cluster.local"),
-              ElementsAre("10.2.0.2:8080"));
+  EXPECT_THAT(mesh.ways(kBack), ElementsAre("10.2.0.2:8080"));
+  // But the listener that the request came by has asked the policies of front only.
+  const auto policies = [&](std::string_view cluster) {
+    auto c = mesh.get<cl::Cluster>(ResourceType::kCluster, kScope, cluster);
+    const auto& fields = c.metadata().filter_metadata();
+    auto found = fields.find("meltemi");
+    return found == fields.end() ? "" : found->second.ShortDebugString();
+  };
+  EXPECT_EQ(policies(kBack), "");
+  mesh.put("policy.yaml",
+           "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, "
+           "namespace: far}\nspec: {targetRefs: [{kind: Service, group: '', name: back}], rules: "
+           "[{from: [{source: {principals: [cluster.local/ns/a/sa/b]}}]}]}\n");
+  EXPECT_THAT(policies(kBack), HasSubstr("spiffe://cluster.local/ns/a/sa/b"));
+  EXPECT_THAT(policies(kBack), HasSubstr("10.96.0.2:8000"));
+  EXPECT_EQ(policies("inbound-vip|8000|http|back.far.svc.cluster.local"), "")
+      << "its own listener has asked them";
 }
 
 TEST(WaypointChain, AMissingWaypointRefuses) {

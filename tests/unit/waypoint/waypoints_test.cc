@@ -103,5 +103,26 @@ TEST(WaypointsTest, ClustersSayWhyTheyAreClosed) {
   EXPECT_FALSE(compile(R"({"waypoint": "far/b", "refused": "no such reason"})"));
 }
 
+TEST(WaypointsTest, ClustersBringThePoliciesOfTheirService) {
+  const auto compile = [](const std::string& own) {
+    return Cluster::compile(from_json<pb::Cluster>(
+        R"({"name": "c", "type": "EDS", "lb_policy": "RANDOM", "metadata": {"filter_metadata": )"
+        R"({"meltemi": )" + own + "}}}"));
+  };
+  const auto c = compile(R"({"address": "10.96.0.2:81", "rbac": [{"rules": {"action": "DENY",
+      "policies": {"ns[far]-policy[p]-rule[0]": {"principals": [{"any": true}],
+                   "permissions": [{"destination_port": 81}]}}}}]})");
+  ASSERT_TRUE(c) << c.error().to_string();
+  model::PolicyInput input;
+  input.destination = (*c)->service_address;
+  EXPECT_EQ(authorize((*c)->rbac, input).reason, Reason::kPolicyDeny);
+  input.destination.port = 80;
+  EXPECT_TRUE(authorize((*c)->rbac, input).allowed);
+  EXPECT_FALSE(compile(R"({"rbac": [{"rules": {"action": "DENY"}}]})")) << "no address";
+  EXPECT_FALSE(compile(R"({"address": "10.96.0.2:81", "rbac": [{"rulez": {}}]})"));
+  EXPECT_FALSE(compile(R"({"address": "10.96.0.2:81", "rbac": ["x"]})"));
+  EXPECT_FALSE(compile(R"({"address": "10.96.0.2:81", "rbac": "x"})"));
+}
+
 }  // namespace
 }  // namespace meltemi::waypoint
