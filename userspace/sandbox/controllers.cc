@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "userspace/sandbox/services.h"
+#include "userspace/sandbox/workload_status.h"
 
 namespace meltemi::sandbox {
 namespace {
@@ -18,7 +19,6 @@ using config::ObjectStore;
 namespace kube = config::kube;
 
 constexpr std::string_view kAlphabet = "bcdfghjklmnpqrstvwxz2456789";
-constexpr int kDefaultBackoffLimit = 6;
 constexpr int64_t kDefaultGraceSeconds = 30;
 
 class Planner {
@@ -196,9 +196,7 @@ class Planner {
 
   void plan_deployment(const Object& deployment) {
     const auto& spec = deployment.as<kube::Deployment>().spec();
-    const std::string tmpl_text = config::to_yaml(config::encode_message(spec.template_()));
-    const std::string set_name =
-        fmt::format("{}-{}", deployment.name(), encode_hash(stable_hash(tmpl_text), 10));
+    const std::string set_name = replica_set_name(deployment);
     Group current, old;
     for (const LivePod* pod : group(deployment)) {
       const auto& owners = pod->desired.meta().owner_references();

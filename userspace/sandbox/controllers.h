@@ -18,6 +18,7 @@ namespace meltemi::sandbox {
 inline constexpr std::string_view kControllerAnnotation = "sandbox.meltemi.io/controller";
 // On pods that a user wrote: hash of the manifest that they were made from.
 inline constexpr std::string_view kSpecAnnotation = "sandbox.meltemi.io/spec-hash";
+inline constexpr int kDefaultBackoffLimit = 6;  // batch/v1
 
 struct NodeInfo {
   std::string name;
