@@ -365,7 +365,7 @@ class PodWorker::Life {
     if (!status) return false;
     c.running = false;
     c.stdin_holder.reset();
-    clear_cgroup(cgroup_of(c));
+    if (const auto cgroup = sys::Cgroup::open(cgroup_of(c))) (void)cgroup->kill_all();
     set_terminated(&c, *status);
     return true;
   }

@@ -67,9 +67,7 @@ class PodWorker {
   std::thread thread_;
 };
 
-// Kills what is in a cgroup and removes it with all below. It must go: once a cgroup has been
-// killed, Linux (seen on 6.18) kills every process that clone3 puts into it, because the kill
-// sequence that it compares is the parent's cgroup's.
+// Kills what is in a cgroup and removes it with all below.
 void clear_cgroup(const std::string& path);
 
 // Where a container's output goes: one file for each start.
