@@ -92,16 +92,24 @@ class Lifecycle(unittest.TestCase):
         sandbox.down()
         self.gone(sandbox, links)
 
-    def test_up_after_a_crash_clears_and_works(self):
+    def test_up_after_a_crash_brings_back_all_that_was_applied(self):
         sandbox = self.make("c", 1)
         sandbox.up()
         populate(sandbox)
+        sandbox.cli("label", "ns", "default", "team=a")
+        before = {p["metadata"]["uid"] for p in sandbox.get("pods", "-A")}
         # Only the supervisor: what it had started lives on, and must not meet its successors.
         self.crash(sandbox, everything=False)
+        self.assertIn("sandbox up", sandbox.cli("get", "pods", check=False).err)
         sandbox.up()
-        self.assertEqual(sandbox.get("pods", "-A"), [])
-        populate(sandbox)
+        sandbox.wait_ready("web", "client", ns="shop")
+        sandbox.wait_enrolled("web", "client", ns="shop")
         self.assertEqual(sandbox.curl("client", "http://web/", ns="shop")[0], "200")
+        self.assertEqual(sandbox.get("ns", "default")["metadata"]["labels"]["team"], "a")
+        self.assertFalse(before & {p["metadata"]["uid"] for p in sandbox.get("pods", "-A")})
+        sandbox.down()
+        sandbox.up()
+        self.assertEqual(sandbox.get("pods", "-A"), [], "down is for good")
 
     def test_up_twice_is_an_error_and_changes_nothing(self):
         sandbox = self.make("d", 1)

@@ -18,6 +18,8 @@ inline constexpr uint16_t kXdsPort = 15012;
 inline constexpr uint16_t kReadinessPort = 15021;
 inline constexpr std::string_view kClusterDomain = "cluster.local";
 inline constexpr std::string_view kSystemNamespace = "istio-system";
+// Those that every sandbox begins with; they cannot be deleted.
+inline constexpr std::string_view kFirstNamespaces[] = {"default", "kube-system", kSystemNamespace};
 
 // 1-12 characters of [a-z0-9], starting with a letter. No dash: "a" and "a-b" could not be told
 // apart by the prefix of a namespace's name, and `down` removes by prefix.

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <map>
 #include <optional>
 
 #include "userspace/sandbox/supervisor.h"
@@ -105,6 +106,32 @@ std::string last_words(const Layout& layout) {
   return out;
 }
 
+// What users have applied: the files of the config directory but for state/, by their paths below it.
+using Manifests = std::map<std::string, std::string>;
+
+Result<Manifests> keep_manifests(const Layout& layout) {
+  Manifests out;
+  std::error_code error;
+  std::filesystem::recursive_directory_iterator it(layout.config_dir(), error), end;
+  for (; !error && it != end; it.increment(error)) {
+    if (it.depth() == 0 && it->path().filename() == "state") it.disable_recursion_pending();
+    std::error_code unknown;
+    if (!it->is_regular_file(unknown)) continue;
+    const std::string path = it->path().lexically_relative(layout.config_dir());
+    out[path] = MELTEMI_TRY(sys::read_file(it->path()));
+  }
+  return out;
+}
+
+Status restore_manifests(const Layout& layout, const Manifests& manifests) {
+  for (const auto& [path, bytes] : manifests) {
+    const std::string file = layout.config_dir() + "/" + path;
+    MELTEMI_TRY(sys::make_directories(std::filesystem::path(file).parent_path(), 0755));
+    MELTEMI_TRY(sys::write_file_atomically(file, bytes, 0644));
+  }
+  return {};
+}
+
 }  // namespace
 
 bool is_running(const Layout& layout) {
@@ -117,6 +144,11 @@ Status require_running(const Layout& layout) {
   if (::geteuid() != 0)
     return fail(Reason::kPermission, Fault::kConfig, "a sandbox is its root's: run this with sudo");
   const std::string name = layout.name() == kDefaultName ? "" : " --name " + layout.name();
+  if (::access(layout.config_dir().c_str(), F_OK) == 0)
+    return fail(Reason::kNotFound, Fault::kConfig,
+                fmt::format("sandbox \"{}\" has crashed. Bring it back, with all that was applied: "
+                            "meltemi sandbox up{}",
+                            layout.name(), name));
   return fail(Reason::kNotFound, Fault::kConfig,
               fmt::format("sandbox \"{}\" is not running. Start it with: meltemi sandbox up{}",
                           layout.name(), name));
@@ -129,12 +161,16 @@ Status sandbox_up(const UpOptions& options,
   if (is_running(layout))
     return fail(
         Reason::kBadConfig, Fault::kConfig,
-        fmt::format("sandbox \"{}\" is running already. Take it down first (meltemi sandbox "
-                    "down), or give another --name",
+        fmt::format("sandbox \"{0}\" is running already. Take it down first (meltemi sandbox "
+                    "down --name {0}), or give another --name",
                     options.sandbox));
+  Manifests kept;
   if (const auto remains = MELTEMI_TRY(find_remains(layout)); !remains.empty()) {
-    progress(fmt::format("clearing what a crashed sandbox left ({} things)", remains.size()));
+    kept = MELTEMI_TRY(keep_manifests(layout));
+    progress(fmt::format("clearing what a crashed sandbox left ({} things), but for {} manifests",
+                         remains.size(), kept.size()));
     MELTEMI_TRY(remove_everything(layout));
+    MELTEMI_TRY(restore_manifests(layout, kept));
   }
   Pipe pipe = MELTEMI_TRY(make_pipe());
   const sys::Process supervisor = MELTEMI_TRY(start_supervisor(options, layout, pipe.write.get()));
@@ -145,6 +181,8 @@ Status sandbox_up(const UpOptions& options,
   Error error = up.error();
   error.detail += last_words(layout);
   (void)remove_everything(layout);
+  if (const Status kept_again = restore_manifests(layout, kept); !kept_again)
+    error.detail += "\nwhat was applied is lost: " + kept_again.error().detail;
   return fail(std::move(error));
 }
 

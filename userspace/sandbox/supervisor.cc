@@ -46,7 +46,6 @@ constexpr Duration kReadyDeadline = std::chrono::seconds(60);
 constexpr int kIdleMilliseconds = 2000;
 constexpr auto kGather = milliseconds(10);  // changes that come together are planned together
 constexpr uint16_t kMonitoringPort = 15014;
-constexpr std::string_view kFirstNamespaces[] = {"default", "kube-system", kSystemNamespace};
 
 uint64_t random_u64() {
   uint64_t value = 0;
@@ -163,13 +162,13 @@ class Supervisor {
   }
 
   Status write_namespace(std::string_view name) {
+    const std::string path = fmt::format("{}/namespaces.{}.yaml", layout_.config_dir(), name);
+    if (::access(path.c_str(), F_OK) == 0) return {};  // as a user had changed it before a crash
     Object ns = Object::make(Kind::kNamespace, "", name);
     ns.mutable_meta().set_uid(random_uid());
     ns.mutable_meta().set_creation_timestamp(now_text());
     (*ns.mutable_meta().mutable_labels())["kubernetes.io/metadata.name"] = std::string(name);
-    return sys::write_file_atomically(
-        fmt::format("{}/namespaces.{}.yaml", layout_.config_dir(), name),
-        config::objects_to_yaml({ns}), 0644);
+    return sys::write_file_atomically(path, config::objects_to_yaml({ns}), 0644);
   }
 
   Status write_settings() {

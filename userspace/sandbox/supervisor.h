@@ -1,6 +1,7 @@
 // The process behind a sandbox: builds it, keeps the mesh's processes running, and plays
 // Kubernetes' controllers, scheduler, kube-proxy and DNS over the config directory. One thread
-// beside the DNS server's. If it dies the sandbox is dead: the next `up` or `down` clears it away.
+// beside the DNS server's. If it dies the sandbox is dead: the next `down` clears it away, the next
+// `up` does so too and begins anew with all that users had applied.
 #pragma once
 
 #include <functional>
@@ -31,7 +32,8 @@ struct UpOptions {
   std::string bin_dir;
 };
 // Starts a supervisor in the background and waits until its mesh is ready, telling `progress` each
-// step. What a crashed sandbox of that name left is cleared first. Error if one is running.
+// step. What a crashed sandbox of that name left is cleared first, but for the users' manifests,
+// which are applied again. Error if one is running.
 Status sandbox_up(const UpOptions& options,
                   const std::function<void(const std::string&)>& progress);
 // Stops the supervisor and removes everything. No error if there is nothing.
