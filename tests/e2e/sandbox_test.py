@@ -350,6 +350,15 @@ metadata: {name: x}
 spec: {hosts: [web], http: [{route: [{destination: {host: web, subset: v9}}]}]}
 """, "VirtualService mesh/x", "subset")
         self.refused(sleeper("x", extra="  hostPID: true"), "hostPID")
+        self.refused("apiVersion: v1\nkind: Pod\nmetadata: {name: x}\nspec: {containers: [{name: c, image: nginx}]}\n",
+                     "spec.containers[0].command", "images are not pulled", "Add the command")
+        self.refused("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: x}\ndata:\n\ta: b\n", "no tabs")
+        self.refused("""
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: x}
+spec: {rules: [{from: []}]}
+""", "AuthorizationPolicy mesh/x", "`from` must not be empty")
         self.refused(sleeper("x"), "namespaces \"nowhere\" not found", "create ns nowhere", ns="nowhere")
         # One bad object, and its good neighbour is not applied either.
         self.refused(sleeper("good") + "---\napiVersion: v1\nkind: Pod\nmetadata: {name: bad}\nspec: {x: 1}\n", "bad")
@@ -395,7 +404,172 @@ spec: {hosts: [web], http: [{route: [{destination: {host: web}}]}]}
             self.assertEqual(SANDBOX.cli(*argv, check=False).code, 64, argv)
 
 
+class Habits(unittest.TestCase):
+    """What fingers type that know kubectl."""
+
+    @classmethod
+    def setUpClass(cls):
+        SANDBOX.cli("create", "ns", "habits")
+        cls.addClassCleanup(SANDBOX.cli, "delete", "ns", "habits")
+        SANDBOX.apply("""
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: duo}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: duo}}
+  template:
+    metadata: {labels: {app: duo}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers: [{name: c, image: busybox, command: [sh, -c, "echo up; exec sleep infinity"]}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: duo}
+spec: {selector: {app: duo}, ports: [{name: http, port: 80}]}
+""", ns="habits")
+
+    def cli(self, *argv, **kwargs):
+        return SANDBOX.cli(*argv, "-n", "habits", **kwargs)
+
+    def test_workloads_have_a_status_to_wait_for(self):
+        self.cli("wait", "--for=condition=available", "deployment", "duo", "--timeout=60s")
+        self.cli("scale", "deploy", "duo", "--replicas=3")
+        done = self.cli("rollout", "status", "deployment", "duo", "--timeout=60s")
+        self.assertIn("successfully rolled out", done.out)
+        self.cli("wait", "--for=condition=ready", "pod", "-l", "app in (duo)", "--timeout=60s")
+        status = SANDBOX.get("deploy", "duo", "-n", "habits")["status"]
+        self.assertEqual((status["replicas"], status["updatedReplicas"], status["availableReplicas"]), (3, 3, 3))
+        self.assertRegex(self.cli("get", "deploy", "-o", "wide").out, r"duo +3/3 +3 +3 +\S+ +c +busybox +app=duo")
+        late = self.cli("wait", "--for=condition=Progressing=False", "deploy/duo", "--timeout=1s", check=False)
+        self.assertEqual(late.code, 1)
+        self.assertIn("timed out waiting for condition=Progressing=False on deployment.apps/duo", late.err)
+
+    def test_a_rollout_begins_with_the_change_not_with_its_pods(self):
+        self.cli("wait", "--for=condition=Available", "deploy/duo", "--timeout=60s")
+        before = {p["metadata"]["name"] for p in SANDBOX.get("pods", "-l", "app=duo", "-n", "habits")}
+        self.cli("rollout", "restart", "deployment", "duo")
+        self.cli("rollout", "status", "deploy/duo", "--timeout=60s")
+        now = {p["metadata"]["name"] for p in SANDBOX.get("pods", "-l", "app=duo", "-n", "habits")
+               if "deletionTimestamp" not in p["metadata"]}
+        self.assertFalse(before & now, "told done while the old pods were there")
+
+    def test_get_by_template_and_by_several_kinds(self):
+        self.assertEqual(self.cli("get", "svc", "-o", "jsonpath={.items[*].metadata.name}").out, "duo")
+        self.assertEqual(self.cli("get", "svc", "duo", "-o", "jsonpath={.spec.ports[?(@.name==\"http\")].port}").out, "80")
+        self.assertEqual(self.cli("get", "deploy/duo", "svc/duo", "-o", "name").out,
+                         "deployment.apps/duo\nservice/duo\n")
+        self.assertEqual(self.cli("get", "pods", "-l", "app=duo,app notin (duo,uno)", "-o", "name").out, "")
+
+    def test_watch_tells_changes(self):
+        watch = SANDBOX.popen("get", "svc", "-n", "habits", "-w", stdout=subprocess.PIPE)
+        try:
+            self.assertIn("CLUSTER-IP", watch.stdout.readline())
+            self.assertIn("duo", watch.stdout.readline())
+            SANDBOX.apply("apiVersion: v1\nkind: Service\nmetadata: {name: later}\nspec: {ports: [{port: 81}]}\n",
+                          ns="habits")
+            self.assertIn("later", watch.stdout.readline())
+        finally:
+            watch.kill()
+            watch.wait()
+            watch.stdout.close()
+        self.cli("delete", "svc/later")
+
+    def test_describe_says_what_there_is(self):
+        self.cli("wait", "--for=condition=Available", "deploy/duo", "--timeout=60s")
+        for words in (("deploy", "duo", "available", "Progressing", "busybox"),
+                      ("svc/duo", "app=duo", "Endpoints:", "10.96."),
+                      ("ns", "default", "kubernetes.io/metadata.name=default")):
+            argv = words[:1] if "/" in words[0] else words[:2]
+            out = self.cli("describe", *argv).out
+            for word in words[len(argv):]:
+                self.assertIn(word, out)
+        out = self.cli("describe", "pods", "-l", "app=duo").out
+        for word in ("Node:", "Command:       sh -c", "Running since", "Enrolled:        no", "Controlled By:"):
+            self.assertIn(word, out)
+
+    def test_dry_run_changes_nothing(self):
+        manifest = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: maybe}\n"
+        for flag in ("--dry-run", "--dry-run=server"):
+            self.assertIn("configmap/maybe created (", self.cli("apply", flag, "-f", "-", stdin=manifest).out)
+        self.assertEqual(self.cli("get", "cm", "maybe", check=False).code, 1)
+        bad = self.cli("apply", "--dry-run=client", "-f", "-", stdin=manifest + "dato: {}\n", check=False)
+        self.assertEqual(bad.code, 65)
+
+    def test_delete_acts_on_what_is_named_and_on_nothing_else(self):
+        self.cli("create", "sa", "one")
+        SANDBOX.apply("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: one}\n", ns="habits")
+        for words in (("sa/one", "one"), ("sa", "cm/one"), ("sa", "-l", "app in one")):
+            self.assertEqual(self.cli("delete", *words, check=False).code, 65, words)
+        self.cli("get", "sa/one", "cm/one")
+        self.cli("delete", "sa/one", "cm/one")
+        for word in ("sa/one", "cm/one"):
+            self.assertEqual(self.cli("get", word, check=False).code, 1)
+        for ns in ("default", "kube-system", "istio-system"):
+            refused = self.cli("delete", "ns", ns, check=False)
+            self.assertEqual(refused.code, 65)
+            self.assertIn("may not be deleted", refused.err)
+
+    def test_logs_follow_several_pods_and_say_which_process_is_meant(self):
+        self.cli("wait", "--for=condition=Available", "deploy/duo", "--timeout=60s")
+        pods = [p["metadata"]["name"] for p in SANDBOX.get("pods", "-l", "app=duo", "-n", "habits")]
+        follow = SANDBOX.popen("logs", "-f", "-l", "app=duo", "-n", "habits", stdout=subprocess.PIPE)
+        try:
+            for _ in pods:
+                self.assertEqual(follow.stdout.readline(), "up\n")
+        finally:
+            follow.kill()
+            follow.wait()
+            follow.stdout.close()
+        which = SANDBOX.cli("logs", "-n", "istio-system", "ztunnel", check=False)
+        self.assertIn("ztunnel-node1, ztunnel-node2", which.err)
+
+    def test_followed_logs_go_on_after_a_restart(self):
+        SANDBOX.apply("""
+apiVersion: v1
+kind: Pod
+metadata: {name: twice}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers: [{name: c, image: none, command: [sh, -c, "echo start; read line; exec sleep infinity"], stdin: true}]
+""", ns="habits")
+        SANDBOX.wait_ready("twice", ns="habits")
+        follow = SANDBOX.popen("logs", "-f", "twice", "-n", "habits", stdout=subprocess.PIPE)
+        try:
+            self.assertEqual(follow.stdout.readline(), "start\n")
+            os.kill(SANDBOX.get("pod", "twice", "-n", "habits")["status"]["meltemi"]["pids"][0], signal.SIGKILL)
+            self.assertEqual(follow.stdout.readline(), "start\n")
+        finally:
+            follow.kill()
+            follow.wait()
+            follow.stdout.close()
+        self.cli("delete", "pod", "twice")
+
+    def test_wrong_words_are_told_what_is_right(self):
+        for argv, words in ((("descibe", "pod"), ('unknown command "descibe"', "meltemi describe")),
+                            (("rollout", "undo", "deploy/duo"), ('unknown command "undo" for "meltemi rollout"', "restart")),
+                            (("exec", "pod", "ls"), ("behind --: exec pod -- ls",)),
+                            (("apply", "--dry-run=maybe", "-f", "-"), ("dry-run",))):
+            done = self.cli(*argv, check=False)
+            self.assertEqual(done.code, 64, argv)
+            for word in words:
+                self.assertIn(word, done.err)
+        url = self.cli("apply", "-f", "https://example.com/x.yaml", check=False)
+        self.assertEqual(url.code, 65)
+        self.assertIn("curl -sSfL https://example.com/x.yaml | meltemi apply -f -", url.err)
+
+
 class Enrolment(unittest.TestCase):
+    def test_a_pod_that_cannot_be_captured_says_why(self):
+        SANDBOX.cli("create", "ns", "greedy")
+        SANDBOX.apply(server("greedy", port=15008), ns="greedy")
+        SANDBOX.wait_ready("greedy", ns="greedy")
+        SANDBOX.cli("label", "ns", "greedy", "istio.io/dataplane-mode=ambient")
+        wait("a warning", lambda: "bind port 15008 in the pod" in SANDBOX.cli("get", "pods", "-n", "greedy").err)
+        self.assertIn("Address already in use", SANDBOX.cli("describe", "pod", "greedy", "-n", "greedy").out)
+        SANDBOX.cli("delete", "ns", "greedy")
+
     def test_label_enrols_and_unenrols_without_a_restart(self):
         SANDBOX.cli("create", "ns", "late")
         SANDBOX.apply(sleeper("pod"), ns="late")

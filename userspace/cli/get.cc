@@ -3,15 +3,18 @@
 #include <algorithm>
 #include <filesystem>
 #include <functional>
+#include <sstream>
+#include <thread>
 
-#include "userspace/cli/objects.h"
+#include "userspace/cli/jsonpath.h"
 #include "userspace/cli/pods.h"
 #include "userspace/cli/processes.h"
 #include "userspace/cli/table.h"
+#include "userspace/cli/targets.h"
 #include "userspace/config/analyze.h"
 #include "userspace/config/value.h"
-#include "userspace/sandbox/controllers.h"
 #include "userspace/sandbox/services.h"
+#include "userspace/sandbox/workload_status.h"
 
 namespace meltemi::cli {
 namespace {
@@ -23,6 +26,8 @@ using config::ObjectPtr;
 using config::ObjectStore;
 using config::Value;
 namespace kube = config::kube;
+
+constexpr auto kWatchInterval = std::chrono::milliseconds(200);
 
 struct Column {
   std::string title;
@@ -60,40 +65,21 @@ std::string selector_text(const google::protobuf::Map<std::string, std::string>&
   return join(sorted, [](const auto& e) { return e.first + "=" + e.second; });
 }
 
-// The waypoint that serves an object by label, its own or its namespace's.
-std::string waypoint_of(const ObjectStore& store, const Object& object) {
-  std::string_view name = object.label("istio.io/use-waypoint");
-  if (name.empty())
-    if (const ObjectPtr ns = store.find(Kind::kNamespace, "", object.ns()))
-      name = ns->label("istio.io/use-waypoint");
-  return std::string(name);
+std::string completions_of(const Object& job) {
+  const auto& body = job.as<kube::Job>();
+  const int wanted = body.spec().has_completions() ? body.spec().completions() : 1;
+  return fmt::format("{}/{}", body.status().succeeded(), wanted);
 }
 
-// "ready/wanted" and the like of a Deployment's pods.
-struct Replicas {
-  int wanted = 0, ready = 0, updated = 0;
-};
-Replicas replicas_of(const ObjectStore& store, const Object& deployment) {
-  const auto& spec = deployment.as<kube::Deployment>().spec();
-  Replicas out{.wanted = spec.has_replicas() ? spec.replicas() : 1};
-  const std::string mark = fmt::format("Deployment/{}", deployment.name());
-  for (const ObjectPtr& pod : store.list(Kind::kPod, deployment.ns())) {
-    if (pod->annotation(sandbox::kControllerAnnotation) != mark || sandbox::is_terminating(*pod))
-      continue;
-    ++out.updated;
-    out.ready += sandbox::is_ready(*pod);
-  }
-  return out;
+std::string job_state(const Object& job) {
+  for (const kube::Condition& c : job.as<kube::Job>().status().conditions())
+    if (c.status() == "True") return c.type();
+  return "Running";
 }
 
-std::string completions_of(const ObjectStore& store, const Object& job) {
-  const auto& spec = job.as<kube::Job>().spec();
-  int done = 0;
-  const std::string mark = fmt::format("Job/{}", job.name());
-  for (const ObjectPtr& pod : store.list(Kind::kPod, job.ns()))
-    done += pod->annotation(sandbox::kControllerAnnotation) == mark &&
-            pod->as<kube::Pod>().status().phase() == "Succeeded";
-  return fmt::format("{}/{}", done, spec.has_completions() ? spec.completions() : 1);
+std::string containers_text(const kube::PodTemplateSpec& pod, bool images) {
+  return join(pod.spec().containers(),
+              [&](const kube::Container& c) { return images ? c.image() : c.name(); });
 }
 
 class Getter {
@@ -107,11 +93,8 @@ class Getter {
           Reason::kBadConfig, Fault::kConfig,
           "name what to get: pods, services, deployments, virtualservices, mesh, nodes, ... "
           "(meltemi api-resources lists all)");
-    for (std::string_view kinds = options_.words[0]; !kinds.empty();) {
-      const size_t comma = std::min(kinds.find(','), kinds.size());
-      MELTEMI_TRY(collect(std::string(kinds.substr(0, comma))));
-      kinds.remove_prefix(std::min(comma + 1, kinds.size()));
-    }
+    if (options_.watch) return watch();
+    MELTEMI_TRY(collect());
     MELTEMI_TRY(print_all());
     warn();
     return {};
@@ -122,34 +105,41 @@ class Getter {
   bool wide() const { return options_.output == "wide"; }
   std::string ns() const { return options_.all_namespaces ? "" : context_.ns(); }
 
-  Status collect(const std::string& word) {
-    if (word == "all") {
-      for (const char* kind : {"pods", "services", "deployments", "jobs"})
-        MELTEMI_TRY(collect(kind));
-      return {};
+  // All that the words name, statuses of workloads filled in.
+  Status collect() {
+    found_.clear();
+    kinds_.clear();
+    const Selector selector = MELTEMI_TRY(parse_selector(options_.selector));
+    bool named = true;
+    for (const Target& target : MELTEMI_TRY(parse_targets(options_.words))) {
+      const std::string where = target.kind->namespaced ? ns() : "";
+      kinds_.push_back(target.kind);
+      named = named && !target.names.empty();
+      if (!target.names.empty() && target.kind->namespaced && options_.all_namespaces)
+        return fail(Reason::kBadConfig, Fault::kConfig,
+                    "a resource cannot be retrieved by name across all namespaces");
+      for (const std::string& name : target.names) {
+        const ObjectPtr object = store().find(target.kind->kind, where, name);
+        if (!object) return no_such_object(*target.kind, name);
+        take(*object);
+      }
+      if (!target.names.empty()) continue;
+      for (const ObjectPtr& object : store().list(target.kind->kind, where))
+        if (selected(*object, selector)) take(*object);
     }
-    std::vector<std::string> words{word};
-    words.insert(words.end(), options_.words.begin() + 1, options_.words.end());
-    const Target target = MELTEMI_TRY(parse_target(words));
-    const auto selector = MELTEMI_TRY(parse_selector(options_.selector));
-    const std::string where = target.kind->namespaced ? ns() : "";
-    for (const std::string& name : target.names) {
-      const ObjectPtr object = store().find(target.kind->kind, where.empty() ? "" : where, name);
-      if (!object) return no_such_object(*target.kind, name);
-      found_.push_back(object);
-    }
-    single_ = single_ || (target.names.size() == 1 && found_.size() == 1);
-    if (!target.names.empty()) return {};
-    kinds_.push_back(target.kind);
-    for (const ObjectPtr& object : store().list(target.kind->kind, where))
-      if (selected(*object, selector)) found_.push_back(object);
+    single_ = named && found_.size() == 1;
     return {};
+  }
+
+  void take(const Object& object) {
+    found_.push_back(std::make_shared<const Object>(sandbox::with_status(store(), object)));
   }
 
   // --- as data ----------------------------------------------------------------------------------
 
   Value value_of(const Object& object) {
     Value value = object.to_value();
+    if (object.kind() == Kind::kService) add_conditions(object, &value);
     if (object.kind() != Kind::kPod) return value;
     Value* status = value.find("status");
     if (status == nullptr) return value;
@@ -157,6 +147,25 @@ class Getter {
                 mesh_value(view_pod(context_, store().find(Kind::kPod, object.ns(), object.name()),
                                     truth())));
     return value;
+  }
+
+  // Whether a waypoint serves the Service, as istiod writes it into the status.
+  void add_conditions(const Object& service, Value* value) {
+    const auto bound = config::waypoint_bound(store(), service);
+    if (!bound) return;
+    Value condition = Value::map();
+    condition.set("type", Value::of_string(bound->type));
+    condition.set("status", Value::of_string(bound->status ? "True" : "False"));
+    condition.set("reason", Value::of_string(bound->reason));
+    condition.set("message", Value::of_string(bound->message));
+    Value conditions = Value::list();
+    conditions.items.push_back(std::move(condition));
+    Value* status = value->find("status");
+    if (status == nullptr) {
+      value->set("status", Value::map());
+      status = value->find("status");
+    }
+    status->set("conditions", std::move(conditions));
   }
 
   static Value mesh_value(const PodView& view) {
@@ -180,7 +189,7 @@ class Getter {
     return mesh;
   }
 
-  void print_data() {
+  Value data() {
     Value root;
     if (single_) {
       root = value_of(*found_.front());
@@ -192,15 +201,21 @@ class Getter {
       for (const ObjectPtr& object : found_) items.items.push_back(value_of(*object));
       root.set("items", std::move(items));
     }
-    print("{}", options_.output == "json" ? config::to_json(root) : config::to_yaml(root));
+    return root;
   }
 
   // --- as tables
   // -----------------------------------------------------------------------------------
 
   Status print_all() {
-    if (options_.output == "json" || options_.output == "yaml") {
-      print_data();
+    constexpr std::string_view kJsonPath = "jsonpath=";
+    if (options_.output == "json") {
+      print("{}", config::to_json(data()));
+    } else if (options_.output == "yaml") {
+      print("{}", config::to_yaml(data()));
+    } else if (options_.output.starts_with(kJsonPath)) {
+      const std::string path = options_.output.substr(kJsonPath.size());
+      print("{}", MELTEMI_TRY(evaluate_jsonpath(path, data())));
     } else if (options_.output == "name") {
       for (const ObjectPtr& object : found_) print("{}\n", kubectl_name(object->key()));
     } else if (options_.output.empty() || wide()) {
@@ -209,7 +224,7 @@ class Getter {
       return fail(
           Reason::kBadConfig, Fault::kConfig,
           fmt::format("unable to match a printer suitable for the output format \"{}\", allowed "
-                      "formats are: json, yaml, wide, name",
+                      "formats are: json, yaml, wide, name, jsonpath=TEMPLATE",
                       options_.output));
     }
     return {};
@@ -239,16 +254,64 @@ class Getter {
 
   void print_table(const std::vector<ObjectPtr>& objects, bool several) {
     const Columns columns = columns_of(objects[0]->kind());
+    Table table(header_of(objects[0]->info(), columns));
+    for (const ObjectPtr& object : objects) table.add(row_of(*object, columns, several));
+    print("{}", table.text(options_.no_headers));
+  }
+
+  std::vector<std::string> header_of(const KindInfo& kind, const Columns& columns) const {
     std::vector<std::string> header;
-    if (options_.all_namespaces && objects[0]->info().namespaced) header.push_back("NAMESPACE");
+    if (options_.all_namespaces && kind.namespaced) header.push_back("NAMESPACE");
     header.push_back("NAME");
     for (const Column& c : columns)
       if (!c.wide_only || wide()) header.push_back(c.title);
     for (const std::string& label : options_.label_columns) header.push_back(column_title(label));
     if (options_.show_labels) header.push_back("LABELS");
-    Table table(std::move(header));
-    for (const ObjectPtr& object : objects) table.add(row_of(*object, columns, several));
-    print("{}", table.text(options_.no_headers));
+    return header;
+  }
+
+  // As kubectl: the table, then a line whenever an object's line says something else than its last.
+  // Until the user interrupts, or a named object is gone.
+  Status watch() {
+    if (!options_.output.empty() && !wide())
+      return fail(Reason::kBadConfig, Fault::kConfig, "--watch shows tables only: leave -o out");
+    std::map<config::ObjectKey, std::vector<std::string>> told;
+    for (bool headed = options_.no_headers;; headed = true) {
+      directory_.refresh();
+      truth_.reset();
+      MELTEMI_TRY(collect());
+      if (kinds_.size() != 1)
+        return fail(Reason::kBadConfig, Fault::kConfig,
+                    "you may only specify a single resource type with --watch");
+      print("{}", changed_lines(headed, &told));
+      std::fflush(stdout);
+      std::this_thread::sleep_for(kWatchInterval);
+    }
+  }
+
+  std::string changed_lines(bool headed,
+                            std::map<config::ObjectKey, std::vector<std::string>>* told) {
+    const Columns columns = columns_of(kinds_[0]->kind);
+    const std::vector<std::string> header = header_of(*kinds_[0], columns);
+    Table table(header);  // of all, so that the lines stay aligned
+    std::vector<bool> wanted{!headed};
+    std::map<config::ObjectKey, std::vector<std::string>> now;
+    for (const ObjectPtr& object : found_) {
+      std::vector<std::string> row = row_of(*object, columns, false);
+      table.add(row);
+      for (size_t i = 0; i < row.size(); ++i)
+        if (header[i] == "AGE") row[i].clear();  // it changes by itself
+      const auto before = told->find(object->key());
+      wanted.push_back(before == told->end() || before->second != row);
+      now[object->key()] = std::move(row);
+    }
+    *told = std::move(now);
+    std::string out;
+    std::istringstream lines(table.text());
+    std::string line;
+    for (size_t i = 0; std::getline(lines, line); ++i)
+      if (i < wanted.size() && wanted[i]) out += line + "\n";
+    return out;
   }
 
   // kubectl's: what stands after the last slash, in capitals.
@@ -281,9 +344,7 @@ class Getter {
       case Kind::kDeployment:
         return deployment_columns();
       case Kind::kJob:
-        return {
-            {"COMPLETIONS", false, [this](const Object& o) { return completions_of(store(), o); }},
-            age()};
+        return {{"STATUS", false, job_state}, {"COMPLETIONS", false, completions_of}, age()};
       case Kind::kVirtualService:
         return {{"GATEWAYS", false,
                  [](const Object& o) {
@@ -319,8 +380,17 @@ class Getter {
     }
   }
 
-  static Column age() {
-    return {"AGE", false, [](const Object& o) { return age_of(o.meta().creation_timestamp()); }};
+  // What the control plane has made for a Gateway is as old as that.
+  Column age() {
+    return {"AGE", false, [this](const Object& o) {
+              const auto& owners = o.meta().owner_references();
+              if (!o.meta().creation_timestamp().empty() || owners.empty())
+                return age_of(o.meta().creation_timestamp());
+              const KindInfo* kind = config::find_kind_word(owners[0].kind());
+              const ObjectPtr owner =
+                  kind == nullptr ? nullptr : store().find(kind->kind, o.ns(), owners[0].name());
+              return age_of(owner ? owner->meta().creation_timestamp() : "");
+            }};
   }
 
   Columns pod_columns() {
@@ -366,16 +436,28 @@ class Getter {
   }
 
   Columns deployment_columns() {
-    return {{"READY", false,
-             [this](const Object& o) {
-               const Replicas r = replicas_of(store(), o);
-               return fmt::format("{}/{}", r.ready, r.wanted);
-             }},
-            {"UP-TO-DATE", false,
-             [this](const Object& o) { return std::to_string(replicas_of(store(), o).updated); }},
-            {"AVAILABLE", false,
-             [this](const Object& o) { return std::to_string(replicas_of(store(), o).ready); }},
-            age()};
+    const auto body = [](const Object& o) -> const kube::Deployment& {
+      return o.as<kube::Deployment>();
+    };
+    return {
+        {"READY", false,
+         [=](const Object& o) {
+           const auto& spec = body(o).spec();
+           return fmt::format("{}/{}", body(o).status().ready_replicas(),
+                              spec.has_replicas() ? spec.replicas() : 1);
+         }},
+        {"UP-TO-DATE", false,
+         [=](const Object& o) { return std::to_string(body(o).status().updated_replicas()); }},
+        {"AVAILABLE", false,
+         [=](const Object& o) { return std::to_string(body(o).status().available_replicas()); }},
+        age(),
+        {"CONTAINERS", true,
+         [=](const Object& o) { return dash(containers_text(body(o).spec().template_(), false)); }},
+        {"IMAGES", true,
+         [=](const Object& o) { return dash(containers_text(body(o).spec().template_(), true)); }},
+        {"SELECTOR", true, [=](const Object& o) {
+           return dash(selector_text(body(o).spec().selector().match_labels()));
+         }}};
   }
 
   Columns gateway_columns() {
@@ -409,10 +491,16 @@ class Getter {
   // Rules that nobody enforces are told where they are looked at, with what mends them.
   void warn() {
     for (const ObjectPtr& object : found_) {
-      report(config::analyze_object(store(), object->key()));
+      // Where the object was kept is not where the user wrote it.
+      config::Problems problems = config::analyze_object(store(), object->key());
+      for (config::Problem& problem : problems) problem.file.clear();
+      report(problems);
       if (object->kind() != Kind::kPod || !truth_) continue;
       const auto truth = truth_->find(object->meta().uid());
       if (truth == truth_->end()) continue;
+      if (truth->second.enrol() && !truth->second.enrolled() && !truth->second.message().empty())
+        complain("warning: {}: not captured yet: {}\n", object->key().to_string(),
+                 truth->second.message());
       for (const std::string& process : truth->second.uncaptured_processes())
         complain(
             "warning: {}: process {} is in the pod's network but not in its cgroup, so it is not "

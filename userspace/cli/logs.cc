@@ -3,10 +3,10 @@
 
 #include <thread>
 
-#include "userspace/cli/objects.h"
 #include "userspace/cli/pods.h"
 #include "userspace/cli/processes.h"
 #include "userspace/cli/sessions.h"
+#include "userspace/cli/targets.h"
 #include "userspace/sandbox/pod_worker.h"
 #include "userspace/sandbox/services.h"
 #include "userspace/sys/files.h"
@@ -31,6 +31,8 @@ struct LogFile {
   std::string path;
   std::string uid;  // of the pod; "" for a process of the mesh
   config::ObjectKey key;
+  std::string node, container;  // of a pod
+  int start = 0;                // which start of the container
 };
 
 int restarts_of(const Object& pod, const std::string& container) {
@@ -53,7 +55,19 @@ Result<LogFile> log_of_pod(const Context& context, const Object& pod, const Logs
                 fmt::format("{}container {} of pod {} has not started{}",
                             options.previous ? "previous " : "", container, pod.name(),
                             options.previous ? " before" : " yet"));
-  return LogFile{path(start), pod.meta().uid(), pod.key()};
+  return LogFile{path(start), pod.meta().uid(), pod.key(), node, container, start};
+}
+
+// The mesh's own processes answer to the names that their pods would have.
+Result<std::vector<LogFile>> logs_of_mesh(const Context& context, const std::string& name) {
+  std::string of_nodes;
+  for (const MeshProcess& process : MELTEMI_TRY(mesh_processes(context.layout()))) {
+    if (process.pod_name() == name) return std::vector<LogFile>{{process.log, "", {}, "", "", 0}};
+    if (process.name == name) of_nodes += (of_nodes.empty() ? "" : ", ") + process.pod_name();
+  }
+  if (of_nodes.empty()) return std::vector<LogFile>();
+  return fail(Reason::kBadConfig, Fault::kConfig,
+              fmt::format("every node has a {}. Name one of: {}", name, of_nodes));
 }
 
 Result<std::vector<LogFile>> find_logs(const Context& context, const config::ObjectStore& store,
@@ -65,38 +79,69 @@ Result<std::vector<LogFile>> find_logs(const Context& context, const config::Obj
       if (selected(*pod, selector)) out.push_back(MELTEMI_TRY(log_of_pod(context, *pod, options)));
     return out;
   }
-  // The mesh's own processes answer to the names that their pods would have.
-  if (context.ns() == sandbox::kSystemNamespace)
-    for (const MeshProcess& process : MELTEMI_TRY(mesh_processes(context.layout())))
-      if (process.pod_name() == options.pod) return std::vector<LogFile>{{process.log, "", {}}};
+  if (context.ns() == sandbox::kSystemNamespace) {
+    out = MELTEMI_TRY(logs_of_mesh(context, options.pod));
+    if (!out.empty()) return out;
+  }
   const ObjectPtr pod = MELTEMI_TRY(find_pod(context, store, options.pod));
   out.push_back(MELTEMI_TRY(log_of_pod(context, *pod, options)));
   return out;
 }
 
-bool still_there(sandbox::Directory& directory, const LogFile& log) {
+bool still_there(const sandbox::Directory& directory, const LogFile& log) {
   if (log.uid.empty()) return true;
-  directory.refresh();
   const ObjectPtr pod = directory.store().find(log.key.kind, log.key.ns, log.key.name);
   return pod && pod->meta().uid() == log.uid && !sandbox::is_finished(*pod);
 }
 
-Status follow(const Context& context, const LogFile& log, size_t from) {
-  const UniqueFd fd(::open(log.path.c_str(), O_RDONLY | O_CLOEXEC));
-  if (!fd.valid()) return fail_errno(errno, "open " + log.path);
-  sandbox::Directory directory = context.open(sandbox::View::kMerged);
-  auto at = static_cast<off_t>(from);
-  char buffer[16384];
-  while (true) {
-    // Looked at before the last read, so that nothing written before the end is missed.
-    const bool there = still_there(directory, log);
+// Writes what a log gains, and goes on with the next start of its container.
+class Follower {
+ public:
+  Follower(const Context& context, LogFile log, size_t from)
+      : context_(&context),
+        log_(std::move(log)),
+        fd_(::open(log_.path.c_str(), O_RDONLY | O_CLOEXEC)),
+        at_(static_cast<off_t>(from)) {}
+
+  const LogFile& log() const { return log_; }
+
+  void copy() {
+    // Looked for before the last read, so that nothing written before the end is missed.
+    const std::string next =
+        log_.uid.empty() ? ""
+                         : sandbox::container_log(context_->layout(), log_.node, log_.uid,
+                                                  log_.container, log_.start + 1);
+    const bool restarted = !next.empty() && ::access(next.c_str(), F_OK) == 0;
+    char buffer[16384];
     ssize_t n;
-    while ((n = ::pread(fd.get(), buffer, sizeof buffer, at)) > 0) {
+    while ((n = ::pread(fd_.get(), buffer, sizeof buffer, at_)) > 0) {
       write_out({buffer, static_cast<size_t>(n)});
-      at += n;
+      at_ += n;
     }
-    if (!there) return {};
-    std::this_thread::sleep_for(kPollInterval);
+    if (!restarted) return;
+    ++log_.start;
+    fd_.reset(::open(next.c_str(), O_RDONLY | O_CLOEXEC));
+    at_ = 0;
+  }
+
+ private:
+  const Context* context_;  // a pointer, so that followers can be moved
+  LogFile log_;
+  UniqueFd fd_;
+  off_t at_;
+};
+
+// Until all of their pods have ended.
+void follow(const Context& context, std::vector<Follower> followers) {
+  sandbox::Directory directory = context.open(sandbox::View::kMerged);
+  while (!followers.empty()) {
+    directory.refresh();
+    std::erase_if(followers, [&](Follower& follower) {
+      const bool there = still_there(directory, follower.log());
+      follower.copy();
+      return !there;
+    });
+    if (!followers.empty()) std::this_thread::sleep_for(kPollInterval);
   }
 }
 
@@ -120,13 +165,15 @@ int logs_command(const Context& context, const LogsOptions& options) {
     const sandbox::Directory directory = context.open(sandbox::View::kMerged);
     const auto logs = MELTEMI_TRY(find_logs(context, directory.store(), options));
     if (logs.empty()) complain("No resources found in {} namespace.\n", context.ns());
+    std::vector<Follower> followers;
     for (const LogFile& log : logs) {
       const std::string text = MELTEMI_TRY(sys::read_file(log.path, SIZE_MAX));
       write_out(options.tail && *options.tail >= 0
                     ? tail_lines(text, static_cast<size_t>(*options.tail))
                     : std::string_view(text));
-      if (options.follow) MELTEMI_TRY(follow(context, log, text.size()));
+      if (options.follow) followers.emplace_back(context, log, text.size());
     }
+    follow(context, std::move(followers));
     return {};
   };
   return finish(show());

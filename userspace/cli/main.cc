@@ -1,6 +1,7 @@
 // meltemi: the command line. Parses words into options and calls the commands; knows kubectl's and
 // istioctl's habits, and nothing of what the commands do.
 #include <signal.h>
+#include <fmt/ranges.h>
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
@@ -11,6 +12,7 @@
 #include "userspace/cli/context.h"
 #include "userspace/cli/get.h"
 #include "userspace/cli/objects.h"
+#include "userspace/cli/rollout.h"
 #include "userspace/cli/sandboxes.h"
 #include "userspace/cli/sessions.h"
 #include "userspace/cli/waypoint.h"
@@ -67,8 +69,7 @@ class CommandLine {
     } catch (const CLI::CallForVersion& version) {
       return app_.exit(version);
     } catch (const CLI::ParseError& error) {
-      complain("error: {}\nSee: meltemi --help\n", error.what());
-      return kExitUsage;
+      return complain_of(error, {argv + 1, argv + argc});
     }
     if (const Status good = sandbox::check_sandbox_name(sandbox_); !good)
       return report(good.error());
@@ -81,6 +82,40 @@ class CommandLine {
 
  private:
   using Command = std::function<int(const Context&)>;
+
+  // What the words are to the command that they got to: CLI11 itself only says that it wanted one.
+  int complain_of(const CLI::ParseError& error, const std::vector<std::string>& words) const {
+    const CLI::App* app = &app_;
+    std::string path = "meltemi";
+    for (size_t i = 0; i < words.size(); ++i) {
+      if (words[i].starts_with('-')) {
+        const bool separate = words[i] == "-n" || words[i] == "--namespace" || words[i] == "--sandbox";
+        i += separate;
+        continue;
+      }
+      const auto all = app->get_subcommands(nullptr);
+      if (all.empty()) break;
+      const auto next = std::find_if(all.begin(), all.end(), [&](const CLI::App* each) {
+        return each->check_name(words[i]);
+      });
+      if (next == all.end()) return unknown_command(*app, path, words[i]);
+      app = *next;
+      path += " " + app->get_name();
+    }
+    complain("error: {}\nSee: {} --help\n", error.what(), path);
+    return kExitUsage;
+  }
+
+  static int unknown_command(const CLI::App& app, const std::string& path, const std::string& word) {
+    std::vector<std::string> names;
+    for (const CLI::App* each : app.get_subcommands(nullptr)) names.push_back(each->get_name());
+    const std::vector<std::string_view> views(names.begin(), names.end());
+    const std::string_view near = config::did_you_mean(word, views);
+    complain("error: unknown command \"{}\" for \"{}\"\n", word, path);
+    if (!near.empty()) complain("Did you mean: {} {}\n", path, near);
+    complain("Known: {}\nSee: {} --help\n", fmt::join(names, ", "), path);
+    return kExitUsage;
+  }
 
   CLI::App* add(CLI::App* parent, const std::string& name, const std::string& doc) {
     return parent->add_subcommand(name, doc)->fallthrough();
@@ -124,14 +159,22 @@ class CommandLine {
     apply->add_option("-f,--filename", apply_.files, "file or folder; - is standard input")
         ->required();
     apply->add_flag("--force", apply_.force, "also with references to what is not there");
+    apply->add_option("--dry-run", apply_.dry_run, "client or server: check and tell, change nothing")
+        ->expected(0, 1)
+        ->default_str("client")
+        ->check(CLI::IsMember({"none", "client", "server"}));
     bind(apply, [this](const Context& c) { return apply_command(c, apply_); });
 
-    CLI::App* create = add(&app_, "create", "create a namespace");
+    CLI::App* create = add(&app_, "create", "create a namespace or a service account");
     create->require_subcommand(1);
     CLI::App* ns = add(create, "namespace", "create a namespace");
     ns->alias("ns");
     ns->add_option("name", name_, "its name")->required();
     bind(ns, [this](const Context& c) { return create_namespace_command(c, name_); });
+    CLI::App* account = add(create, "serviceaccount", "create a service account");
+    account->alias("sa");
+    account->add_option("name", name_, "its name")->required();
+    bind(account, [this](const Context& c) { return create_service_account_command(c, name_); });
 
     CLI::App* del = add(&app_, "delete", "delete objects by file, or by kind and name");
     del->add_option("-f,--filename", delete_.files, "file or folder; - is standard input");
@@ -147,24 +190,25 @@ class CommandLine {
     add_label("annotate", "set or remove annotations: key=value, key-", true);
 
     CLI::App* scale = add(&app_, "scale", "set the number of replicas");
-    scale->add_option("target", name_, "deployment/NAME")->required();
+    scale->add_option("what", workloads_, "deployment/NAME or deployment NAME")->required();
     scale->add_option("--replicas", replicas_, "how many")->required()->check(CLI::Range(0, 250));
-    bind(scale, [this](const Context& c) { return scale_command(c, name_, replicas_); });
+    bind(scale, [this](const Context& c) { return scale_command(c, workloads_, replicas_); });
 
     CLI::App* rollout = add(&app_, "rollout", "restart a Deployment, or wait for its rollout");
     rollout->require_subcommand(1);
     CLI::App* restart = add(rollout, "restart", "replace all pods, new ones first");
-    restart->add_option("target", name_, "deployment/NAME")->required();
-    bind(restart, [this](const Context& c) { return rollout_restart_command(c, name_); });
+    restart->add_option("what", workloads_, "deployment/NAME or deployment NAME")->required();
+    bind(restart, [this](const Context& c) { return rollout_restart_command(c, workloads_); });
     CLI::App* status = add(rollout, "status", "wait until all pods are new and ready");
-    status->add_option("target", name_, "deployment/NAME")->required();
+    status->add_option("what", workloads_, "deployment/NAME or deployment NAME")->required();
     add_duration(status, "--timeout", &rollout_timeout_, "how long to wait");
-    bind(status,
-         [this](const Context& c) { return rollout_status_command(c, name_, rollout_timeout_); });
+    bind(status, [this](const Context& c) {
+      return rollout_status_command(c, workloads_, rollout_timeout_);
+    });
 
     CLI::App* wait = add(&app_, "wait", "wait for a condition of objects");
     wait->add_option("what", wait_.words, "KIND NAME... or KIND/NAME")->required();
-    wait->add_option("--for", wait_.condition, "condition=Ready or delete")->required();
+    wait->add_option("--for", wait_.condition, "condition=NAME[=VALUE], create or delete")->required();
     wait->add_option("-l,--selector", wait_.selector, "label selector");
     wait->add_flag("--all", wait_.all, "all of the kind");
     add_duration(wait, "--timeout", &wait_.timeout, "how long to wait");
@@ -185,7 +229,7 @@ class CommandLine {
     CLI::App* get =
         add(&app_, "get", "show objects, \"nodes\", or the mesh's own processes (\"mesh\")");
     get->add_option("what", get_.words, "KIND[,KIND] [NAME...]")->required();
-    get->add_option("-o,--output", get_.output, "wide, yaml, json or name");
+    get->add_option("-o,--output", get_.output, "wide, yaml, json, name or jsonpath=TEMPLATE");
     get->add_flag("-A,--all-namespaces", get_.all_namespaces, "of all namespaces");
     get->add_option("-l,--selector", get_.selector, "label selector");
     get->add_option("-L,--label-columns", get_.label_columns, "labels to show as columns")
@@ -193,7 +237,13 @@ class CommandLine {
         ->expected(1);
     get->add_flag("--show-labels", get_.show_labels, "show all labels");
     get->add_flag("--no-headers", get_.no_headers, "rows only");
+    get->add_flag("-w,--watch", get_.watch, "go on and tell changes, until interrupted");
     bind(get, [this](const Context& c) { return get_command(c, get_); });
+    CLI::App* describe =
+        add(&app_, "describe", "what there is to know of objects: state, conditions, mesh, findings");
+    describe->add_option("what", describe_.words, "KIND [NAME...] or KIND/NAME...")->required();
+    describe->add_option("-l,--selector", describe_.selector, "label selector");
+    bind(describe, [this](const Context& c) { return describe_command(c, describe_); });
     bind_free(add(&app_, "api-resources", "the kinds that Meltemi knows"),
               [] { return api_resources_command(); });
   }
@@ -201,10 +251,16 @@ class CommandLine {
   void add_sessions() {
     CLI::App* exec = add(&app_, "exec", "run a command in a pod: exec POD -- COMMAND");
     exec->add_option("pod", exec_.pod, "NAME, deploy/NAME or svc/NAME")->required();
+    exec->add_option("command", words_, "to be written behind --");
     exec->add_option("-c,--container", exec_.container, "container; the first if not given");
     exec->add_flag("-i,--stdin", exec_.stdin_open, "pass standard input");
     exec->add_flag("-t,--tty", exec_.tty, "accepted; the command shares this terminal anyway");
     bind(exec, [this](const Context& c) {
+      if (!words_.empty()) {
+        complain("error: write the command behind --: exec {} -- {}\n", exec_.pod,
+                 fmt::join(words_, " "));
+        return static_cast<int>(kExitUsage);
+      }
       exec_.command = rest;
       return exec_command(c, exec_);
     });
@@ -309,6 +365,8 @@ class CommandLine {
   LabelOptions label_;
   WaitOptions wait_;
   GetOptions get_;
+  DescribeOptions describe_;
+  std::vector<std::string> workloads_, words_;
   ExecOptions exec_;
   LogsOptions logs_;
   RunOptions run_;

@@ -133,6 +133,13 @@ Status Manifests::write(const Object& object) {
   return {};
 }
 
+Result<Manifests::Outcome> Manifests::foresee(const Object& object) const {
+  const config::ObjectPtr live = user().find(object.kind(), object.ns(), object.name());
+  if (!live) return Outcome::kCreated;
+  return merge_applied(object, live.get()).same_content(*live) ? Outcome::kUnchanged
+                                                                : Outcome::kConfigured;
+}
+
 Result<Manifests::Outcome> Manifests::apply(const Object& object) {
   const config::ObjectPtr live = user().find(object.kind(), object.ns(), object.name());
   Object merged = merge_applied(object, live.get());

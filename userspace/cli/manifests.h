@@ -25,6 +25,8 @@ class Manifests {
   enum class Outcome : uint8_t { kCreated, kConfigured, kUnchanged };
   // As `kubectl apply`: labels and annotations that were set otherwise stay, the rest is replaced.
   Result<Outcome> apply(const config::Object& object);
+  // What apply() would do, without doing it.
+  Result<Outcome> foresee(const config::Object& object) const;
   // Writes the object as it is; it must be one of user().
   Status write(const config::Object& object);
   // No error if it is not there.

@@ -6,10 +6,9 @@
 
 #include "userspace/base/clock.h"
 #include "userspace/cli/manifests.h"
+#include "userspace/cli/targets.h"
 #include "userspace/config/analyze.h"
 #include "userspace/config/validate.h"
-#include "userspace/sandbox/controllers.h"
-#include "userspace/sandbox/services.h"
 #include "userspace/sys/files.h"
 
 namespace meltemi::cli {
@@ -58,6 +57,10 @@ Result<std::vector<Object>> read_all(const Context& context, const std::vector<s
   config::ReadOptions options;
   options.default_namespace = context.ns();
   for (const std::string& file : expand_folders(files)) {
+    if (file.starts_with("http://") || file.starts_with("https://"))
+      return fail(Reason::kBadConfig, Fault::kConfig,
+                  fmt::format("{} is not fetched. Run: curl -sSfL {} | meltemi apply -f -", file,
+                              file));
     const std::string bytes = MELTEMI_TRY(read_source(file));
     config::ReadResult read = config::read_and_validate(bytes, file, options);
     std::move(read.objects.begin(), read.objects.end(), std::back_inserter(out));
@@ -78,6 +81,31 @@ void check_namespaces(const std::vector<Object>& objects, const ObjectStore& sto
         object.problem(config::Severity::kError, config::kCodeReference, "metadata.namespace",
                        fmt::format("namespaces \"{}\" not found", object.ns()),
                        fmt::format("Create it: meltemi create ns {}", object.ns())));
+  }
+}
+
+// Images are not pulled, so that a container without a command could never start.
+void check_commands(const std::vector<Object>& objects, Problems* problems) {
+  for (const Object& object : objects) {
+    const auto check = [&](const kube::PodSpec& spec, const std::string& path) {
+      for (const auto& [list, name] : {std::pair{&spec.init_containers(), "initContainers"},
+                                       {&spec.containers(), "containers"}})
+        for (int i = 0; i < list->size(); ++i)
+          if ((*list)[i].command().empty() && (*list)[i].args().empty())
+            problems->push_back(object.problem(
+                config::Severity::kError, config::kCodeInvalid,
+                fmt::format("{}.{}[{}].command", path, name, i),
+                fmt::format("container {} has no command, and images are not pulled",
+                            (*list)[i].name()),
+                "Add the command that the image would run, e.g. [python3, -m, http.server]"));
+    };
+    if (object.kind() == Kind::kPod) check(object.as<kube::Pod>().spec(), "spec");
+    if (object.kind() == Kind::kDeployment)
+      check(object.as<kube::Deployment>().spec().template_().spec(), "spec.template.spec");
+    if (object.kind() == Kind::kReplicaSet)
+      check(object.as<kube::ReplicaSet>().spec().template_().spec(), "spec.template.spec");
+    if (object.kind() == Kind::kJob)
+      check(object.as<kube::Job>().spec().template_().spec(), "spec.template.spec");
   }
 }
 
@@ -129,6 +157,23 @@ int apply_rank(const Object& object) {
   }
 }
 
+int create(const Context& context, const Object& object) {
+  const auto create_it = [&]() -> Status {
+    Problems problems = config::validate(object);
+    if (has_errors(problems)) return fail(to_error(problems));
+    Manifests manifests = MELTEMI_TRY(Manifests::open(context));
+    check_namespaces({object}, manifests.merged(), &problems);
+    if (has_errors(problems)) return fail(to_error(problems));
+    if (manifests.user().find(object.kind(), object.ns(), object.name()))
+      return fail(Reason::kBadConfig, Fault::kConfig,
+                  fmt::format("{} \"{}\" already exists", object.info().plural, object.name()));
+    MELTEMI_TRY(manifests.apply(object));
+    print("{} created\n", kubectl_name(object.key()));
+    return {};
+  };
+  return finish(create_it());
+}
+
 // --- deleting ------------------------------------------------------------------------------------
 
 // The objects that exist beyond the user's manifests: pods that controllers made.
@@ -150,9 +195,19 @@ std::vector<ObjectKey> contents_of(const ObjectStore& store, std::string_view ns
   return out;
 }
 
+bool is_protected(const ObjectKey& key) {
+  const auto& names = sandbox::kFirstNamespaces;
+  return key.kind == Kind::kNamespace &&
+         std::find(std::begin(names), std::end(names), key.name) != std::end(names);
+}
+
 // Deletes one object. True if it was there.
 Result<bool> delete_one(const Context& context, Manifests& manifests, const ObjectKey& key,
                         const DeleteOptions& options) {
+  if (is_protected(key))
+    return fail(Reason::kBadConfig, Fault::kConfig,
+                fmt::format("namespaces \"{}\" is forbidden: this namespace may not be deleted",
+                            key.name));
   const ObjectPtr pod = running_pod(manifests.merged(), key);
   const bool by_user = manifests.user().find(key.kind, key.ns, key.name) != nullptr;
   if (!pod && !by_user) {
@@ -212,33 +267,22 @@ Result<std::vector<ObjectKey>> keys_to_delete(const Context& context, const Obje
     if (has_errors(problems)) return fail(to_error(problems));
     return out;
   }
-  const Target target = MELTEMI_TRY(parse_target(options.words));
-  const std::string ns = target.kind->namespaced ? context.ns() : "";
-  for (const std::string& name : target.names) out.push_back({target.kind->kind, ns, name});
-  if (!target.names.empty()) return out;
-  if (!options.all && options.selector.empty())
-    return fail(
-        Reason::kBadConfig, Fault::kConfig,
-        "resource(s) were provided, but no name was specified. Give a name, -l SELECTOR or --all");
-  const auto selector = MELTEMI_TRY(parse_selector(options.selector));
-  for (const ObjectPtr& object : merged.list(target.kind->kind, ns))
-    if (selected(*object, selector)) out.push_back(object->key());
+  const Selector selector = MELTEMI_TRY(parse_selector(options.selector));
+  for (const Target& target : MELTEMI_TRY(parse_targets(options.words))) {
+    const std::string ns = target.kind->namespaced ? context.ns() : "";
+    for (const std::string& name : target.names) out.push_back({target.kind->kind, ns, name});
+    if (!target.names.empty()) continue;
+    if (!options.all && options.selector.empty())
+      return fail(Reason::kBadConfig, Fault::kConfig,
+                  "resource(s) were provided, but no name was specified. Give a name, -l SELECTOR "
+                  "or --all");
+    for (const ObjectPtr& object : merged.list(target.kind->kind, ns))
+      if (selected(*object, selector)) out.push_back(object->key());
+  }
   return out;
 }
 
 // --- changing one object -------------------------------------------------------------------------
-
-Result<ObjectPtr> find_mine(const Manifests& manifests, const KindInfo& kind, std::string_view ns,
-                            const std::string& name) {
-  const std::string_view where = kind.namespaced ? ns : std::string_view();
-  if (const ObjectPtr mine = manifests.user().find(kind.kind, where, name)) return mine;
-  if (manifests.merged().find(kind.kind, where, name))
-    return fail(Reason::kUnsupported, Fault::kConfig,
-                fmt::format("{} was made by a controller and would be changed back. Change what it "
-                            "was made from (its Deployment, Job or Gateway)",
-                            ObjectKey{kind.kind, std::string(where), name}.to_string()));
-  return no_such_object(kind, name);
-}
 
 struct Edit {
   std::string key;
@@ -278,132 +322,7 @@ Status apply_edits(google::protobuf::Map<std::string, std::string>* map,
   return {};
 }
 
-// The pod template of a Deployment or ReplicaSet named by "deploy/x" or "deploy x".
-Result<std::pair<const KindInfo*, std::string>> workload_target(const std::string& target) {
-  const Target parsed = MELTEMI_TRY(parse_target({target}));
-  if (parsed.names.size() != 1 ||
-      (parsed.kind->kind != Kind::kDeployment && parsed.kind->kind != Kind::kReplicaSet))
-    return fail(Reason::kBadConfig, Fault::kConfig,
-                fmt::format("\"{}\" names no Deployment. Use deployment/NAME", target));
-  return std::pair(parsed.kind, parsed.names[0]);
-}
-
-int change_workload(const Context& context, const std::string& target, std::string_view done,
-                    const std::function<void(Object*)>& change) {
-  const auto change_it = [&]() -> Status {
-    Manifests manifests = MELTEMI_TRY(Manifests::open(context));
-    const auto [kind, name] = MELTEMI_TRY(workload_target(target));
-    Object object = *MELTEMI_TRY(find_mine(manifests, *kind, context.ns(), name));
-    change(&object);
-    object.mutable_meta().set_generation(object.meta().generation() + 1);
-    MELTEMI_TRY(manifests.write(object));
-    print("{} {}\n", kubectl_name(object.key()), done);
-    return {};
-  };
-  return finish(change_it());
-}
-
-bool has_condition(const Object& object, std::string_view type) {
-  const auto check = [&](const auto& conditions) {
-    return std::any_of(conditions.begin(), conditions.end(), [&](const kube::Condition& c) {
-      return c.type() == type && c.status() == "True";
-    });
-  };
-  if (object.kind() == Kind::kPod) return check(object.as<kube::Pod>().status().conditions());
-  if (object.kind() == Kind::kGateway)
-    return check(object.as<kube::Gateway>().status().conditions());
-  return false;
-}
-
-struct Rollout {
-  int wanted = 0, updated = 0, ready = 0, old = 0;
-  bool done() const { return updated >= wanted && ready >= wanted && old == 0; }
-};
-
-Result<Rollout> rollout_of(const ObjectStore& store, std::string_view ns, const std::string& name) {
-  const ObjectPtr deployment = store.find(Kind::kDeployment, ns, name);
-  if (!deployment) return no_such_object(config::kind_info(Kind::kDeployment), name);
-  const auto& spec = deployment->as<kube::Deployment>().spec();
-  Rollout out;
-  out.wanted = spec.has_replicas() ? spec.replicas() : 1;
-  std::string newest, newest_time;
-  const auto set_of = [](const Object& pod) {
-    const auto& owners = pod.meta().owner_references();
-    return owners.empty() ? std::string() : owners[0].name();
-  };
-  for (const ObjectPtr& pod : store.list(Kind::kPod, ns))
-    if (pod->annotation(sandbox::kControllerAnnotation) == "Deployment/" + name &&
-        pod->meta().creation_timestamp() >= newest_time) {
-      newest = set_of(*pod);
-      newest_time = pod->meta().creation_timestamp();
-    }
-  for (const ObjectPtr& pod : store.list(Kind::kPod, ns)) {
-    if (pod->annotation(sandbox::kControllerAnnotation) != "Deployment/" + name) continue;
-    if (set_of(*pod) != newest) {
-      ++out.old;
-    } else {
-      ++out.updated;
-      out.ready += sandbox::is_ready(*pod);
-    }
-  }
-  return out;
-}
-
 }  // namespace
-
-Result<Target> parse_target(const std::vector<std::string>& words) {
-  if (words.empty())
-    return fail(Reason::kBadConfig, Fault::kConfig, "name what to act on: KIND NAME, or KIND/NAME");
-  Target target;
-  const size_t slash = words[0].find('/');
-  target.kind = config::find_kind_word(words[0].substr(0, slash));
-  if (target.kind == nullptr)
-    return fail(
-        Reason::kBadConfig, Fault::kConfig,
-        fmt::format("the server doesn't have a resource type \"{}\". Known: pods, services, "
-                    "deployments, namespaces, virtualservices, ... (meltemi api-resources)",
-                    words[0].substr(0, slash)));
-  if (slash != std::string::npos) target.names.push_back(words[0].substr(slash + 1));
-  for (size_t i = 1; i < words.size(); ++i) {
-    const size_t inner = words[i].find('/');
-    target.names.push_back(inner == std::string::npos ? words[i] : words[i].substr(inner + 1));
-  }
-  return target;
-}
-
-Result<std::vector<std::pair<std::string, std::optional<std::string>>>> parse_selector(
-    std::string_view text) {
-  std::vector<std::pair<std::string, std::optional<std::string>>> out;
-  while (!text.empty()) {
-    const size_t comma = std::min(text.find(','), text.size());
-    std::string_view part = text.substr(0, comma);
-    text.remove_prefix(std::min(comma + 1, text.size()));
-    const size_t equals = part.find('=');
-    if (part.empty() || equals == 0)
-      return fail(Reason::kBadConfig, Fault::kConfig,
-                  "a selector is key=value[,key=value...] or key");
-    if (equals == std::string_view::npos) {
-      out.emplace_back(std::string(part), std::nullopt);
-      continue;
-    }
-    if (part[equals - 1] == '!')
-      return fail(Reason::kUnsupported, Fault::kConfig,
-                  fmt::format("selector \"{}\": only key=value and key are supported", part));
-    std::string_view value = part.substr(equals + 1);
-    if (value.starts_with('=')) value.remove_prefix(1);
-    out.emplace_back(std::string(part.substr(0, equals)), std::string(value));
-  }
-  return out;
-}
-
-bool selected(const Object& object,
-              const std::vector<std::pair<std::string, std::optional<std::string>>>& selector) {
-  return std::all_of(selector.begin(), selector.end(), [&](const auto& wanted) {
-    const auto label = object.meta().labels().find(wanted.first);
-    if (label == object.meta().labels().end()) return false;
-    return !wanted.second || label->second == *wanted.second;
-  });
-}
 
 int apply_command(const Context& context, const ApplyOptions& options) {
   Problems problems;
@@ -418,17 +337,20 @@ int apply_command(const Context& context, const ApplyOptions& options) {
   auto manifests = Manifests::open(context);
   if (!manifests) return report(manifests.error());
   check_namespaces(objects, manifests->merged(), &problems);
+  check_commands(objects, &problems);
   if (has_errors(problems)) return refuse(problems);
   const Problems findings = analyze_all(with_objects(manifests->merged(), objects), objects);
   problems.insert(problems.end(), findings.begin(), findings.end());
   if (has_errors(findings) && !options.force) return refuse(problems);
 
+  const bool dry = options.dry_run != "none";
+  const std::string suffix = dry ? fmt::format(" ({} dry run)", options.dry_run) : "";
   for (int rank = 0; rank <= kLastApplyRank; ++rank) {
     for (const Object& object : objects) {
       if (apply_rank(object) != rank) continue;
-      const auto outcome = manifests->apply(object);
+      const auto outcome = dry ? manifests->foresee(object) : manifests->apply(object);
       if (!outcome) return report(outcome.error());
-      print("{} {}\n", kubectl_name(object.key()), outcome_name(*outcome));
+      print("{} {}{}\n", kubectl_name(object.key()), outcome_name(*outcome), suffix);
     }
   }
   report(problems);
@@ -436,19 +358,11 @@ int apply_command(const Context& context, const ApplyOptions& options) {
 }
 
 int create_namespace_command(const Context& context, const std::string& name) {
-  const auto create = [&]() -> Status {
-    const Object ns = Object::make(Kind::kNamespace, "", name);
-    const Problems problems = config::validate(ns);
-    if (has_errors(problems)) return fail(to_error(problems));
-    Manifests manifests = MELTEMI_TRY(Manifests::open(context));
-    if (manifests.user().find(Kind::kNamespace, "", name))
-      return fail(Reason::kBadConfig, Fault::kConfig,
-                  fmt::format("namespaces \"{}\" already exists", name));
-    MELTEMI_TRY(manifests.apply(ns));
-    print("namespace/{} created\n", name);
-    return {};
-  };
-  return finish(create());
+  return create(context, Object::make(Kind::kNamespace, "", name));
+}
+
+int create_service_account_command(const Context& context, const std::string& name) {
+  return create(context, Object::make(Kind::kServiceAccount, context.ns(), name));
 }
 
 int delete_command(const Context& context, const DeleteOptions& options) {
@@ -474,6 +388,18 @@ int delete_command(const Context& context, const DeleteOptions& options) {
   return finish(delete_all());
 }
 
+Result<ObjectPtr> find_mine(const Manifests& manifests, const KindInfo& kind, std::string_view ns,
+                            const std::string& name) {
+  const std::string_view where = kind.namespaced ? ns : std::string_view();
+  if (ObjectPtr mine = manifests.user().find(kind.kind, where, name)) return mine;
+  if (manifests.merged().find(kind.kind, where, name))
+    return fail(Reason::kUnsupported, Fault::kConfig,
+                fmt::format("{} was made by a controller and would be changed back. Change what it "
+                            "was made from (its Deployment, Job or Gateway)",
+                            ObjectKey{kind.kind, std::string(where), name}.to_string()));
+  return no_such_object(kind, name);
+}
+
 int label_command(const Context& context, const LabelOptions& options) {
   const auto label_all = [&]() -> Status {
     std::vector<std::string> words;
@@ -487,10 +413,14 @@ int label_command(const Context& context, const LabelOptions& options) {
     if (edits.empty())
       return fail(Reason::kBadConfig, Fault::kConfig,
                   "at least one label update is required: key=value or key-");
-    const Target target = MELTEMI_TRY(parse_target(words));
+    std::vector<std::pair<const KindInfo*, std::string>> named;
+    for (const Target& target : MELTEMI_TRY(parse_targets(words)))
+      for (const std::string& name : target.names) named.emplace_back(target.kind, name);
+    if (named.empty())
+      return fail(Reason::kBadConfig, Fault::kConfig, "name what to change: KIND NAME, or KIND/NAME");
     Manifests manifests = MELTEMI_TRY(Manifests::open(context));
-    for (const std::string& name : target.names) {
-      const ObjectPtr found = MELTEMI_TRY(find_mine(manifests, *target.kind, context.ns(), name));
+    for (const auto& [kind, name] : named) {
+      const ObjectPtr found = MELTEMI_TRY(find_mine(manifests, *kind, context.ns(), name));
       Object object = *found;
       auto* map = options.annotations ? object.mutable_meta().mutable_annotations()
                                       : object.mutable_meta().mutable_labels();
@@ -506,88 +436,6 @@ int label_command(const Context& context, const LabelOptions& options) {
     return {};
   };
   return finish(label_all());
-}
-
-int scale_command(const Context& context, const std::string& target, int replicas) {
-  return change_workload(context, target, "scaled", [&](Object* object) {
-    if (object->kind() == Kind::kDeployment)
-      object->edit<kube::Deployment>(
-          [&](kube::Deployment& d) { d.mutable_spec()->set_replicas(replicas); });
-    else
-      object->edit<kube::ReplicaSet>(
-          [&](kube::ReplicaSet& r) { r.mutable_spec()->set_replicas(replicas); });
-  });
-}
-
-int rollout_restart_command(const Context& context, const std::string& target) {
-  return change_workload(context, target, "restarted", [](Object* object) {
-    const std::string now = format_rfc3339(std::chrono::system_clock::now());
-    const auto stamp = [&](kube::PodTemplateSpec* pod) {
-      (*pod->mutable_metadata()->mutable_annotations())["kubectl.kubernetes.io/restartedAt"] = now;
-    };
-    if (object->kind() == Kind::kDeployment)
-      object->edit<kube::Deployment>(
-          [&](kube::Deployment& d) { stamp(d.mutable_spec()->mutable_template_()); });
-  });
-}
-
-int rollout_status_command(const Context& context, const std::string& target, Duration timeout) {
-  const auto follow = [&]() -> Status {
-    const auto [kind, name] = MELTEMI_TRY(workload_target(target));
-    sandbox::Directory directory = context.open(sandbox::View::kMerged);
-    const MonoTime deadline = MonoClock::now() + timeout;
-    while (true) {
-      directory.refresh();
-      const Rollout rollout = MELTEMI_TRY(rollout_of(directory.store(), context.ns(), name));
-      if (rollout.done()) break;
-      if (MonoClock::now() > deadline)
-        return fail(Reason::kRequestTimeout, Fault::kUpstream,
-                    fmt::format("timed out: {} of {} new pods are ready, {} old ones are left",
-                                rollout.ready, rollout.wanted, rollout.old));
-      std::this_thread::sleep_for(kPollInterval);
-    }
-    print("deployment \"{}\" successfully rolled out\n", name);
-    return {};
-  };
-  return finish(follow());
-}
-
-int wait_command(const Context& context, const WaitOptions& options) {
-  const auto follow = [&]() -> Status {
-    const Target target = MELTEMI_TRY(parse_target(options.words));
-    const auto selector = MELTEMI_TRY(parse_selector(options.selector));
-    const bool gone = options.condition == "delete";
-    const std::string type =
-        options.condition.starts_with("condition=") ? options.condition.substr(10) : "";
-    if (!gone && type.empty())
-      return fail(Reason::kBadConfig, Fault::kConfig, "--for must be condition=NAME or delete");
-    sandbox::Directory directory = context.open(sandbox::View::kMerged);
-    const std::string ns = target.kind->namespaced ? context.ns() : "";
-    const MonoTime deadline = MonoClock::now() + options.timeout;
-    while (true) {
-      directory.refresh();
-      std::vector<ObjectPtr> matching;
-      for (const ObjectPtr& object : directory.store().list(target.kind->kind, ns)) {
-        const bool named = std::find(target.names.begin(), target.names.end(), object->name()) !=
-                           target.names.end();
-        if (named || (target.names.empty() && selected(*object, selector)))
-          matching.push_back(object);
-      }
-      const bool all_met = std::all_of(matching.begin(), matching.end(),
-                                       [&](const ObjectPtr& o) { return has_condition(*o, type); });
-      if (gone ? matching.empty() : !matching.empty() && all_met) {
-        for (const ObjectPtr& object : matching)
-          print("{} condition met\n", kubectl_name(object->key()));
-        return {};
-      }
-      if (MonoClock::now() > deadline)
-        return fail(
-            Reason::kRequestTimeout, Fault::kUpstream,
-            fmt::format("timed out waiting for {} on {}", options.condition, target.kind->plural));
-      std::this_thread::sleep_for(kPollInterval);
-    }
-  };
-  return finish(follow());
 }
 
 }  // namespace meltemi::cli

@@ -4,7 +4,7 @@
 #include <charconv>
 #include <filesystem>
 
-#include "userspace/cli/objects.h"
+#include "userspace/cli/targets.h"
 #include "userspace/codec/local_frame.h"
 #include "userspace/sandbox/controllers.h"
 #include "userspace/sandbox/services.h"
@@ -140,10 +140,18 @@ PodView view_pod(const Context& context, const ObjectPtr& pod,
   return view;
 }
 
+std::string waypoint_of(const ObjectStore& store, const Object& object) {
+  std::string_view name = object.label("istio.io/use-waypoint");
+  if (name.empty())
+    if (const ObjectPtr ns = store.find(Kind::kNamespace, "", object.ns()))
+      name = ns->label("istio.io/use-waypoint");
+  return std::string(name);
+}
+
 Result<ObjectPtr> find_pod(const Context& context, const ObjectStore& store,
                            const std::string& word) {
   const bool bare = word.find('/') == std::string::npos;
-  const Target target = MELTEMI_TRY(parse_target({bare ? "pod/" + word : word}));
+  const Target target = MELTEMI_TRY(parse_target(bare ? "pod/" + word : word));
   const std::string& name = target.names.at(0);
   const std::string& ns = context.ns();
   if (target.kind->kind == Kind::kPod) {

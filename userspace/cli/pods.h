@@ -32,6 +32,9 @@ struct PodView {
 PodView view_pod(const Context& context, const config::ObjectPtr& pod,
                  const std::map<std::string, local::v1::Pod>& truth);
 
+// The waypoint that serves an object by label, its own or its namespace's; "" if none is named.
+std::string waypoint_of(const config::ObjectStore& store, const config::Object& object);
+
 // A running pod by "NAME", "pod/NAME", "deploy/NAME", "svc/NAME" or "job/NAME". Error names what is
 // missing.
 Result<config::ObjectPtr> find_pod(const Context& context, const config::ObjectStore& store,

@@ -11,9 +11,9 @@
 #include <memory>
 
 #include "userspace/base/address.h"
-#include "userspace/cli/objects.h"
 #include "userspace/cli/pods.h"
 #include "userspace/cli/sessions.h"
+#include "userspace/cli/targets.h"
 #include "userspace/sandbox/services.h"
 #include "userspace/sys/netns.h"
 
@@ -194,7 +194,7 @@ class Forwarder {
 Result<uint16_t> remote_port(const config::ObjectStore& store, const Context& context,
                              const std::string& target, const config::Object& pod, uint16_t port) {
   const Target parsed =
-      MELTEMI_TRY(parse_target({target.find('/') == std::string::npos ? "pod/" + target : target}));
+      MELTEMI_TRY(parse_target(target.find('/') == std::string::npos ? "pod/" + target : target));
   if (parsed.kind->kind != Kind::kService) return port;
   const ObjectPtr service = store.find(Kind::kService, context.ns(), parsed.names.at(0));
   for (const auto& candidate : service->as<config::kube::Service>().spec().ports())

@@ -3,10 +3,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "userspace/cli/jsonpath.h"
 #include "userspace/cli/manifests.h"
-#include "userspace/cli/objects.h"
 #include "userspace/cli/sessions.h"
 #include "userspace/cli/table.h"
+#include "userspace/cli/targets.h"
 #include "userspace/cli/waypoint.h"
 
 namespace meltemi::cli {
@@ -47,28 +48,95 @@ TEST(Ports, AreReadAsKubectlReadsThem) {
     EXPECT_FALSE(parse_ports(bad)) << bad;
 }
 
-TEST(Target, TakesBothSpellings) {
-  const auto slash = parse_target({"deploy/web"});
-  ASSERT_TRUE(slash);
-  EXPECT_EQ(slash->kind->kind, Kind::kDeployment);
-  EXPECT_THAT(slash->names, testing::ElementsAre("web"));
-  const auto words = parse_target({"po", "a", "b"});
-  ASSERT_TRUE(words);
-  EXPECT_THAT(words->names, testing::ElementsAre("a", "b"));
-  const auto bad = parse_target({"nonsense", "x"});
-  ASSERT_FALSE(bad);
-  EXPECT_THAT(bad.error().detail, HasSubstr("doesn't have a resource type \"nonsense\""));
+std::string spelled(const std::vector<std::string>& words) {
+  const auto targets = parse_targets(words);
+  if (!targets) return "error: " + targets.error().detail;
+  std::string out;
+  for (const Target& target : *targets) {
+    out += std::string(target.kind->singular) + ":";
+    for (const std::string& name : target.names) out += " " + name;
+    out += ";";
+  }
+  return out;
+}
+
+TEST(Targets, TakeKubectlsSpellings) {
+  EXPECT_EQ(spelled({"deploy/web"}), "deployment: web;");
+  EXPECT_EQ(spelled({"po", "a", "b"}), "pod: a b;");
+  EXPECT_EQ(spelled({"pods"}), "pod:;");
+  EXPECT_EQ(spelled({"pods,svc"}), "pod:;service:;");
+  EXPECT_EQ(spelled({"pods,svc", "web"}), "pod: web;service: web;");
+  EXPECT_EQ(spelled({"deploy/web", "svc/web", "svc/db"}), "deployment: web;service: web db;");
+  EXPECT_EQ(spelled({"all"}), "pod:;service:;deployment:;job:;");
+}
+
+TEST(Targets, NeverTakeOneKindForAnother) {
+  EXPECT_THAT(spelled({"nonsense", "x"}), HasSubstr("doesn't have a resource type \"nonsense\""));
+  EXPECT_THAT(spelled({"pods,nonsense"}), HasSubstr("resource type \"nonsense\""));
+  EXPECT_THAT(spelled({"deploy/web", "web"}), HasSubstr("\"web\" stands beside KIND/NAME"));
+  EXPECT_THAT(spelled({"deploy", "svc/web"}), HasSubstr("\"svc/web\" stands beside a kind"));
+  EXPECT_THAT(spelled({"deploy/"}), HasSubstr("no name behind the slash"));
+  EXPECT_FALSE(parse_target("pods")) << "one object is meant";
 }
 
 TEST(Selector, MatchesLabels) {
   Object pod = Object::make(Kind::kPod, "shop", "p");
   (*pod.mutable_meta().mutable_labels())["app"] = "web";
-  EXPECT_TRUE(selected(pod, *parse_selector("app=web")));
-  EXPECT_TRUE(selected(pod, *parse_selector("app")));
-  EXPECT_TRUE(selected(pod, *parse_selector("")));
-  EXPECT_FALSE(selected(pod, *parse_selector("app=web,tier=x")));
-  EXPECT_FALSE(parse_selector("app!=web")) << "silently matching everything would be worse";
-  EXPECT_FALSE(parse_selector("=x"));
+  for (const char* fits :
+       {"", "app=web", "app==web", "app", "!tier", "app!=db", "tier!=web", "app in (db, web)",
+        "app notin (db)", "tier notin (web)", "app=web,!tier", "app in (web),app notin (db,cache)"})
+    EXPECT_TRUE(selected(pod, parse_selector(fits).value())) << fits;
+  for (const char* other : {"app=db", "tier", "!app", "app!=web", "app in (db)", "app notin (web)",
+                            "app=web,tier=x", "app=Web"})
+    EXPECT_FALSE(selected(pod, parse_selector(other).value())) << other;
+}
+
+TEST(Selector, WhatIsNoSelectorMatchesNothing) {
+  for (const char* bad : {"=x", "app in web", "app in (web", "app (web)", "in (web)", "a b", "!",
+                          ",", "app=web,", "app=a=b"})
+    EXPECT_FALSE(parse_selector(bad)) << bad << ": matching something else would be worse";
+}
+
+config::Value pods() {
+  return config::parse_documents(R"({"kind": "List", "items": [
+    {"metadata": {"name": "a", "labels": {"app.kubernetes.io/name": "web"}},
+     "status": {"ready": true, "ips": ["10.0.0.1", "10.0.0.2"],
+                "conditions": [{"type": "Ready", "status": "True"}, {"type": "Other", "status": "False"}]}},
+    {"metadata": {"name": "b"}, "status": {"ready": false, "ips": []}}]})",
+                                 "")
+      .documents.at(0);
+}
+
+TEST(JsonPath, AnswersAsKubectlDoes) {
+  const config::Value root = pods();
+  for (const auto& [path, answer] : std::initializer_list<std::pair<const char*, const char*>>{
+           {"{.items[*].metadata.name}", "a b"},
+           {"{.items[0].metadata.name}", "a"},
+           {"{.items[-1].metadata.name}", "b"},
+           {"{.items[0].metadata.labels.app\\.kubernetes\\.io/name}", "web"},
+           {"{.items[0].metadata.labels['app.kubernetes.io/name']}", "web"},
+           {"{.items[0].status.ips}", R"(["10.0.0.1","10.0.0.2"])"},
+           {"{.items[*].status.ready}", "true false"},
+           {"{.items[0].status.conditions[?(@.type==\"Ready\")].status}", "True"},
+           {"{.items[0].status.conditions[?(@.type!='Ready')].status}", "False"},
+           {"{range .items[*]}{.metadata.name}:{.status.ips[0]}{\"\\n\"}{end}", "a:10.0.0.1\nb:\n"},
+           {"{range .items[?(@.metadata.name==\"none\")]}x{end}done", "done"},
+           {"{range .items[*]}{range .status.ips[*]}{@} {end}{end}", "10.0.0.1 10.0.0.2 "},
+           {"{$.kind}", "List"},
+           {"{.items[7].metadata.name}{.nowhere.at.all}", ""},
+           {"kind", "List"},
+           {"{.kind}{\" }\"}", "List }"}}) {
+    const auto got = evaluate_jsonpath(path, root);
+    ASSERT_TRUE(got) << path << ": " << got.error().detail;
+    EXPECT_EQ(*got, answer) << path;
+  }
+}
+
+TEST(JsonPath, RefusesWhatItDoesNotUnderstand) {
+  const config::Value root = pods();
+  for (const char* bad : {"{.items[*]", "{..name}", "{.items[1:2]}", "{range .items[*]}x", "{end}",
+                          "{.items[0}", "{.items[?(@.a>1)].b}", "{items}{\"x"})
+    EXPECT_FALSE(evaluate_jsonpath(bad, root)) << bad;
 }
 
 Object labelled(std::map<std::string, std::string> labels) {

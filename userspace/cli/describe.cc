@@ -1,0 +1,263 @@
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <map>
+
+#include "userspace/cli/get.h"
+#include "userspace/cli/manifests.h"
+#include "userspace/cli/pods.h"
+#include "userspace/cli/table.h"
+#include "userspace/cli/targets.h"
+#include "userspace/config/analyze.h"
+#include "userspace/config/value.h"
+#include "userspace/sandbox/controllers.h"
+#include "userspace/sandbox/services.h"
+#include "userspace/sandbox/workload_status.h"
+
+namespace meltemi::cli {
+namespace {
+
+using config::Kind;
+using config::Object;
+using config::ObjectPtr;
+using config::ObjectStore;
+namespace kube = config::kube;
+
+using Truth = std::map<std::string, local::v1::Pod>;
+
+// "Name:             web", kubectl's way.
+void field(std::string_view name, std::string_view value) {
+  print("{:<18}{}\n", fmt::format("{}:", name), value.empty() ? "<none>" : value);
+}
+
+template <typename Map>
+void field_of_map(std::string_view name, const Map& entries) {
+  const std::map<std::string, std::string> sorted(entries.begin(), entries.end());
+  std::string title(name);
+  for (const auto& [key, value] : sorted) {
+    if (key == kLastApplied) continue;
+    print("{:<18}{}={}\n", title.empty() ? "" : title + ":", key, value);
+    title.clear();
+  }
+  if (!title.empty()) field(title, "");
+}
+
+void print_indented(const std::string& text) {
+  for (size_t at = 0; at < text.size();) {
+    const size_t end = std::min(text.find('\n', at), text.size());
+    print("  {}\n", std::string_view(text).substr(at, end - at));
+    at = end + 1;
+  }
+}
+
+template <typename Conditions>
+void print_conditions(const Conditions& conditions) {
+  if (conditions.empty()) return;
+  Table table({"Type", "Status", "Reason", "Message"});
+  for (const kube::Condition& c : conditions)
+    table.add({c.type(), c.status(), c.reason(), c.message()});
+  print("Conditions:\n");
+  print_indented(table.text());
+}
+
+void print_part(const config::Value& object, std::string_view key, std::string_view title) {
+  const config::Value* part = object.find(key);
+  if (part == nullptr || part->items.empty()) return;
+  print("{}:\n", title);
+  print_indented(config::to_yaml(*part));
+}
+
+std::string state_text(const kube::ContainerState& state) {
+  if (state.has_running()) return "Running since " + state.running().started_at();
+  if (state.has_waiting())
+    return state.waiting().message().empty()
+               ? "Waiting: " + state.waiting().reason()
+               : fmt::format("Waiting: {} ({})", state.waiting().reason(), state.waiting().message());
+  if (!state.has_terminated()) return {};
+  const auto& t = state.terminated();
+  return fmt::format("Terminated: {}, exit code {}, {} to {}", t.reason(), t.exit_code(),
+                     t.started_at(), t.finished_at());
+}
+
+void describe_containers(const kube::Pod& pod) {
+  print("Containers:\n");
+  for (const kube::Container& c : pod.spec().containers()) {
+    print("  {}:\n", c.name());
+    cli::print("    Command:       {}\n", fmt::join(c.command(), " "));
+    if (!c.args().empty()) cli::print("    Args:          {}\n", fmt::join(c.args(), " "));
+    for (const kube::ContainerStatus& s : pod.status().container_statuses()) {
+      if (s.name() != c.name()) continue;
+      print("    State:         {}\n", state_text(s.state()));
+      if (const std::string last = state_text(s.last_state()); !last.empty())
+        print("    Last State:    {}\n", last);
+      print("    Ready:         {}\n", s.ready() ? "True" : "False");
+      print("    Restart Count: {}\n", s.restart_count());
+    }
+  }
+}
+
+void describe_mesh(const PodView& view) {
+  print("Mesh:\n");
+  print("  Enrolled:        {}\n", view.enrolled());
+  if (!view.truth) return;
+  print("  Reason:          {}\n", view.truth->reason());
+  if (!view.truth->message().empty()) print("  Message:         {}\n", view.truth->message());
+  if (view.truth->missing_size() > 0)
+    cli::print("  Missing:         {}\n", fmt::join(view.truth->missing(), ", "));
+  if (view.truth->uncaptured_processes_size() > 0)
+    cli::print("  Not captured:    {}\n", fmt::join(view.truth->uncaptured_processes(), ", "));
+}
+
+class Describer {
+ public:
+  Describer(const Context& context, const DescribeOptions& options)
+      : context_(context),
+        options_(options),
+        directory_(context.open(sandbox::View::kMerged)) {}
+
+  Status run() {
+    const Selector selector = MELTEMI_TRY(parse_selector(options_.selector));
+    std::vector<ObjectPtr> found;
+    for (const Target& target : MELTEMI_TRY(parse_targets(options_.words))) {
+      const std::string ns = target.kind->namespaced ? context_.ns() : "";
+      for (const std::string& name : target.names) {
+        ObjectPtr object = store().find(target.kind->kind, ns, name);
+        if (!object) return no_such_object(*target.kind, name);
+        found.push_back(std::move(object));
+      }
+      if (!target.names.empty()) continue;
+      for (const ObjectPtr& object : store().list(target.kind->kind, ns))
+        if (selected(*object, selector)) found.push_back(object);
+    }
+    if (found.empty()) complain("No resources found in {} namespace.\n", context_.ns());
+    for (const ObjectPtr& object : found) {
+      if (object != found.front()) print("\n\n");
+      describe(sandbox::with_status(store(), *object));
+    }
+    return {};
+  }
+
+ private:
+  const ObjectStore& store() const { return directory_.store(); }
+
+  void describe(const Object& object) {
+    field("Name", object.name());
+    if (object.info().namespaced) field("Namespace", object.ns());
+    field_of_map("Labels", object.meta().labels());
+    field_of_map("Annotations", object.meta().annotations());
+    field("Created", object.meta().creation_timestamp());
+    switch (object.kind()) {
+      case Kind::kPod:
+        describe_pod(object);
+        break;
+      case Kind::kService:
+        describe_service(object);
+        break;
+      case Kind::kDeployment:
+        describe_deployment(object);
+        break;
+      case Kind::kSecret:
+        describe_secret(object);
+        break;
+      default:
+        describe_any(object);
+    }
+    config::Problems problems = config::analyze_object(store(), object.key());
+    for (config::Problem& problem : problems) problem.file.clear();
+    report(problems);
+  }
+
+  void describe_pod(const Object& object) {
+    const auto& pod = object.as<kube::Pod>();
+    const ObjectPtr shared = store().find(Kind::kPod, object.ns(), object.name());
+    const PodView view = view_pod(context_, shared, truth());
+    field("Service Account", pod.spec().service_account_name());
+    field("Node", pod.spec().node_name());
+    field("Status", view.status());
+    std::vector<std::string> ips;
+    for (const auto& ip : pod.status().pod_ips()) ips.push_back(ip.ip());
+    field("IPs", fmt::format("{}", fmt::join(ips, ", ")));
+    for (const auto& owner : object.meta().owner_references())
+      field("Controlled By", fmt::format("{}/{}", owner.kind(), owner.name()));
+    field("Network", view.netns);
+    field("Processes", fmt::format("{}", fmt::join(view.pids, ", ")));
+    describe_containers(pod);
+    describe_mesh(view);
+    print_conditions(pod.status().conditions());
+    if (!pod.status().message().empty()) field("Message", pod.status().message());
+  }
+
+  void describe_service(const Object& object) {
+    const auto& spec = object.as<kube::Service>().spec();
+    field_of_map("Selector", spec.selector());
+    field("Type", spec.type().empty() ? "ClusterIP" : spec.type());
+    field("IPs", spec.cluster_ips().empty() ? spec.cluster_ip()
+                                            : fmt::format("{}", fmt::join(spec.cluster_ips(), ", ")));
+    const std::vector<ObjectPtr> pods = sandbox::endpoints_of(store(), object);
+    for (const kube::ServicePort& port : spec.ports()) {
+      field("Port", fmt::format("{} {}/{}", port.name().empty() ? "<unset>" : port.name(),
+                                port.port(), port.protocol().empty() ? "TCP" : port.protocol()));
+      std::vector<std::string> endpoints;
+      for (const ObjectPtr& pod : pods)
+        endpoints.push_back(fmt::format("{}:{} ({})", pod->as<kube::Pod>().status().pod_ip(),
+                                        sandbox::resolve_target_port(port, *pod), pod->name()));
+      field("Endpoints", fmt::format("{}", fmt::join(endpoints, ", ")));
+    }
+    field("Waypoint", waypoint_of(store(), object));
+  }
+
+  void describe_deployment(const Object& object) {
+    const auto& deployment = object.as<kube::Deployment>();
+    const auto& s = deployment.status();
+    field_of_map("Selector", deployment.spec().selector().match_labels());
+    field("Replicas",
+          fmt::format("{} desired | {} updated | {} total | {} available | {} unavailable",
+                      deployment.spec().has_replicas() ? deployment.spec().replicas() : 1,
+                      s.updated_replicas(), s.replicas(), s.available_replicas(),
+                      s.unavailable_replicas()));
+    field("ReplicaSet", sandbox::replica_set_name(object));
+    std::vector<std::string> pods;
+    const std::string mark = fmt::format("Deployment/{}", object.name());
+    for (const ObjectPtr& pod : store().list(Kind::kPod, object.ns()))
+      if (pod->annotation(sandbox::kControllerAnnotation) == mark) pods.push_back(pod->name());
+    field("Pods", fmt::format("{}", fmt::join(pods, ", ")));
+    print_part(object.to_value(), "spec", "Spec");
+    print_conditions(s.conditions());
+  }
+
+  // Sizes only, as kubectl: a description is read over shoulders.
+  static void describe_secret(const Object& object) {
+    const auto& secret = object.as<kube::Secret>();
+    const std::map<std::string, std::string> sorted(secret.data().begin(), secret.data().end());
+    print("Data:\n");
+    for (const auto& [key, value] : sorted) print("  {}: {} bytes\n", key, value.size());
+  }
+
+  static void describe_any(const Object& object) {
+    const config::Value value = object.to_value();
+    for (const auto& [key, title] : {std::pair{"data", "Data"}, {"spec", "Spec"}, {"status", "Status"}})
+      print_part(value, key, title);
+  }
+
+  const Truth& truth() {
+    if (!truth_) {
+      std::vector<std::string> complaints;
+      truth_ = kernel_truth(context_, &complaints);
+      for (const std::string& complaint : complaints) complain("warning: {}\n", complaint);
+    }
+    return *truth_;
+  }
+
+  const Context& context_;
+  const DescribeOptions& options_;
+  sandbox::Directory directory_;
+  std::optional<Truth> truth_;
+};
+
+}  // namespace
+
+int describe_command(const Context& context, const DescribeOptions& options) {
+  return finish(Describer(context, options).run());
+}
+
+}  // namespace meltemi::cli
