@@ -259,7 +259,11 @@ bool Decoder::integer(const Value& value, const std::string& path, T* out) {
   bool shape = value.kind == Value::Kind::kNumber || (value.is_string() && quoted_numbers_);
   if (!shape) {
     std::string fix;
-    if (value.is_string()) fix = "Remove the quotes";
+    if (value.is_string()) {
+      const bool digits = !value.text.empty() &&
+                          value.text.find_first_not_of("0123456789") == std::string::npos;
+      fix = digits ? "Remove the quotes" : "Write a number";
+    }
     wrong_type(value, path, "a whole number", fix);
     return false;
   }

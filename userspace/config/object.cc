@@ -41,6 +41,10 @@ void Object::check_body(const google::protobuf::Descriptor* wanted) const {
   if (body_ == nullptr || body_->GetDescriptor() != wanted) std::abort();
 }
 
+bool Object::wrote(std::string_view field) const {
+  return lines_ && lines_->contains(field);
+}
+
 int Object::line_of(std::string_view field) const {
   if (!lines_) return line_;
   while (!field.empty()) {

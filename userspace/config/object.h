@@ -69,6 +69,8 @@ class Object {
   int line() const { return line_; }
   // Line of a field path such as "spec.http[0].match", or of its nearest written ancestor.
   int line_of(std::string_view field) const;
+  // Whether the manifest itself has the field, be it empty; false if it was not read from one.
+  bool wrote(std::string_view field) const;
   void forget_lines() { lines_.reset(); }
 
   // A Problem about this object, file and line filled in.

@@ -45,11 +45,13 @@ class ObjectReader {
     }
     std::string api_version = text_of(document, "apiVersion");
     std::string kind = text_of(document, "kind");
-    if (api_version == "v1" && kind == "List") {
+    const KindInfo* info = find_kind(api_version, kind);
+    // "List", or what the API server calls a list of one kind: "ServiceList".
+    if (info == nullptr && kind.ends_with("List") &&
+        (kind == "List" || document.find("items") != nullptr)) {
       list(document);
       return;
     }
-    const KindInfo* info = find_kind(api_version, kind);
     if (info == nullptr) {
       unknown_kind(document, api_version, kind);
       return;

@@ -264,10 +264,23 @@ void check_condition(Check& check, const std::string& field, const sec::Conditio
   }
 }
 
+// `from: []` would mean the same as no `from` at all: everybody. Nobody who writes it wants that.
+void check_written_lists(Check& check, const sec::Rule& rule, const std::string& field, int index) {
+  for (const auto& [name, size] : {std::pair{"from", rule.from_size()},
+                                   {"to", rule.to_size()},
+                                   {"when", rule.when_size()}}) {
+    const std::string inner = fmt::format("{}.{}", field, name);
+    if (size > 0 || !check.object().wrote(inner)) continue;
+    check.error(inner, fmt::format("`{}` must not be empty, found in rule {}", name, index),
+                "Fill it, or remove it to match everything");
+  }
+}
+
 void check_rule(Check& check, const sec::AuthorizationPolicy& spec, int index) {
   const sec::Rule& rule = spec.rules(index);
   bool custom = spec.action() == sec::AuthorizationPolicy::CUSTOM;
   std::string field = fmt::format("spec.rules[{}]", index);
+  check_written_lists(check, rule, field, index);
   for (int i = 0; i < rule.from_size(); ++i) {
     std::string inner = fmt::format("{}.from[{}].source", field, i);
     if (!rule.from(i).has_source()) {

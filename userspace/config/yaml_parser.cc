@@ -45,6 +45,13 @@ int first_bad_text_line(std::string_view bytes) {
   return 0;
 }
 
+bool is_indented_by_tab(std::string_view bytes, int line) {
+  for (; line > 1 && !bytes.empty(); --line)
+    bytes.remove_prefix(std::min(bytes.find('\n'), bytes.size() - 1) + 1);
+  const size_t end = bytes.find_first_not_of(" \t");
+  return bytes.substr(0, end).find('\t') != std::string_view::npos;
+}
+
 class TreeBuilder : public YAML::EventHandler {
  public:
   explicit TreeBuilder(const ParseLimits& limits) : limits_(limits) {}
@@ -284,7 +291,9 @@ ParsedDocuments parse_documents(std::string_view bytes, std::string_view file,
   } catch (const ParseFailure& failure) {
     fail_at(failure.line, failure.message, failure.fix);
   } catch (const YAML::Exception& e) {
-    fail_at(e.mark.is_null() ? 0 : e.mark.line + 1, fmt::format("not valid YAML: {}", e.msg), "");
+    const int line = e.mark.is_null() ? 0 : e.mark.line + 1;
+    fail_at(line, fmt::format("not valid YAML: {}", e.msg),
+            is_indented_by_tab(bytes, line) ? "Indent with spaces; YAML allows no tabs there" : "");
   } catch (const std::exception& e) {
     fail_at(0, fmt::format("not valid YAML: {}", e.what()), "");
   }

@@ -167,6 +167,16 @@ TEST(Object, TheFieldTableFollowsTheSchema) {
   EXPECT_THAT(pod_fields_markdown(), HasSubstr("| `spec.nodeName` | honoured |  |"));
 }
 
+TEST(Object, TakesListsOfOneKind) {
+  const ReadResult result = read(
+      "apiVersion: v1\nkind: NamespaceList\nitems:\n"
+      "- {apiVersion: v1, kind: Namespace, metadata: {name: a}}\n");
+  ASSERT_EQ(result.objects.size(), 1u);
+  EXPECT_EQ(result.objects[0].name(), "a");
+  EXPECT_THAT(first_problem("apiVersion: v1\nkind: NamespaceList\nmetadata: {name: x}\n"),
+              HasSubstr("unknown kind NamespaceList"));
+}
+
 TEST(Object, FlattensLists) {
   ReadResult result = read(
       "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Namespace, metadata: {name: "
@@ -196,6 +206,10 @@ TEST(Object, IntOrStringAndPorts) {
       first_problem(
           "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {ports: [{port: '80'}]}\n"),
       HasSubstr("expected a whole number, found a string (\"80\"). Remove the quotes"));
+  EXPECT_THAT(
+      first_problem(
+          "apiVersion: v1\nkind: Service\nmetadata: {name: s}\nspec: {ports: [{port: http}]}\n"),
+      HasSubstr("found a string (\"http\"). Write a number"));
 }
 
 TEST(Object, FindsKindsByCommandLineWords) {

@@ -518,6 +518,9 @@ TEST(ValidateAuthorizationPolicy, Rules) {
   for (const Case& c : std::initializer_list<Case>{
            {"from: [{source: {principals: [\"cluster.local/ns/a/sa/b\", \"*\"]}}]", ""},
            {"from: [{}]", "`from.source` must not be nil"},
+           {"from: []", "`from` must not be empty, found in rule 0"},
+           {"to: []", "`to` must not be empty"},
+           {"when: []", "`when` must not be empty"},
            {"from: [{source: {}}]", "`from.source` must not be empty"},
            {"from: [{source: {namespaces: [\"\"]}}]",
             "empty value not allowed, found in spec.rules[0].from[0].source.namespaces"},

@@ -86,6 +86,8 @@ TEST(Yaml, RefusesWithFileAndLine) {
   EXPECT_NE(error_of("a: *nobody").find("t.yaml:1"), std::string::npos);
   EXPECT_NE(error_of(std::string("a: x\nb: \x01\n")).find("t.yaml:2"), std::string::npos);
   EXPECT_NE(error_of("a: \xff\xfe\n").find("not UTF-8"), std::string::npos);
+  EXPECT_NE(error_of("a:\n\tb: 1\n").find("YAML allows no tabs"), std::string::npos);
+  EXPECT_EQ(error_of("a: [1\nb: 2").find("tabs"), std::string::npos);
   EXPECT_NE(error_of("? [1, 2]\n: x\n").find("map key"), std::string::npos);
 }
 
