@@ -12,9 +12,13 @@ namespace {
 
 constexpr int kSoOriginalDst = 80;  // <linux/netfilter_ipv4.h>, the same number for IPv6
 
+// Our threads leave the namespace that the process was started in for a socket(2) and no longer, so
+// one descriptor of it serves all of them.
 template <typename F>
 std::invoke_result_t<F> inside(const sys::Netns& netns, F&& f) {
-  return netns.valid() ? netns.run(std::forward<F>(f)) : std::forward<F>(f)();
+  static const Result<sys::Netns> home = sys::Netns::current();
+  if (!home) return fail(home.error());
+  return netns.valid() ? netns.run_from(*home, std::forward<F>(f)) : std::forward<F>(f)();
 }
 
 }  // namespace

@@ -131,7 +131,7 @@ bool TcpStream::flush() {
 }
 
 void TcpStream::end_write() {
-  socket_.shutdown_write();
+  if (!read_ended_) socket_.shutdown_write();  // else close() follows, and sends the FIN
   write_ended_ = true;
   if (closing_ && !read_ended_) {
     linger();

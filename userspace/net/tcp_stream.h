@@ -19,7 +19,7 @@ StreamPtr make_tcp_stream(rt::Loop& loop, UniqueFd fd, rt::Budget* held = nullpt
 using SocketFactory = std::function<Result<UniqueFd>(const SocketAddress& to)>;
 
 // One connect under way. Destroying it cancels.
-class TcpDial : private rt::Completion {
+class TcpDial final : private rt::Completion {
  public:
   // `done` is called once, never from inside start(): the connected socket or the error (reason of
   // the errno, kConnectTimeout at the deadline; all Retry::kSafe).

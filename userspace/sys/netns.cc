@@ -136,15 +136,22 @@ NetnsGuard::NetnsGuard(const Netns& target) {
     status_ = fail(home.error());
     return;
   }
+  opened_ = std::move(*home);
+  enter(target, opened_.get());
+}
+
+NetnsGuard::NetnsGuard(const Netns& target, const Netns& home) { enter(target, home.fd()); }
+
+void NetnsGuard::enter(const Netns& target, int home) {
   if (::setns(target.fd(), CLONE_NEWNET) < 0) {
     status_ = fail_errno(errno, "enter the network namespace");
     return;
   }
-  home_ = std::move(*home);
+  home_ = home;
 }
 
 NetnsGuard::~NetnsGuard() {
-  if (!home_ || ::setns(home_.get(), CLONE_NEWNET) == 0) return;
+  if (home_ < 0 || ::setns(home_, CLONE_NEWNET) == 0) return;
   scope.error("cannot return to the home network namespace: errno {}; aborting", errno);
   log::flush();
   std::abort();

@@ -97,6 +97,23 @@ TEST_F(Root, RunComesBackAlsoAfterAnError) {
   EXPECT_EQ(inode_here(), inode);
 }
 
+TEST_F(Root, RunFromComesBackToTheNamespaceItWasTold) {
+  const auto home = Netns::current();
+  const auto ns = Netns::create();
+  ASSERT_OK(home);
+  ASSERT_OK(ns);
+  const uint64_t inode = inode_here();
+  for (int i = 0; i < 3; ++i) {
+    ASSERT_OK(ns->run_from(*home, [&]() -> Status {
+      EXPECT_EQ(inode_here(), ns->id()->inode);
+      return {};
+    }));
+    EXPECT_EQ(inode_here(), inode);
+  }
+  EXPECT_FALSE(Netns().run_from(*home, []() -> Status { return {}; })) << "there is no such place";
+  EXPECT_EQ(inode_here(), inode);
+}
+
 TEST_F(Root, RulesAreAddedFoundAndDeleted) {
   const auto ns = Netns::create();
   auto nl = Netlink::open_in(*ns);
