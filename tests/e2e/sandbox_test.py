@@ -309,6 +309,33 @@ class Sessions(unittest.TestCase):
             self.assertEqual(forward.wait(20), 0)
             forward.stdout.close()
 
+    def test_port_forward_goes_on_with_the_successor_of_its_pod(self):
+        # No port of the machine is named: others may run beside.
+        manifest = server("phoenix")
+        SANDBOX.apply(manifest, ns="mesh")
+        SANDBOX.wait_ready("phoenix", ns="mesh")
+        forward = SANDBOX.popen("port-forward", "svc/phoenix", "-n", "mesh", ":80", stdout=subprocess.PIPE,
+                                stderr=subprocess.DEVNULL)
+        try:
+            port = int(forward.stdout.readline().split("->")[0].rsplit(":", 1)[1])
+            def answers():
+                try:
+                    with socket.create_connection(("127.0.0.1", port), timeout=20) as s:
+                        s.sendall(b"GET / HTTP/1.0\r\n\r\n")
+                        return b"200 OK" in s.recv(4096)
+                except OSError:
+                    return False
+            self.assertTrue(answers())
+            SANDBOX.cli("delete", "pod", "phoenix", "-n", "mesh")
+            self.assertFalse(answers(), "there is no pod")
+            SANDBOX.apply(manifest, ns="mesh")
+            wait("the new pod answers", answers)
+        finally:
+            forward.send_signal(signal.SIGINT)
+            self.assertEqual(forward.wait(20), 0)
+            forward.stdout.close()
+        SANDBOX.cli("delete", "pod/phoenix", "svc/phoenix", "-n", "mesh")
+
     def test_a_process_outside_of_the_pods_cgroup_is_told(self):
         pod = SANDBOX.get("pod", "near", "-n", "mesh")
         intruder = subprocess.Popen(["nsenter", f"--net=/run/netns/{pod['status']['meltemi']['netns']}",

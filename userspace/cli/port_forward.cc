@@ -126,10 +126,71 @@ Result<UniqueFd> dial_pod(const sys::Netns& netns, const std::vector<IpAddress>&
   return fail(last.error());
 }
 
+// The port of the pod that a Service's port leads to; any other target's ports are the pod's own.
+Result<uint16_t> remote_port(const config::ObjectStore& store, const Context& context,
+                             const std::string& target, const config::Object& pod, uint16_t port) {
+  const Target parsed =
+      MELTEMI_TRY(parse_target(target.find('/') == std::string::npos ? "pod/" + target : target));
+  if (parsed.kind->kind != Kind::kService) return port;
+  const ObjectPtr service = store.find(Kind::kService, context.ns(), parsed.names.at(0));
+  for (const auto& candidate : service->as<config::kube::Service>().spec().ports())
+    if (candidate.port() == port)
+      if (const uint16_t number = sandbox::resolve_target_port(candidate, pod); number != 0)
+        return number;
+  return fail(Reason::kNotFound, Fault::kConfig,
+              fmt::format("Service {} does not have a service port {}", parsed.names[0], port));
+}
+
+// The pod behind the target. When it goes, the next connection looks for another one.
+class PodEnd {
+ public:
+  PodEnd(const Context& context, const std::string& target)
+      : context_(context), target_(target), directory_(context.open(sandbox::View::kMerged)) {}
+
+  // The pod's own port for the one that the user has named.
+  Result<uint16_t> port(uint16_t named) {
+    MELTEMI_TRY(resolve());
+    return remote_port(directory_.store(), context_, target_, *pod_, named);
+  }
+
+  Result<UniqueFd> dial(uint16_t named) {
+    const uint16_t port = MELTEMI_TRY(this->port(named));
+    return dial_pod(netns_, sandbox::pod_ips(*pod_), port);
+  }
+
+ private:
+  Status resolve() {
+    directory_.refresh();
+    if (pod_) {
+      const auto now = directory_.store().find(Kind::kPod, pod_->ns(), pod_->name());
+      if (now && now->meta().uid() == pod_->meta().uid() && !sandbox::is_terminating(*now) &&
+          !sandbox::is_finished(*now))
+        return {};
+    }
+    ObjectPtr pod = MELTEMI_TRY(find_pod(context_, directory_.store(), target_));
+    if (sandbox::is_finished(*pod) || sandbox::pod_ips(*pod).empty())
+      return fail(Reason::kNotFound, Fault::kConfig,
+                  fmt::format("pod {} is not running", pod->name()));
+    const auto& spec = pod->as<config::kube::Pod>().spec();
+    const sandbox::Layout& layout = context_.layout();
+    netns_ = MELTEMI_TRY(sys::Netns::open(
+        sys::Netns::named_path(spec.host_network() ? layout.node_netns(spec.node_name())
+                                                   : layout.pod_netns(pod->meta().uid()))));
+    pod_ = std::move(pod);
+    return {};
+  }
+
+  const Context& context_;
+  const std::string& target_;
+  sandbox::Directory directory_;
+  ObjectPtr pod_;
+  sys::Netns netns_;
+};
+
 class Forwarder {
  public:
-  Forwarder(sys::Netns netns, std::vector<IpAddress> ips, std::vector<Listener> listeners)
-      : netns_(std::move(netns)), ips_(std::move(ips)), listeners_(std::move(listeners)) {}
+  Forwarder(PodEnd* pod, std::vector<Listener> listeners)
+      : pod_(*pod), listeners_(std::move(listeners)) {}
 
   void run(int stop_fd) {
     while (true) {
@@ -173,7 +234,7 @@ class Forwarder {
     if (!local.valid() || forwards_.size() >= kMaxForwards) return;
     print("Handling connection for {}\n", listener.local);
     ::fflush(stdout);
-    auto pod = dial_pod(netns_, ips_, listener.remote);
+    auto pod = pod_.dial(listener.remote);
     if (!pod) {
       complain("error: {}\n", pod.error().detail);
       return;
@@ -184,58 +245,32 @@ class Forwarder {
     forwards_.push_back(std::move(forward));
   }
 
-  sys::Netns netns_;
-  std::vector<IpAddress> ips_;
+  PodEnd& pod_;
   std::vector<Listener> listeners_;
   std::vector<std::unique_ptr<Forward>> forwards_;
 };
 
-// The port of the pod that a Service's port leads to; any other target's ports are the pod's own.
-Result<uint16_t> remote_port(const config::ObjectStore& store, const Context& context,
-                             const std::string& target, const config::Object& pod, uint16_t port) {
-  const Target parsed =
-      MELTEMI_TRY(parse_target(target.find('/') == std::string::npos ? "pod/" + target : target));
-  if (parsed.kind->kind != Kind::kService) return port;
-  const ObjectPtr service = store.find(Kind::kService, context.ns(), parsed.names.at(0));
-  for (const auto& candidate : service->as<config::kube::Service>().spec().ports())
-    if (candidate.port() == port)
-      if (const uint16_t number = sandbox::resolve_target_port(candidate, pod); number != 0)
-        return number;
-  return fail(Reason::kNotFound, Fault::kConfig,
-              fmt::format("Service {} does not have a service port {}", parsed.names[0], port));
-}
-
 Status forward(const Context& context, const PortForwardOptions& options) {
-  const sandbox::Directory directory = context.open(sandbox::View::kMerged);
-  const ObjectPtr pod = MELTEMI_TRY(find_pod(context, directory.store(), options.target));
-  if (sandbox::is_finished(*pod) || sandbox::pod_ips(*pod).empty())
-    return fail(Reason::kNotFound, Fault::kConfig,
-                fmt::format("pod {} is not running", pod->name()));
-  const auto& spec = pod->as<config::kube::Pod>().spec();
-  const sandbox::Layout& layout = context.layout();
-  sys::Netns netns = MELTEMI_TRY(sys::Netns::open(
-      sys::Netns::named_path(spec.host_network() ? layout.node_netns(spec.node_name())
-                                                 : layout.pod_netns(pod->meta().uid()))));
+  PodEnd pod(context, options.target);
   std::vector<Listener> listeners;
+  std::vector<uint16_t> pod_ports;
   for (const std::string& text : options.ports) {
     const auto ports = parse_ports(text);
     if (!ports)
       return fail(Reason::kBadConfig, Fault::kConfig,
                   fmt::format("\"{}\" is not LOCAL:REMOTE, PORT or :REMOTE", text));
-    Listener listener = MELTEMI_TRY(listen_on(options.address, *ports));
-    listener.remote =
-        MELTEMI_TRY(remote_port(directory.store(), context, options.target, *pod, ports->remote));
-    listeners.push_back(std::move(listener));
+    pod_ports.push_back(MELTEMI_TRY(pod.port(ports->remote)));
+    listeners.push_back(MELTEMI_TRY(listen_on(options.address, *ports)));
   }
   sigset_t set;
   ::sigemptyset(&set);
   for (const int s : {SIGINT, SIGTERM, SIGHUP}) ::sigaddset(&set, s);
   ::sigprocmask(SIG_BLOCK, &set, nullptr);
   const UniqueFd stop(::signalfd(-1, &set, SFD_CLOEXEC));
-  for (const Listener& l : listeners)
-    print("Forwarding from {}:{} -> {}\n", options.address, l.local, l.remote);
+  for (size_t i = 0; i < listeners.size(); ++i)
+    print("Forwarding from {}:{} -> {}\n", options.address, listeners[i].local, pod_ports[i]);
   ::fflush(stdout);
-  Forwarder(std::move(netns), sandbox::pod_ips(*pod), std::move(listeners)).run(stop.get());
+  Forwarder(&pod, std::move(listeners)).run(stop.get());
   return {};
 }
 
