@@ -4,7 +4,8 @@ namespace meltemi::cli {
 
 int report(const Error& error) {
   complain("error: {}\n", error.detail.empty() ? reason_name(error.reason) : error.detail);
-  return error.reason == Reason::kBadConfig ? kExitBadInput : kExitFailure;
+  const bool too_large = error.reason == Reason::kLimitExceeded && error.fault == Fault::kConfig;
+  return error.reason == Reason::kBadConfig || too_large ? kExitBadInput : kExitFailure;
 }
 
 void report(const config::Problems& problems) {

@@ -23,6 +23,8 @@ using config::ObjectPtr;
 using config::ObjectStore;
 namespace kube = config::kube;
 
+constexpr size_t kCommandWidth = 120;
+
 using Truth = std::map<std::string, local::v1::Pod>;
 
 // "Name:             web", kubectl's way.
@@ -45,7 +47,7 @@ void field_of_map(std::string_view name, const Map& entries) {
 void print_indented(const std::string& text) {
   for (size_t at = 0; at < text.size();) {
     const size_t end = std::min(text.find('\n', at), text.size());
-    print("  {}\n", std::string_view(text).substr(at, end - at));
+    print("{}{}\n", end > at ? "  " : "", std::string_view(text).substr(at, end - at));
     at = end + 1;
   }
 }
@@ -79,13 +81,23 @@ std::string state_text(const kube::ContainerState& state) {
                      t.started_at(), t.finished_at());
 }
 
-void describe_containers(const kube::Pod& pod) {
+// What a container runs, in one line: a script is told by its beginning.
+std::string command_text(const kube::Container& container) {
+  std::string out = fmt::format("{}", fmt::join(container.command(), " "));
+  for (const std::string& arg : container.args()) out += " " + arg;
+  const size_t end = std::min(out.find('\n'), kCommandWidth);
+  if (end >= out.size()) return out;
+  out.resize(end);
+  return out + " ...";
+}
+
+void describe_containers(const kube::PodSpec& spec, const kube::PodStatus& status) {
   print("Containers:\n");
-  for (const kube::Container& c : pod.spec().containers()) {
+  for (const kube::Container& c : spec.containers()) {
     print("  {}:\n", c.name());
-    cli::print("    Command:       {}\n", fmt::join(c.command(), " "));
-    if (!c.args().empty()) cli::print("    Args:          {}\n", fmt::join(c.args(), " "));
-    for (const kube::ContainerStatus& s : pod.status().container_statuses()) {
+    print("    Image:         {} (not pulled)\n", c.image().empty() ? "<none>" : c.image());
+    print("    Command:       {}\n", command_text(c));
+    for (const kube::ContainerStatus& s : status.container_statuses()) {
       if (s.name() != c.name()) continue;
       print("    State:         {}\n", state_text(s.state()));
       if (const std::string last = state_text(s.last_state()); !last.empty())
@@ -181,7 +193,7 @@ class Describer {
       field("Controlled By", fmt::format("{}/{}", owner.kind(), owner.name()));
     field("Network", view.netns);
     field("Processes", fmt::format("{}", fmt::join(view.pids, ", ")));
-    describe_containers(pod);
+    describe_containers(pod.spec(), pod.status());
     describe_mesh(view);
     print_conditions(pod.status().conditions());
     if (!pod.status().message().empty()) field("Message", pod.status().message());
@@ -221,7 +233,7 @@ class Describer {
     for (const ObjectPtr& pod : store().list(Kind::kPod, object.ns()))
       if (pod->annotation(sandbox::kControllerAnnotation) == mark) pods.push_back(pod->name());
     field("Pods", fmt::format("{}", fmt::join(pods, ", ")));
-    print_part(object.to_value(), "spec", "Spec");
+    describe_containers(deployment.spec().template_().spec(), {});
     print_conditions(s.conditions());
   }
 
