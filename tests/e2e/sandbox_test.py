@@ -524,6 +524,16 @@ spec: {selector: {app: duo}, ports: [{name: http, port: 80}]}
         bad = self.cli("apply", "--dry-run=client", "-f", "-", stdin=manifest + "dato: {}\n", check=False)
         self.assertEqual(bad.code, 65)
 
+    def test_create_makes_new_objects_only(self):
+        manifest = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: fresh}\n"
+        self.assertIn("configmap/fresh created", self.cli("create", "-f", "-", stdin=manifest).out)
+        again = self.cli("create", "-f", "-", stdin=manifest, check=False)
+        self.assertEqual(again.code, 65)
+        self.assertIn('configmaps "fresh" already exists', again.err)
+        self.assertEqual(self.cli("create", check=False).code, 64)
+        self.assertEqual(self.cli("get", "cm", "fresh", "-o=name").out, "configmap/fresh\n")
+        self.cli("delete", "cm", "fresh", "--force", "--grace-period=0")
+
     def test_delete_acts_on_what_is_named_and_on_nothing_else(self):
         self.cli("create", "sa", "one")
         SANDBOX.apply("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: one}\n", ns="habits")

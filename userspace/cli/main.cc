@@ -122,7 +122,8 @@ class CommandLine {
   }
   // A command that needs a running sandbox.
   void bind(CLI::App* app, Command command) {
-    app->callback([this, command] {
+    app->callback([this, app, command] {
+      if (!app->get_subcommands().empty()) return;  // theirs is meant
       command_ = [this, command] {
         const Context context(sandbox_, ns_);
         if (const Status up = sandbox::require_running(context.layout()); !up)
@@ -165,8 +166,18 @@ class CommandLine {
         ->check(CLI::IsMember({"none", "client", "server"}));
     bind(apply, [this](const Context& c) { return apply_command(c, apply_); });
 
-    CLI::App* create = add(&app_, "create", "create a namespace or a service account");
-    create->require_subcommand(1);
+    CLI::App* create =
+        add(&app_, "create", "create objects of files, a namespace or a service account");
+    create->require_subcommand(0, 1);
+    create->add_option("-f,--filename", apply_.files, "file or folder; - is standard input");
+    bind(create, [this](const Context& c) {
+      if (apply_.files.empty()) {
+        complain("error: say what to create: -f FILE, namespace NAME or serviceaccount NAME\n");
+        return static_cast<int>(kExitUsage);
+      }
+      apply_.only_new = true;
+      return apply_command(c, apply_);
+    });
     CLI::App* ns = add(create, "namespace", "create a namespace");
     ns->alias("ns");
     ns->add_option("name", name_, "its name")->required();
@@ -183,6 +194,8 @@ class CommandLine {
     del->add_flag("--all", delete_.all, "all of the kind in the namespace");
     del->add_flag("--ignore-not-found", delete_.ignore_not_found, "no error if it is not there");
     del->add_option("--grace-period", delete_.grace_seconds, "seconds until pods are killed");
+    del->add_flag_callback("--now", [this] { delete_.grace_seconds = 1; }, "--grace-period 1");
+    del->add_flag_callback("--force", [this] { delete_.grace_seconds = 0; }, "--grace-period 0");
     del->add_flag("--wait,!--no-wait", delete_.wait, "wait until pods are gone (default)");
     bind(del, [this](const Context& c) { return delete_command(c, delete_); });
 
@@ -292,6 +305,7 @@ class CommandLine {
     run->add_option("--restart", run_.restart, "Always, OnFailure or Never");
     run->add_flag("-i,--stdin", run_.stdin_open, "pass standard input and show the output");
     run->add_flag("-t,--tty", exec_.tty, "accepted without effect");
+    run->add_flag("--command", exec_.tty, "accepted: what stands behind -- is always the command");
     run->add_flag("--attach", run_.attach, "show the output");
     run->add_flag("--rm", run_.remove, "delete the pod when the command has ended");
     run->add_flag("-q,--quiet", run_.quiet, "no messages");
@@ -381,6 +395,12 @@ bool is_sandbox_verb(std::string_view word) {
          word.starts_with('-');
 }
 
+// kubectl's "-o=yaml" is "-oyaml" to CLI11, which would take the "=" for a part of the value.
+void drop_equals_signs(std::vector<std::string>* words) {
+  for (std::string& word : *words)
+    if (word.size() > 2 && word[0] == '-' && word[1] != '-' && word[2] == '=') word.erase(2, 1);
+}
+
 // The log writes on a thread of its own. It must not be the one that a signal finds: commands wait
 // for theirs on the main thread.
 void keep_signals_from_other_threads(const std::function<void()>& start_threads) {
@@ -405,6 +425,7 @@ int run_main(int argc, char** argv) {
     line.rest.assign(dashes + 1, words.end());
     words.erase(dashes, words.end());
   }
+  drop_equals_signs(&words);
   if (words.size() >= 2 && words[0] == "sandbox" && !is_sandbox_verb(words[1]))
     words.erase(words.begin());
   std::vector<char*> rewritten{argv[0]};

@@ -84,6 +84,15 @@ void check_namespaces(const std::vector<Object>& objects, const ObjectStore& sto
   }
 }
 
+void check_new(const std::vector<Object>& objects, const ObjectStore& store, Problems* problems) {
+  for (const Object& object : objects)
+    if (store.find(object.kind(), object.ns(), object.name()))
+      problems->push_back(object.problem(
+          config::Severity::kError, config::kCodeDuplicateObject, "metadata.name",
+          fmt::format("{} \"{}\" already exists", object.info().plural, object.name()),
+          "Change it with: meltemi apply -f FILE"));
+}
+
 // Images are not pulled, so that a container without a command could never start.
 void check_commands(const std::vector<Object>& objects, Problems* problems) {
   for (const Object& object : objects) {
@@ -338,6 +347,7 @@ int apply_command(const Context& context, const ApplyOptions& options) {
   if (!manifests) return report(manifests.error());
   check_namespaces(objects, manifests->merged(), &problems);
   check_commands(objects, &problems);
+  if (options.only_new) check_new(objects, manifests->merged(), &problems);
   if (has_errors(problems)) return refuse(problems);
   const Problems findings = analyze_all(with_objects(manifests->merged(), objects), objects);
   problems.insert(problems.end(), findings.begin(), findings.end());
