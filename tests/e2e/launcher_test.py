@@ -3,8 +3,10 @@
 nothing. The machine's lacks are made in a mount namespace of the test's own."""
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import unittest
 
 import harness
@@ -74,6 +76,21 @@ class Launcher(unittest.TestCase):
         self.assertIn("epoll", done.stderr)
         self.assertIn("sysctl kernel.io_uring_disabled=0", done.stderr)
         self.assertNotIn("epoll", launch("check").stderr)
+
+    def test_a_filter_that_matches_no_test_is_an_error(self):
+        # The launcher in a tree of its own, where everything is built and there is one test.
+        with tempfile.TemporaryDirectory() as tree:
+            build = os.path.join(tree, "build", "release")
+            os.makedirs(build)
+            launcher = shutil.copy(LAUNCHER, tree)
+            with open(os.path.join(build, "build.ninja"), "w") as f:
+                f.write("build all: phony\n")
+            with open(os.path.join(build, "CTestTestfile.cmake"), "w") as f:
+                f.write('add_test(unit.alpha "/bin/true")\n')
+            for name, code in (("alpha", 0), ("beta", 1)):
+                done = subprocess.run([launcher, "test", name], text=True, capture_output=True, timeout=60)
+                self.assertEqual(done.returncode, code, done.stdout + done.stderr)
+            self.assertIn("-R beta", done.stderr)
 
     def test_help_needs_nothing(self):
         done = launch("--help", user=65534)
