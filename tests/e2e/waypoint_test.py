@@ -156,6 +156,12 @@ class Chain(unittest.TestCase):
         self.assertEqual(curl("/near")[1].split()[1], "/near")
         self.assertEqual(lines("far", "second", 'path="/near"'), [], "only what leads there")
 
+    def test_the_service_tells_its_waypoint(self):
+        bound = SANDBOX.get("svc", "back", "-n", "far")["status"]["conditions"][0]
+        self.assertEqual((bound["type"], bound["status"], bound["reason"]),
+                         ("istio.io/WaypointBound", "True", "WaypointAccepted"))
+        self.assertIn("far/second", bound["message"])
+
     def test_its_policy_holds(self):
         SANDBOX.apply(policy("only-stranger", "Service", "back", "ALLOW",
                              [principal("shop", "stranger")]), ns="far")
