@@ -131,6 +131,10 @@ class Lifecycle(unittest.TestCase):
         # The same addresses in both, and no way from one to the other.
         self.assertEqual(first.get("svc", "web", "-n", "shop")["spec"]["clusterIP"],
                          second.get("svc", "web", "-n", "shop")["spec"]["clusterIP"])
+        unknown = first.cli("get", "pods", "--sandbox", unique_name("x"), check=False)
+        self.assertEqual(unknown.code, 1)
+        for sandbox in (first, second):
+            self.assertIn(sandbox.name, unknown.err.partition("Running: ")[2], "those that run are told")
         before = first.cli("logs", "-n", "shop", "web").out.count("/only-second")
         self.assertEqual(second.curl("client", "http://web/only-second", ns="shop")[0], "200")
         self.assertEqual(first.cli("logs", "-n", "shop", "web").out.count("/only-second"), before)

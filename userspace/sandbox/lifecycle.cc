@@ -132,6 +132,14 @@ Status restore_manifests(const Layout& layout, const Manifests& manifests) {
   return {};
 }
 
+// Whoever has given a sandbox a name forgets it when typing.
+std::string others_that_run() {
+  std::string names;
+  for (const std::string& name : list_sandboxes())
+    if (is_running(Layout(name))) names += (names.empty() ? "" : ", ") + name;
+  return names.empty() ? "" : fmt::format("\nRunning: {}. Choose with --sandbox NAME", names);
+}
+
 }  // namespace
 
 bool is_running(const Layout& layout) {
@@ -150,8 +158,8 @@ Status require_running(const Layout& layout) {
                             "meltemi sandbox up{}",
                             layout.name(), name));
   return fail(Reason::kNotFound, Fault::kConfig,
-              fmt::format("sandbox \"{}\" is not running. Start it with: meltemi sandbox up{}",
-                          layout.name(), name));
+              fmt::format("sandbox \"{}\" is not running. Start it with: meltemi sandbox up{}{}",
+                          layout.name(), name, others_that_run()));
 }
 
 Status sandbox_up(const UpOptions& options,
