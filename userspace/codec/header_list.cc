@@ -85,16 +85,20 @@ void HeaderList::add_and_grow(std::string_view name, std::string_view value, boo
   add(name, value, never_indexed);
 }
 
+bool HeaderList::named(const Slot& s, std::string_view name) const {
+  return s.name_size == name.size() &&
+         equal_ignoring_case({text_.get() + s.name, s.name_size}, name);
+}
+
 std::optional<std::string_view> HeaderList::get(std::string_view name) const {
-  for (const HeaderField f : *this)
-    if (equal_ignoring_case(f.name, name)) return f.value;
+  for (const Slot& s : fields_)
+    if (named(s, name)) return std::string_view(text_.get() + s.value, s.value_size);
   return std::nullopt;
 }
 
 size_t HeaderList::count(std::string_view name) const {
-  size_t n = 0;
-  for (const HeaderField f : *this) n += equal_ignoring_case(f.name, name);
-  return n;
+  return static_cast<size_t>(
+      std::count_if(fields_.begin(), fields_.end(), [&](const Slot& s) { return named(s, name); }));
 }
 
 std::string HeaderList::joined(std::string_view name) const {
@@ -130,7 +134,7 @@ void HeaderList::set(std::string_view name, std::string_view value) {
 
 size_t HeaderList::remove(std::string_view name) {
   return std::erase_if(fields_, [&](const Slot& s) {
-    if (!equal_ignoring_case({text_.get() + s.name, s.name_size}, name)) return false;
+    if (!named(s, name)) return false;
     bytes_ -= s.name_size + s.value_size;
     return true;
   });

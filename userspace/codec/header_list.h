@@ -60,7 +60,7 @@ class HeaderList {
   // Value of the first field with that name, or "" if there is none.
   std::string_view value(std::string_view name) const { return get(name).value_or(""); }
   size_t count(std::string_view name) const;
-  bool has(std::string_view name) const { return count(name) != 0; }
+  bool has(std::string_view name) const { return get(name).has_value(); }
   // Every value of that name, in order, joined with ", ".
   std::string joined(std::string_view name) const;
   // Replaces the first field of that name (keeping its place and case) and removes the others; adds
@@ -95,6 +95,7 @@ class HeaderList {
     uint32_t value_size : 31;
     uint32_t never_indexed : 1;
   };
+  bool named(const Slot& s, std::string_view name) const;
   static void copy(char* to, std::string_view from) {
     if (!from.empty()) std::memcpy(to, from.data(), from.size());
   }

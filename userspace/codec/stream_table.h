@@ -2,6 +2,7 @@
 // per stream beyond its entry. Pointers are valid until the next insert() or erase().
 #pragma once
 
+#include <bit>
 #include <cstdint>
 #include <vector>
 
@@ -59,8 +60,9 @@ class StreamTable {
   }
 
  private:
-  // Ids are odd numbers in sequence: halved they are a perfect hash of what is open, mostly.
-  size_t home(uint32_t id) const { return (id >> 1) & mask_; }
+  // Ids are odd numbers in sequence. Fibonacci hashing spreads what is open evenly: side by side
+  // they would be one long run, which erase() would have to walk.
+  size_t home(uint32_t id) const { return uint32_t{(id >> 1) * 0x9e3779b1u} >> shift_; }
   size_t free_slot(uint32_t id) const {
     size_t i = home(id);
     while (slots_[i].id != 0) i = (i + 1) & mask_;
@@ -70,6 +72,7 @@ class StreamTable {
     std::vector<Stream> old(n);
     old.swap(slots_);
     mask_ = n - 1;
+    shift_ = static_cast<uint8_t>(std::countl_zero(static_cast<uint32_t>(mask_)));
     for (const Stream& s : old)
       if (s.id != 0) slots_[free_slot(s.id)] = s;
   }
@@ -77,6 +80,7 @@ class StreamTable {
   std::vector<Stream> slots_;  // size is 0 or a power of 2; id 0: free
   size_t size_ = 0;
   size_t mask_ = 0;
+  uint8_t shift_ = 0;  // 32 - log2 of the size
 };
 
 }  // namespace meltemi::codec

@@ -2,6 +2,7 @@
 // per stream. Stream ids are odd and ascend. Must never be iterated while it changes.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 #include <memory>
 #include <vector>
@@ -67,7 +68,10 @@ class StreamMap {
     std::unique_ptr<T> value;
   };
   size_t mask() const { return slots_.size() - 1; }
-  size_t home(uint32_t id) const { return (id >> 1) & mask(); }
+  // Fibonacci hashing: ids in sequence side by side would be one long run, which take() walks.
+  size_t home(uint32_t id) const {
+    return uint32_t{(id >> 1) * 0x9e3779b1u} >> std::countl_zero(static_cast<uint32_t>(mask()));
+  }
   void place(uint32_t id, std::unique_ptr<T> value) {
     size_t i = home(id);
     while (slots_[i].id != 0) i = (i + 1) & mask();

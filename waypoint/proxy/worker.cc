@@ -63,14 +63,23 @@ void ProxyWorker::farewell(net::StreamPtr stream) {
 }
 
 void ProxyWorker::make_request_id(std::array<char, 36>& out) {
-  static constexpr char kHex[] = "0123456789abcdef";
+  static constexpr auto kHex = [] {  // two digits for each byte
+    std::array<char, 512> pairs{};
+    for (size_t i = 0; i < 256; ++i) {
+      pairs[2 * i] = "0123456789abcdef"[i >> 4];
+      pairs[2 * i + 1] = "0123456789abcdef"[i & 15];
+    }
+    return pairs;
+  }();
   uint64_t bits[2] = {random_.next(), random_.next()};
   bits[0] = (bits[0] & ~0xf000ull) | 0x4000;                    // version 4
   bits[1] = (bits[1] & ~(0xc0ull << 56)) | (0x80ull << 56);     // variant 10
-  size_t at = 0;
-  for (int i = 0; i < 32; ++i) {
-    if (i == 8 || i == 12 || i == 16 || i == 20) out[at++] = '-';
-    out[at++] = kHex[bits[i / 16] >> (60 - 4 * (i % 16)) & 0xf];
+  char* to = out.data();
+  for (int i = 0; i < 16; ++i) {
+    if (i == 4 || i == 6 || i == 8 || i == 10) *to++ = '-';
+    const size_t byte = bits[i / 8] >> (56 - 8 * (i % 8)) & 0xff;
+    *to++ = kHex[2 * byte];
+    *to++ = kHex[2 * byte + 1];
   }
 }
 
