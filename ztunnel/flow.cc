@@ -73,14 +73,6 @@ net::StreamPtr Flow::tcp(UniqueFd fd) {
   return net::make_tcp_stream(worker_.loop(), std::move(fd), &worker_.shared().held);
 }
 
-void Flow::keep_alive(int fd) const {
-  const Settings& s = worker_.settings();
-  if (!s.keepalive) return;
-  // Failing to set it costs nothing but the detection of a dead peer.
-  (void)rt::set_keepalive(fd, {s.keepalive_time, s.keepalive_interval,
-                               static_cast<int>(s.keepalive_retries)});
-}
-
 MonoTime Flow::connect_deadline() const {
   return MonoClock::now() + worker_.settings().connect_timeout;
 }

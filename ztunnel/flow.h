@@ -40,7 +40,6 @@ class Flow : public rt::Retirable, protected net::RelayOwner {
   void end_unknown(const Error& error, const telemetry::FlowInfo& info);
   bool relaying() const { return relay_ != nullptr; }
   net::StreamPtr tcp(UniqueFd fd);
-  void keep_alive(int fd) const;
   MonoTime connect_deadline() const;
   // Cancels whatever is under way; the flow is about to go.
   virtual void stop_work() = 0;

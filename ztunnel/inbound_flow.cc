@@ -64,7 +64,6 @@ void InboundFlow::begin_plaintext() {
     return refuse({Reason::kSelfCall, Fault::kDownstream, Retry::kNo,
                    fmt::format("port {} belongs to the proxy", app_.port)});
   }
-  keep_alive(client_.get());
   if (authorize()) dial();
 }
 
@@ -140,7 +139,8 @@ void InboundFlow::dial() {
 }
 
 void InboundFlow::connected(UniqueFd fd) {
-  keep_alive(fd.get());
+  worker_.keep_alive(fd.get());
+  (void)rt::limit_receive_buffer(fd.get(), kAppReceiveBuffer);
   net::StreamPtr server = tcp(std::move(fd));
   if (!hbone_) return relay(tcp(std::move(client_)), std::move(server), describe());
   const codec::HeaderField header{"baggage", pod_->baggage};

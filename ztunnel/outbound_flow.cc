@@ -59,7 +59,6 @@ void OutboundFlow::begin() {
   }
   src_ = *src;
   dst_ = *dst;
-  keep_alive(client_.get());
   advance();
 }
 
@@ -118,7 +117,7 @@ void OutboundFlow::dial() {
                     decision_.target, connect_deadline(), [this](Result<UniqueFd> fd) {
                       worker_.loop().retire(std::move(dial_));
                       if (!fd) return connect_failed(fd.error());
-                      keep_alive(fd->get());
+                      worker_.keep_alive(fd->get());
                       connected(tcp(*std::move(fd)), model::Identity());
                     });
 }

@@ -79,10 +79,27 @@ void ProxyWorker::listen(const PodPtr& pod,
   if (draining_) return;
   auto& mine = listeners_[pod->uid];
   for (auto& [kind, fd] : listeners) {
+    prepare_listener(kind, fd.get());
     mine.push_back(std::make_unique<rt::Listener>(
         loop(), std::move(fd),
         [this, pod, kind = kind](UniqueFd accepted) { spread(pod, kind, std::move(accepted)); }));
   }
+}
+
+// What accepted sockets inherit costs no system calls for each of them. None of it is worth losing a
+// pod for, so failures do not count.
+void ProxyWorker::prepare_listener(ListenerKind kind, int fd) const {
+  if (kind == ListenerKind::kHbone) return;  // tunnels have PING
+  keep_alive(fd);
+  if (kind == ListenerKind::kOutbound) (void)rt::limit_receive_buffer(fd, kAppReceiveBuffer);
+}
+
+void ProxyWorker::keep_alive(int fd) const {
+  const Settings& s = settings();
+  if (!s.keepalive) return;
+  // Failing to set it costs nothing but the detection of a dead peer.
+  (void)rt::set_keepalive(fd, {s.keepalive_time, s.keepalive_interval,
+                               static_cast<int>(s.keepalive_retries)});
 }
 
 void ProxyWorker::stop_listening(const std::string& uid) { listeners_.erase(uid); }

@@ -102,6 +102,13 @@ Status set_congestion_control(int fd, const char* name) {
   return {};
 }
 
+Status limit_receive_buffer(int fd, uint32_t bytes) {
+  // The kernel doubles the value, for its own bookkeeping.
+  const int value = static_cast<int>(bytes);
+  if (setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &value, sizeof value) == 0) return {};
+  return set_option(fd, SOL_SOCKET, SO_RCVBUF, value, "SO_RCVBUF");
+}
+
 void set_reset_on_close(int fd) {
   const linger l{1, 0};
   setsockopt(fd, SOL_SOCKET, SO_LINGER, &l, sizeof l);

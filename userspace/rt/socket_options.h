@@ -38,6 +38,10 @@ Status set_transparent(int fd, bool v6);               // IP(V6)_TRANSPARENT; ne
 // binds both.
 Status bind_source(int fd, const SocketAddress& source);
 Status set_congestion_control(int fd, const char* name);  // TCP_CONGESTION
+// Fixes the receive buffer, which the kernel otherwise grows to tcp_rmem[2] (SO_RCVBUFFORCE, without
+// CAP_NET_ADMIN SO_RCVBUF, which net.core.rmem_max caps). `bytes` of payload, about. For the window
+// scale to fit it is set before connect(), or on a listener: accepted sockets inherit it.
+Status limit_receive_buffer(int fd, uint32_t bytes);
 void set_reset_on_close(int fd);                       // SO_LINGER 0: close() sends RST
 
 // For a captured connection the local address is the original destination.

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <string>
 #include <unordered_map>
 #include <vector>
 
@@ -117,6 +118,7 @@ class Near final {
       : loop_(loop), options_(options), dial{std::move(tls), {}},
         target{"test", far, std::move(expected)}, flows(loop), pool(loop, options_, stats) {
     auto fd = rt::make_tcp_listener(*SocketAddress::parse(listen), {});
+    (void)rt::limit_receive_buffer(fd->get(), 128 * 1024);  // as ztunnel's for apps
     address = *rt::local_address(fd->get());
     listener_ = std::make_unique<rt::Listener>(loop, std::move(*fd),
                                                [this](UniqueFd c) { accept(std::move(c)); });
@@ -126,7 +128,7 @@ class Near final {
   }
   void accept(UniqueFd c) {
     auto call = std::make_unique<Call>(*this, std::move(c));
-    call->authority = "10.1.2.3:80";
+    call->authority = authority;
     Call* raw = call.get();
     calls_[raw] = std::move(call);
     pool.open(target, dial, *raw);
@@ -161,6 +163,7 @@ class Near final {
  public:
   TunnelDial dial;
   TunnelTarget target;
+  std::string authority = "10.1.2.3:80";  // what CONNECT asks for
   SocketAddress address;
   ConnectAnswer last_answer;
   std::vector<Error> failures;

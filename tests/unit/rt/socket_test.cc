@@ -1,5 +1,6 @@
 // Sockets: bytes arrive whole and in order in both reading modes, pausing holds a bounded amount,
 // ends and resets are told apart.
+#include <netinet/tcp.h>
 #include <sys/socket.h>
 
 #include <random>
@@ -288,6 +289,42 @@ TEST_P(SocketTest, HandlerMayDestroyTheSocketAnywhere) {
     loop().run_once(MonoTime{});
     writer.join();
   }
+}
+
+int option(int fd, int level, int name) {
+  int value = -1;
+  socklen_t length = sizeof value;
+  getsockopt(fd, level, name, &value, &length);
+  return value;
+}
+
+// ztunnel sets them once on a pod's listener instead of on every connection.
+TEST(SocketOptions, AcceptedSocketsInheritKeepaliveAndReceiveBuffer) {
+  auto listener = make_tcp_listener(*SocketAddress::parse("127.0.0.1:0"), {});
+  ASSERT_TRUE(listener);
+  ASSERT_TRUE(set_keepalive(listener->get(),
+                            {std::chrono::seconds(77), std::chrono::seconds(33), 5}));
+  ASSERT_TRUE(limit_receive_buffer(listener->get(), 100'000));
+  const auto address = *local_address(listener->get());
+  auto client = make_tcp_socket(address);
+  sockaddr_storage storage;
+  const socklen_t length = address.to_sockaddr(storage);
+  ASSERT_EQ(connect(client->get(), reinterpret_cast<sockaddr*>(&storage), length), 0);
+  const UniqueFd fd(accept4(listener->get(), nullptr, nullptr, SOCK_CLOEXEC));
+  EXPECT_EQ(option(fd.get(), SOL_SOCKET, SO_KEEPALIVE), 1);
+  EXPECT_EQ(option(fd.get(), IPPROTO_TCP, TCP_KEEPIDLE), 77);
+  EXPECT_EQ(option(fd.get(), IPPROTO_TCP, TCP_KEEPINTVL), 33);
+  EXPECT_EQ(option(fd.get(), IPPROTO_TCP, TCP_KEEPCNT), 5);
+  EXPECT_EQ(option(fd.get(), SOL_SOCKET, SO_RCVBUF), 200'000);  // the kernel doubles it
+
+  // A peer that is not read from gets rid of about that much and no more.
+  const std::vector<uint8_t> data(4'000'000, 'x');
+  const int small = 4096;
+  setsockopt(client->get(), SOL_SOCKET, SO_SNDBUF, &small, sizeof small);
+  size_t taken = 0;
+  for (ssize_t n; (n = send(client->get(), data.data(), data.size(), MSG_DONTWAIT)) > 0;)
+    taken += static_cast<size_t>(n);
+  EXPECT_LT(taken, 400'000u);
 }
 
 }  // namespace
