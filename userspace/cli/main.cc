@@ -50,6 +50,7 @@ class CommandLine {
         ->envname("MELTEMI_SANDBOX");
     app_.add_option("-n,--namespace", ns_, "namespace")->default_str("default");
     app_.footer(
+        "Every command takes -n NAMESPACE and --sandbox NAME (or MELTEMI_SANDBOX).\n"
         "Exit codes: 0 done, 1 failed, 64 wrong usage, 65 bad input (nothing was changed).");
     add_sandbox();
     add_objects();

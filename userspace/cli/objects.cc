@@ -439,7 +439,11 @@ int label_command(const Context& context, const LabelOptions& options) {
       if (has_errors(problems)) return fail(to_error(problems));
       const bool same = object.same_content(*found);
       if (!same) MELTEMI_TRY(manifests.write(object));
-      const char* verb = options.annotations ? "annotated" : "labeled";
+      const bool only_removes =
+          std::none_of(edits.begin(), edits.end(), [](const Edit& e) { return e.value.has_value(); });
+      const char* verb = options.annotations ? "annotated"
+                         : only_removes && !same ? "unlabeled"
+                                                 : "labeled";
       print("{} {}{}\n", kubectl_name(object.key()), same ? "not " : "", verb);
       report(config::analyze_object(manifests.merged(), object.key()));
     }
