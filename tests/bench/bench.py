@@ -6,7 +6,7 @@ the peer's processes (schedstat) divided by the work done. Rounds alternate betw
 reports the median over rounds. Figures of different runs do not compare; ratios inside one run do.
 It must never assert on a time: it prints, and leaves the judgement to the reader.
 
-  bench.py --bin DIR [--rounds N] [--seconds S] [--only REGEX] [--json]
+  bench.py --bin DIR [--rounds N] [--seconds S] [--only REGEX] [--json] [--record]
 """
 
 import argparse
@@ -20,7 +20,9 @@ import tempfile
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "support"))
 
+import hbone_rows
 import http_rows
+import instructions
 import tunnel
 
 
@@ -83,7 +85,8 @@ class Goal:
         return f"{self.figure}: {value:.2f}{against} (goal {self.limit}: {verdict})"
 
 
-GOALS = tunnel.goals(Goal) + http_rows.goals(Goal)
+SUITES = (tunnel, http_rows, hbone_rows, instructions)
+GOALS = [goal for suite in SUITES for goal in suite.goals(Goal)]
 
 
 def main():
@@ -93,18 +96,21 @@ def main():
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--only", default="", help="regular expression on row names")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--record", action="store_true",
+                        help="take this run's instruction counts as the new yardstick")
     args = parser.parse_args()
     if os.geteuid() != 0:
         sys.exit("meltemi bench: needs root (network namespaces, BPF)")
     if not args.bin or not os.path.isdir(args.bin):
         sys.exit("meltemi bench: --bin must name the folder of built binaries; run ./meltemi build")
-    for tool in ("haproxy", "nginx", "openssl", "taskset", "wrk", "h2load", "nghttpd", "nghttpx"):
+    for tool in ("haproxy", "nginx", "openssl", "taskset", "wrk", "h2load", "nghttpd", "nghttpx",
+                 "valgrind"):
         if not shutil.which(tool):
             sys.exit(f"meltemi bench: {tool} is missing; ./meltemi bench installs it")
     table, wanted = Table(), re.compile(args.only)
     say = (lambda *a: print(*a, file=sys.stderr, flush=True))
     with tempfile.TemporaryDirectory(prefix="meltemi-bench-") as work:
-        for suite in (tunnel, http_rows):
+        for suite in SUITES:
             try:
                 suite.measure(args, table, wanted, work, say)
             except Exception as error:  # one suite's failure must not hide the other's figures

@@ -1,7 +1,7 @@
 """The L7 rows: Meltemi's waypoint on plaintext listeners, beside nginx, HAProxy and nghttpx in front of
 the same origin. Everything on CPU 0, no access logs, no filters; CPU microseconds per request.
 
-The row with HBONE on both sides needs certificates and a tunnel and is measured in the mesh pair.
+The rows with mutual TLS on both sides are those of hbone_rows.
 """
 
 import json
@@ -35,7 +35,9 @@ http {{
   access_log off; keepalive_requests 100000000; keepalive_timeout 1h;
   client_body_temp_path {work}/o1; proxy_temp_path {work}/o2; fastcgi_temp_path {work}/o3;
   uwsgi_temp_path {work}/o4; scgi_temp_path {work}/o5;
-  server {{ listen 127.0.0.1:{ORIGIN_H1}; location / {{ return 200 "0123456789abcdef0123456789abcdef"; }} }}
+  server {{ listen 127.0.0.1:{ORIGIN_H1};
+    location / {{ return 200 "0123456789abcdef0123456789abcdef"; }}
+    location /files/ {{ alias {work}/htdocs/; }} }}
 }}
 """)
 
@@ -116,8 +118,8 @@ def waypoint_config(work):
         "clusters": [cluster("origin-h1", ORIGIN_H1, False), cluster("origin-h2", ORIGIN_H2, True)]}))
 
 
-def wrk(port, seconds):
-    return ["wrk", "-t1", "-c64", f"-d{seconds}s", f"http://127.0.0.1:{port}/"]
+def wrk(port, seconds, connections=64, path="/"):
+    return ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", f"http://127.0.0.1:{port}{path}"]
 
 
 def h2load(port, seconds):

@@ -13,6 +13,28 @@ ECHO, SINK = 9700, 9701
 CIPHER = "TLS_AES_128_GCM_SHA256"
 
 
+def certificates(folder):
+    """ca.pem and peer.pem (chain and key), the identity of all mutual TLS peers, made once."""
+    if os.path.exists(f"{folder}/peer.pem"):
+        return
+
+    def openssl(*argv):
+        subprocess.run(("openssl",) + argv, check=True, capture_output=True, cwd=folder)
+
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+    openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=bench",
+            "-days", "2")
+    openssl("req", *key, "-keyout", "peer.key", "-out", "peer.csr", "-subj", "/CN=peer")
+    with open(f"{folder}/peer.ext", "w") as out:
+        out.write("subjectAltName=DNS:peer\n")
+    openssl("x509", "-req", "-in", "peer.csr", "-CA", "ca.pem", "-CAkey", "ca.key",
+            "-CAcreateserial", "-out", "peer.crt", "-days", "2", "-extfile", "peer.ext")
+    with open(f"{folder}/peer.pem", "w") as out:
+        for part in ("peer.crt", "peer.key"):
+            with open(f"{folder}/{part}") as f:
+                out.write(f.read())
+
+
 class Direct:
     name = "direct"
 
@@ -46,22 +68,6 @@ class HaproxyPair:
         self.base = 9800 if tls else 9750
         self.children = []
 
-    def _certificates(self):
-        d = self.work
-        if os.path.exists(f"{d}/peer.pem"):
-            return
-        sh = lambda *a: subprocess.run(a, check=True, capture_output=True, cwd=d)
-        sh("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
-           "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=bench", "-days", "2")
-        sh("openssl", "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
-           "-keyout", "peer.key", "-out", "peer.csr", "-subj", "/CN=peer")
-        sh("openssl", "x509", "-req", "-in", "peer.csr", "-CA", "ca.pem", "-CAkey", "ca.key",
-           "-CAcreateserial", "-out", "peer.crt", "-days", "2")
-        with open(f"{d}/peer.pem", "w") as out:
-            for part in ("peer.crt", "peer.key"):
-                with open(f"{d}/{part}") as f:
-                    out.write(f.read())
-
     def _config(self, end):
         d = self.work
         lines = [
@@ -88,7 +94,7 @@ class HaproxyPair:
 
     def start(self):
         if self.tls:
-            self._certificates()
+            certificates(self.work)
         for end, ns in (("near", self.lab.a), ("far", self.lab.b)):
             self.children.append(self.lab.start(
                 ["haproxy", "-db", "-q", "-f", self._config(end)], netns=ns, cpu=0,

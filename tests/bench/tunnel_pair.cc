@@ -3,7 +3,8 @@
 //
 //   meltemi-tunnel-pair certs DIR                      writes what the ends need
 //   meltemi-tunnel-pair far  DIR LISTEN UPSTREAM [uring|epoll]
-//   meltemi-tunnel-pair near DIR LISTEN FAR      [uring|epoll]
+//   meltemi-tunnel-pair near DIR LISTEN FAR      [uring|epoll [SPIFFE-ID AUTHORITY]]
+//       SPIFFE-ID: whom to expect at FAR; AUTHORITY: what to CONNECT to. Default: our own far end.
 //   meltemi-tunnel-pair relay -  LISTEN UPSTREAM [uring|epoll]   plain TCP to TCP
 #include <csignal>
 #include <cstdio>
@@ -102,8 +103,11 @@ int run(int argc, char** argv) {
     far = std::make_unique<Far>(**loop, context(argv[2], "far"), *to, HboneOptions{}, argv[3]);
     far->flows.keep_reports = false;
   } else if (mode == "near") {
-    near = std::make_unique<Near>(**loop, context(argv[2], "near"), *to,
-                                  std::vector{id(kServer)}, HboneOptions{}, argv[3]);
+    const auto expected = model::Identity::parse(argc > 6 ? argv[6] : kServer);
+    if (!expected) return 2;
+    near = std::make_unique<Near>(**loop, context(argv[2], "near"), *to, std::vector{*expected},
+                                  HboneOptions{}, argv[3]);
+    if (argc > 7) near->authority = argv[7];
     near->flows.keep_reports = false;
   } else {
     relay = std::make_unique<PlainRelay>(**loop, argv[3], *to);
