@@ -51,7 +51,8 @@ struct Inbox {
   }
 };
 
-// One stream. Keeps itself alive until gRPC is done with it.
+// One stream. The client's thread makes it, keeps it until kDone, which is gRPC's last word on it, and
+// ends it: never one of gRPC's threads.
 class Stream : public grpc::ClientBidiReactor<Request, Response> {
  public:
   Stream(std::shared_ptr<Inbox> inbox, const std::shared_ptr<grpc::Channel>& channel)
@@ -60,8 +61,7 @@ class Stream : public grpc::ClientBidiReactor<Request, Response> {
   grpc::ClientContext& context() { return context_; }
   Response& response() { return response_; }
 
-  void start(std::shared_ptr<Stream> self) {
-    self_ = std::move(self);
+  void start() {
     stub_->async()->DeltaAggregatedResources(&context_, this);
     // Reads and writes are started by the client's thread, outside of gRPC's reactions: until it lets
     // go the call must not be finished (gRPC would free it under a StartWrite).
@@ -95,8 +95,8 @@ class Stream : public grpc::ClientBidiReactor<Request, Response> {
     if (ok) inbox_->post({Event::Kind::kWritten, {}});
   }
   void OnDone(const grpc::Status& status) override {
-    const auto self = std::move(self_);
-    inbox_->post({Event::Kind::kDone, status});
+    const auto inbox = inbox_;  // the stream may end as soon as the event is there
+    inbox->post({Event::Kind::kDone, status});
   }
 
  private:
@@ -106,7 +106,6 @@ class Stream : public grpc::ClientBidiReactor<Request, Response> {
   Response response_;
   std::deque<Request> pending_;  // the front one is being written
   bool held_ = true;
-  std::shared_ptr<Stream> self_;
 };
 
 struct Type {
@@ -141,7 +140,7 @@ struct DeltaClient::Impl {
   ClientStatus status;  // without types
 
   // The client's thread only.
-  std::shared_ptr<Stream> stream;
+  std::unique_ptr<Stream> stream;
   bool node_sent = false, answered = false;
 
   Type* find(std::string_view type_url);
@@ -149,7 +148,7 @@ struct DeltaClient::Impl {
   void run();
   // Runs one stream to its end; returns why it ended.
   Error run_stream();
-  Result<std::shared_ptr<Stream>> open_stream();
+  Result<std::unique_ptr<Stream>> open_stream();
   void first_request(Type& type);
   void names_request(Type& type);
   void send_names();
@@ -325,8 +324,8 @@ void DeltaClient::Impl::handle(Response& response) {
   type->shown.bytes += response.ByteSizeLong();
 }
 
-Result<std::shared_ptr<Stream>> DeltaClient::Impl::open_stream() {
-  auto opened = std::make_shared<Stream>(inbox, MELTEMI_TRY(make_channel(channel)));
+Result<std::unique_ptr<Stream>> DeltaClient::Impl::open_stream() {
+  auto opened = std::make_unique<Stream>(inbox, MELTEMI_TRY(make_channel(channel)));
   MELTEMI_TRY(add_metadata(channel, opened->context()));
   return opened;
 }
@@ -336,7 +335,7 @@ Error DeltaClient::Impl::run_stream() {
   auto opened = open_stream();
   if (!opened) return opened.error();
   stream = std::move(*opened);
-  stream->start(stream);
+  stream->start();
   for (const auto& type : types) first_request(*type);
 
   std::unique_lock lock(inbox->mutex);
