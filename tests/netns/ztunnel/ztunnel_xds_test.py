@@ -135,7 +135,7 @@ class XdsTest(unittest.TestCase):
         self.echo_server()
         self.assertTrue(self.exchange())
         plane = self.planes["b"]
-        self.assertEqual(plane.wait(event="subscribe", type=ADDRESS)["node"],
+        self.assertEqual(plane.wait(event="subscribe")["node"],
                          f"ztunnel~1.1.1.1~ztunnel.istio-system~istio-system.svc.cluster.local")
 
         # A policy that nobody refers to changes nothing; naming it in the workload ends the flow.
