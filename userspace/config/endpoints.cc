@@ -157,7 +157,7 @@ class PodEndpoints {
 
   void add(const Object& pod, const SocketAddress& address) {
     const core::HealthStatus health = health_of(pod, publish_not_ready_);
-    const WaypointBinding binding = resolve_waypoint(view_, pod, Traffic::kWorkload);
+    const WaypointBinding& binding = binding_of(pod);
     if (!binding.bound || is_own(binding, request_)) {
       return add_pod(view_, pod, address, health, locality());
     }
@@ -166,6 +166,16 @@ class PodEndpoints {
   Endpoints take() { return std::move(out_); }
 
  private:
+  // A Service has many pods and few answers: what decides is looked at once for all that share it.
+  const WaypointBinding& binding_of(const Object& pod) {
+    std::string key = fmt::format("{}|{}|{}|{}", pod.label("istio.io/use-waypoint"),
+                                  pod.label("istio.io/use-waypoint-namespace"),
+                                  pod_service_account(pod), is_waypoint_part(pod));
+    const auto [it, is_new] = bindings_.try_emplace(std::move(key));
+    if (is_new) it->second = resolve_waypoint(view_, pod, Traffic::kWorkload);
+    return it->second;
+  }
+
   ep::LocalityLbEndpoints* locality() {
     if (out_.assignment.endpoints().empty()) out_.assignment.add_endpoints();
     return out_.assignment.mutable_endpoints(0);
@@ -199,6 +209,7 @@ class PodEndpoints {
   View& view_;
   const ClusterRequest& request_;
   bool publish_not_ready_;
+  std::map<std::string, WaypointBinding> bindings_;
   std::map<std::string, Ways> known_;
   Endpoints out_;
 };
