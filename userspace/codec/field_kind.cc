@@ -51,8 +51,7 @@ FieldKind classify_pseudo(std::string_view name, std::string_view value) {
   if (name == ":authority")
     return when(!value.empty() && all_in(kAuthorityBytes, value), FieldKind::kAuthority);
   if (name == ":status")
-    return when(value.size() == 3 && only_digits(value) && value[0] >= '1' && value[0] <= '5',
-                FieldKind::kStatus);
+    return when(value.size() == 3 && only_digits(value) && value[0] >= '1', FieldKind::kStatus);
   if (name == ":protocol") return when(valid_header_name(value), FieldKind::kProtocol);
   return FieldKind::kMalformed;
 }

@@ -789,11 +789,10 @@ Status H2Session::State::encode(const HeaderList& fields, bool pseudo) {
 }
 
 Status H2Session::State::encode_new(HeaderField f) {
-  const auto upper = [](char c) { return c >= 'A' && c <= 'Z'; };
-  if (std::any_of(f.name.begin(), f.name.end(), upper)) {
+  if (has_upper_case(f.name)) {
     lowered.assign(f.name);
     for (char& c : lowered)
-      if (upper(c)) c = static_cast<char>(c + 32);
+      if (c >= 'A' && c <= 'Z') c = static_cast<char>(c + 32);
     f.name = lowered;
     if (encoder.write_known(pending, f)) return {};
   }

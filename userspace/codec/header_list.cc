@@ -30,8 +30,30 @@ constexpr auto kValue = value_table();
 }  // namespace
 
 bool equal_ignoring_case(std::string_view a, std::string_view b) {
-  return a.size() == b.size() && std::equal(a.begin(), a.end(), b.begin(),
-                                            [](char x, char y) { return lower(x) == lower(y); });
+  if (a.size() != b.size()) return false;
+  if (a.empty()) return true;
+  if (lower(a[0]) != lower(b[0])) return false;                     // most that differ
+  if (std::memcmp(a.data(), b.data(), a.size()) == 0) return true;  // most that do not
+  return std::equal(a.begin(), a.end(), b.begin(),
+                    [](char x, char y) { return lower(x) == lower(y); });
+}
+
+bool has_upper_case(std::string_view text) {
+  constexpr uint64_t kOnes = 0x0101010101010101;
+  // Bit 7 of each byte that is 'A' to 'Z'.
+  const auto upper = [](uint64_t bytes) {
+    const uint64_t low = bytes & 0x7f * kOnes;
+    return (low + (0x80 - 'A') * kOnes) & ~(low + (0x7f - 'Z') * kOnes) & ~bytes & 0x80 * kOnes;
+  };
+  const char* p = text.data();
+  size_t n = text.size();
+  uint64_t bytes = 0, found = 0;
+  for (; n >= 8; n -= 8, p += 8) {
+    std::memcpy(&bytes, p, 8);
+    found |= upper(bytes);
+  }
+  for (bytes = 0; n > 0; --n) bytes = bytes << 8 | static_cast<uint8_t>(*p++);
+  return (found | upper(bytes)) != 0;
 }
 
 bool valid_header_name(std::string_view name) {

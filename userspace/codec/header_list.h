@@ -96,8 +96,31 @@ class HeaderList {
     uint32_t never_indexed : 1;
   };
   bool named(const Slot& s, std::string_view name) const;
+  // Names and values are short: a call of memcpy() would cost more than the bytes.
   static void copy(char* to, std::string_view from) {
-    if (!from.empty()) std::memcpy(to, from.data(), from.size());
+    const char* p = from.data();
+    const size_t n = from.size();
+    if (n > 16) {
+      std::memcpy(to, p, n);
+    } else if (n >= 8) {
+      copy_ends<uint64_t>(to, p, n);
+    } else if (n >= 4) {
+      copy_ends<uint32_t>(to, p, n);
+    } else if (n != 0) {
+      const char first = p[0], middle = p[n / 2], last = p[n - 1];
+      to[0] = first;
+      to[n / 2] = middle;
+      to[n - 1] = last;
+    }
+  }
+  // Between one and two words, which overlap.
+  template <typename Word>
+  static void copy_ends(char* to, const char* from, size_t n) {
+    Word first, last;
+    std::memcpy(&first, from, sizeof first);
+    std::memcpy(&last, from + n - sizeof last, sizeof last);
+    std::memcpy(to, &first, sizeof first);
+    std::memcpy(to + n - sizeof last, &last, sizeof last);
   }
   // The text that was just written at used_ becomes a field.
   void add_slot(size_t name_size, size_t value_size, bool never_indexed) {
@@ -118,6 +141,8 @@ class HeaderList {
 
 // ASCII, without case.
 bool equal_ignoring_case(std::string_view a, std::string_view b);
+// Whether there is any of 'A' to 'Z'.
+bool has_upper_case(std::string_view text);
 // A header name is an RFC 9110 token; a value has no byte below 0x20 but tab, no DEL, and no white
 // space at its ends.
 bool valid_header_name(std::string_view name);

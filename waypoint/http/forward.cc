@@ -70,9 +70,7 @@ bool replaced(FieldId id, const ForwardInfo& info) {
 
 // Lower-cased names for HTTP/2; the scratch is the thread's.
 std::string_view lower_name(std::string_view name) {
-  bool upper = false;
-  for (const char c : name) upper |= c >= 'A' && c <= 'Z';
-  if (!upper) return name;
+  if (!codec::has_upper_case(name)) return name;
   thread_local std::string scratch;
   scratch.assign(name);
   for (char& c : scratch) c = ascii_lower(c);

@@ -425,6 +425,51 @@ TEST(H2Abuse, EmptyData) {
       H2Limit::kEmptyDataFlood, 90, 1000, [](int) { return frame(0, 0, 1, ""); }, headers(1, 4));
 }
 
+TEST(H2Abuse, WindowUpdates) {
+  expect_limit(H2Limit::kWindowFlood, 9000, 20'000, [](int) { return frame(8, 0, 0, be32(1)); });
+}
+TEST(H2Abuse, InformationalResponses) {
+  End client(H2Role::kClient);
+  ASSERT_TRUE(client.session.request(get(), nullptr).has_value());
+  ASSERT_TRUE(client.session.receive(as_bytes(frame(4, 0, 0, "")), kStart).has_value());
+  const std::string info = frame(1, 4, 1,
+                                 "\x48\x03"
+                                 "103");
+  int i = 0;
+  while (i < 1000 && client.session.receive(as_bytes(info), kStart)) ++i;
+  EXPECT_GT(i, 150);
+  ASSERT_NE(client.session.failure(), nullptr);
+  EXPECT_TRUE(client.session.failure()->detail.starts_with("h2_control_flood"));
+}
+TEST(H2Abuse, UnreadReplies) {
+  H2Options options;
+  options.control_burst = 1'000'000;
+  End server(H2Role::kServer, options);
+  ASSERT_TRUE(server.session.receive(as_bytes(kHello), kStart).has_value());
+  int i = 0;
+  while (i < 10'000 && server.session.receive(as_bytes(frame(6, 0, 0, "12345678")), kStart)) ++i;
+  EXPECT_GT(i, 900);
+  EXPECT_LT(i, 1100);
+  ASSERT_NE(server.session.failure(), nullptr);
+  EXPECT_TRUE(server.session.failure()->detail.starts_with("h2_unread_replies"));
+  EXPECT_EQ(server.out().size(), 17u) << "the answers are dropped";
+}
+// One byte of HPACK may stand for 4 KiB of header: the list's limit holds, and memory is not taken.
+TEST(H2Abuse, IndexedFieldsBomb) {
+  End server(H2Role::kServer);
+  ASSERT_TRUE(server.session.receive(as_bytes(kHello), kStart).has_value());
+  const std::string field = "\x40\1x"s + "\x7f\x81\x1d"s + std::string(3840, 'v');
+  ASSERT_TRUE(server.session.receive(as_bytes(headers(1, 5, kGet + field)), kStart).has_value());
+  EXPECT_EQ(server.lines.size(), 1u);
+  server.lines.clear();
+  ASSERT_TRUE(
+      server.session.receive(as_bytes(headers(3, 5, kGet + std::string(16'000, '\xbe'))), kStart)
+          .has_value());
+  EXPECT_TRUE(server.lines.empty()) << "431";
+  ASSERT_TRUE(server.session.receive(as_bytes(headers(5, 5, kGet + "\xbe")), kStart).has_value());
+  EXPECT_EQ(server.lines.size(), 1u) << "HPACK is still in step";
+}
+
 TEST(H2Abuse, LargeHeadersCostTheirStreamOnly) {
   End server(H2Role::kServer);
   ASSERT_TRUE(server.session.receive(as_bytes(kHello), kStart).has_value());

@@ -187,6 +187,60 @@ TEST(HeaderList, KeepsOrderCaseAndDuplicates) {
   EXPECT_EQ(h.bytes(), 0u);
 }
 
+TEST(HeaderList, EveryLengthAndViewsIntoItself) {
+  std::string letters;
+  for (int i = 0; i < 100; ++i) letters += static_cast<char>('a' + i % 26);
+  HeaderList h;
+  for (size_t n = 0; n <= 100; ++n)
+    h.add(letters.substr(0, n), letters.substr(100 - n), n % 2 == 1);
+  for (size_t n = 0; n <= 100; ++n) {
+    EXPECT_EQ(h[n].name, letters.substr(0, n));
+    EXPECT_EQ(h[n].value, letters.substr(100 - n));
+    EXPECT_EQ(h[n].never_indexed, n % 2 == 1);
+  }
+  EXPECT_EQ(h.bytes(), 2u * 5050);
+  HeaderList own;
+  own.add("name", "value");
+  for (int i = 0; i < 200; ++i) own.add(own[0].name, own[static_cast<size_t>(i)].value);
+  own.set(own[0].name, own[200].value);
+  EXPECT_EQ(own.size(), 1u);
+  EXPECT_EQ(own.value("NAME"), "value");
+}
+
+TEST(HeaderList, CopiesAndMoves) {
+  HeaderList a;
+  a.add("x", "1", true);
+  HeaderList b = a;
+  HeaderList c = std::move(a);
+  EXPECT_TRUE(a.empty());  // NOLINT: promised
+  b.set("x", "2");
+  EXPECT_EQ(c.value("x"), "1");
+  EXPECT_TRUE(b[0].never_indexed && c[0].never_indexed);
+  c = b;
+  EXPECT_EQ(c.value("x"), "2");
+  c.clear();
+  EXPECT_EQ(c.bytes(), 0u);
+  EXPECT_FALSE(c.has("x"));
+}
+
+TEST(HeaderList, UpperCase) {
+  for (size_t n = 0; n < 30; ++n) {
+    const std::string low(n, 'z');
+    EXPECT_FALSE(has_upper_case(low));
+    for (size_t i = 0; i < n; ++i) {
+      for (int c = 0; c < 256; ++c) {
+        std::string text = low;
+        text[i] = static_cast<char>(c);
+        ASSERT_EQ(has_upper_case(text), c >= 'A' && c <= 'Z') << c;
+      }
+    }
+  }
+  EXPECT_TRUE(equal_ignoring_case("Content-TYPE", "content-type"));
+  EXPECT_FALSE(equal_ignoring_case("@a", "`a"));
+  EXPECT_FALSE(equal_ignoring_case("content-typf", "content-type"));
+  EXPECT_TRUE(equal_ignoring_case("", ""));
+}
+
 TEST(HeaderList, Validity) {
   EXPECT_TRUE(valid_header_name("X-Trace_1~"));
   for (const char* bad : {"", "a b", "a:", ":a", "a\n", "\x80"})
