@@ -30,8 +30,7 @@ IpAddress of_family(const std::vector<IpAddress>& ips, bool v4) {
   return ips[0];
 }
 
-// --- one endpoint
-// -------------------------------------------------------------------------------------------
+// --- one endpoint -------------------------------------------------------------------------------
 
 // By HBONE: CONNECT to `target`, at the pod that has that address or at a waypoint's pod.
 google::protobuf::Map<std::string, google::protobuf::Value>& tunnelled(const SocketAddress& target,
@@ -70,8 +69,7 @@ void add_way(const SocketAddress& target, const std::string& waypoint, const Soc
   endpoint->set_health_status(health);
 }
 
-// --- the other waypoint
-// -------------------------------------------------------------------------------------------
+// --- the other waypoint -------------------------------------------------------------------------
 
 struct WaypointPod {
   SocketAddress address;  // of its HBONE port
@@ -147,8 +145,7 @@ Endpoints through_waypoint_of_service(View& view, const ClusterRequest& request,
   return out;
 }
 
-// --- the pods of a service
-// -------------------------------------------------------------------------------------------
+// --- the pods of a service ----------------------------------------------------------------------
 
 class PodEndpoints {
  public:

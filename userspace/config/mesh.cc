@@ -20,8 +20,7 @@ bool is_waypoint_part(const Object& object) {
          object.label("gateway.istio.io/managed") == "istio.io-mesh-controller";
 }
 
-// --- pods
-// -------------------------------------------------------------------------------------------
+// --- pods ---------------------------------------------------------------------------------------
 
 std::vector<IpAddress> pod_ips(const Object& pod) {
   const kube::PodStatus& status = pod.as<kube::Pod>().status();
@@ -80,8 +79,7 @@ bool pod_speaks_hbone(View& view, const Object& pod) {
   return !pod.meta().uid().empty() && view.enrolled(pod.meta().uid());
 }
 
-// --- services
-// ---------------------------------------------------------------------------------------
+// --- services -----------------------------------------------------------------------------------
 
 bool is_tcp(const kube::ServicePort& port) {
   return port.protocol().empty() || port.protocol() == "TCP";
@@ -174,8 +172,7 @@ uint32_t target_port(const kube::ServicePort& port, const Object& pod) {
   return 0;
 }
 
-// --- waypoints
-// --------------------------------------------------------------------------------------
+// --- waypoints ----------------------------------------------------------------------------------
 
 namespace {
 
@@ -335,8 +332,7 @@ void fill_gateway_address(const WaypointBinding& binding, wl::GatewayAddress* ou
   out->set_hbone_mtls_port(kHbonePort);
 }
 
-// --- mTLS
-// -------------------------------------------------------------------------------------------
+// --- mTLS ---------------------------------------------------------------------------------------
 
 namespace {
 

@@ -20,8 +20,7 @@ bool is_waypoint_class(std::string_view gateway_class);
 // A pod or Service that belongs to a waypoint: it never gets one itself.
 bool is_waypoint_part(const Object& object);
 
-// --- pods
-// -------------------------------------------------------------------------------------------
+// --- pods ---------------------------------------------------------------------------------------
 std::vector<IpAddress> pod_ips(const Object& pod);  // status.podIPs, else podIP
 bool pod_ended(const Object& pod);                  // Succeeded or Failed
 bool pod_ready(const Object& pod);                  // Ready=True and not being deleted
@@ -33,8 +32,7 @@ std::string pod_workload_name(const Object& pod);
 // True if ztunnel or the pod itself terminates HBONE on 15008.
 bool pod_speaks_hbone(View& view, const Object& pod);
 
-// --- services
-// ---------------------------------------------------------------------------------------
+// --- services -----------------------------------------------------------------------------------
 enum class Protocol : uint8_t { kUnknown, kHttp, kHttp2, kGrpc, kTcp, kTls };
 bool is_tcp(const kube::ServicePort& port);
 Protocol protocol_of(const kube::ServicePort& port);  // appProtocol, then the port's name
@@ -43,8 +41,7 @@ std::vector<IpAddress> service_vips(const Object& service);  // none for headles
 // Port of `pod` that `port` leads to; 0 if a named target port is not there.
 uint32_t target_port(const kube::ServicePort& port, const Object& pod);
 
-// --- waypoints
-// --------------------------------------------------------------------------------------
+// --- waypoints ----------------------------------------------------------------------------------
 struct WaypointBinding {
   bool bound = false;
   std::string ns;
@@ -66,8 +63,7 @@ enum class Traffic : uint8_t { kService, kWorkload };
 WaypointBinding resolve_waypoint(View& view, const Object& object, Traffic traffic);
 void fill_gateway_address(const WaypointBinding& binding, ::istio::workload::GatewayAddress* out);
 
-// --- mTLS
-// -------------------------------------------------------------------------------------------
+// --- mTLS ---------------------------------------------------------------------------------------
 enum class MtlsMode : uint8_t { kUnset, kPermissive, kStrict };  // DISABLE counts as permissive
 struct MtlsDecision {
   MtlsMode base = MtlsMode::kPermissive;  // never kUnset

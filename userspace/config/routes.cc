@@ -34,8 +34,7 @@ int host_rank(const Object& vs, std::string_view host, const MeshNames& names) {
   return rank;
 }
 
-// --- clusters
-// ---------------------------------------------------------------------------------------
+// --- clusters -----------------------------------------------------------------------------------
 
 // The cluster of a destination. Asked for even when nothing is known of it: the waypoint answers
 // 503 for a cluster that does not exist, and analysis says why.
@@ -89,8 +88,7 @@ std::string own_cluster(View& view, const RouteTarget& target, bool http, Output
   return name;
 }
 
-// --- matches
-// ----------------------------------------------------------------------------------------
+// --- matches ------------------------------------------------------------------------------------
 
 void fill_string(const net::StringMatch& match, bool ignore_case,
                  ::envoy::type::matcher::v3::StringMatcher* out) {
@@ -179,8 +177,7 @@ bool applies(const net::HTTPMatchRequest& match, const RouteTarget& target) {
   return match.source_namespace().empty() || match.source_namespace() == target.waypoint.ns;
 }
 
-// --- actions
-// ----------------------------------------------------------------------------------------
+// --- actions ------------------------------------------------------------------------------------
 
 template <typename List>
 void add_headers(const StringMap& headers, core::HeaderValueOption::HeaderAppendAction action,

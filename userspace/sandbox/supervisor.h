@@ -23,8 +23,7 @@ struct SupervisorOptions {
 // Runs until SIGTERM or SIGINT, then returns at once: `down` removes what is there.
 Status run_supervisor(const SupervisorOptions& options);
 
-// --- what the command line calls
-// --------------------------------------------------------------------
+// --- what the command line calls ----------------------------------------------------------------
 
 struct UpOptions {
   std::string sandbox;

@@ -227,8 +227,7 @@ TEST(H1Response, CutOff) {
   expect_response("", {}, "GET", true);
 }
 
-// --- what must not pass
-// ---------------------------------------------------------------------------
+// --- what must not pass -------------------------------------------------------------------------
 struct Refused {
   const char* name;
   const char* wire;
@@ -398,8 +397,7 @@ TEST(H1Parser, BodyIsAViewAndMemoryGoesBack) {
   EXPECT_EQ(parser.head().headers.value("host"), "x");
 }
 
-// --- writing
-// --------------------------------------------------------------------------------------
+// --- writing ------------------------------------------------------------------------------------
 TEST(H1Write, HeadsRoundTripByteForByte) {
   const std::string request =
       "GET /a?b HTTP/1.1\r\nHost: x\r\nX-CamelCase: 1\r\nx-camelcase: 2\r\nCookie: a=b; "

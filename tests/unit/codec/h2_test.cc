@@ -344,8 +344,7 @@ TEST(H2, WillNotSendWhatBreaksHttp) {
   }
 }
 
-// --- hostile peers
-// --------------------------------------------------------------------------------
+// --- hostile peers ------------------------------------------------------------------------------
 std::string frame(uint8_t type, uint8_t flags, uint32_t stream, std::string_view payload) {
   std::string out(9, '\0');
   h2::write_frame_header(reinterpret_cast<uint8_t*>(out.data()),

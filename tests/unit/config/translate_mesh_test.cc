@@ -177,8 +177,7 @@ TEST(TranslateEnrolment, ExistsBeforeThePodHasAnAddress) {
   EXPECT_THAT(mesh.names(ResourceType::kAddress, kEveryone), IsEmpty());
 }
 
-// --- policies
-// -----------------------------------------------------------------------------------------
+// --- policies -----------------------------------------------------------------------------------
 
 sec::Authorization policy(Mesh& mesh, std::string_view name) {
   return mesh.get<sec::Authorization>(ResourceType::kAuthorization, kEveryone, name);

@@ -364,8 +364,7 @@ TEST(TranslateProxy, TcpAndUnknownProtocols) {
             "outbound|80||catalog.shop.svc.cluster.local");
 }
 
-// --- which waypoint
-// -------------------------------------------------------------------------------------
+// --- which waypoint -----------------------------------------------------------------------------
 
 std::string gateway(std::string_view name, std::string_view meta, std::string_view listener = "") {
   return "---\napiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {name: " +
@@ -501,8 +500,7 @@ TEST(WaypointBinding, AWaypointsOwnPartsHaveNone) {
   EXPECT_TRUE(w.native_tunnel());
 }
 
-// --- RBAC
-// --------------------------------------------------------------------------------------------------
+// --- RBAC ---------------------------------------------------------------------------------------
 
 struct Policies : Shop {
   void policy(std::string_view name, std::string_view spec, std::string_view meta = "") {
