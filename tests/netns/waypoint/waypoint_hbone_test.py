@@ -3,7 +3,6 @@ calling endpoints that are Python's as well. Identity, policy, routing, pinning,
 configuration.
 """
 
-import base64
 import collections
 import itertools
 import json
@@ -19,10 +18,10 @@ import lab
 
 lab.enter_own_netns()
 
-import grpc  # noqa: E402
 import hbone  # noqa: E402
-from cryptography.hazmat.primitives import hashes, serialization  # noqa: E402
-from cryptography.hazmat.primitives.asymmetric import ec, utils  # noqa: E402
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../support"))
+import control  # noqa: E402
 
 WAYPOINT, CATALOG_1, CATALOG_2, CLIENT, PLAIN = ("10.0.0.9", "10.0.0.11", "10.0.0.12", "10.0.0.21",
                                                  "10.0.0.31")
@@ -81,52 +80,6 @@ spec:
 """
 
 
-def pod(name, ip, account, labels):
-    return json.dumps({
-        "apiVersion": "v1", "kind": "Pod",
-        "metadata": {"name": name, "namespace": "shop", "uid": f"uid-{name}", "labels": labels},
-        "spec": {"nodeName": "n1", "serviceAccountName": account,
-                 "containers": [{"name": "c", "image": "none"}]},
-        "status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}],
-                   "conditions": [{"type": "Ready", "status": "True"}]}})
-
-
-def write(path, text):
-    folder, name = os.path.split(path)
-    os.makedirs(folder, exist_ok=True)
-    with open(f"{folder}/.{name}", "w") as f:
-        f.write(text)
-    os.rename(f"{folder}/.{name}", path)
-
-
-class Tokens:
-    def __init__(self, work):
-        self.key = ec.generate_private_key(ec.SECP256R1())
-        self.public = f"{work}/token.pub"
-        with open(self.public, "wb") as f:
-            f.write(self.key.public_key().public_bytes(
-                serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo))
-
-    def make(self, ns, account, pod_name="", node=""):
-        now = int(time.time())
-        bound = {"namespace": ns, "serviceaccount": {"name": account, "uid": "u"}}
-        if pod_name:
-            bound["pod"] = {"name": pod_name, "uid": f"uid-{pod_name}"}
-        if node:
-            bound["node"] = {"name": node, "uid": "n"}
-        claims = {"iss": "https://kubernetes.default.svc.cluster.local", "aud": ["istio-ca"],
-                  "sub": f"system:serviceaccount:{ns}:{account}", "iat": now, "nbf": now,
-                  "exp": now + 3600, "kubernetes.io": bound}
-        parts = [self.part(json.dumps(p).encode()) for p in ({"alg": "ES256", "typ": "JWT"}, claims)]
-        r, s = utils.decode_dss_signature(self.key.sign(".".join(parts).encode(),
-                                                        ec.ECDSA(hashes.SHA256())))
-        return ".".join(parts + [self.part(r.to_bytes(32, "big") + s.to_bytes(32, "big"))])
-
-    @staticmethod
-    def part(data):
-        return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
-
-
 class HboneTest(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
@@ -148,18 +101,16 @@ class HboneTest(unittest.TestCase):
         for ip in (WAYPOINT, CATALOG_1, CATALOG_2, CLIENT, PLAIN):
             subprocess.run(["ip", "addr", "add", ip + "/32", "dev", "lo"], check=True)
         cls.config = f"{work}/config"
-        write(f"{cls.config}/user.yaml", USER)
-        node = f"{cls.config}/state/node"
-        write(f"{node}/shop.catalog-v1.yaml",
-              pod("catalog-v1", CATALOG_1, "catalog", {"app": "catalog", "version": "v1"}))
-        write(f"{node}/shop.catalog-v2.yaml",
-              pod("catalog-v2", CATALOG_2, "catalog", {"app": "catalog", "version": "v2"}))
-        write(f"{node}/shop.webapp.yaml", pod("webapp", CLIENT, "webapp", {"app": "webapp"}))
-        write(f"{node}/shop.waypoint-0.yaml",
-              pod("waypoint-0", WAYPOINT, "waypoint",
-                  {"gateway.networking.k8s.io/gateway-name": "waypoint",
-                   "istio.io/dataplane-mode": "none"}))
-        cls.tokens = Tokens(work)
+        control.write(f"{cls.config}/user.yaml", USER)
+        gateway = {"gateway.networking.k8s.io/gateway-name": "waypoint", "istio.io/dataplane-mode": "none"}
+        for name, ip, account, labels in (
+                ("catalog-v1", CATALOG_1, "catalog", {"app": "catalog", "version": "v1"}),
+                ("catalog-v2", CATALOG_2, "catalog", {"app": "catalog", "version": "v2"}),
+                ("webapp", CLIENT, "webapp", {"app": "webapp"}),
+                ("waypoint-0", WAYPOINT, "waypoint", gateway)):
+            control.write(f"{cls.config}/state/node/shop.{name}.yaml",
+                          control.pod("shop", name, ip, account, labels))
+        cls.tokens = control.Tokens(work)
         ca = cls.ca = f"{work}/ca"
         os.makedirs(ca, mode=0o700)
         with open(f"{work}/meltemid.log", "w") as log:
@@ -168,7 +119,8 @@ class HboneTest(unittest.TestCase):
                  "--token-public-key", cls.tokens.public, "--xds-listen", "127.0.0.1:15012",
                  "--monitoring-listen", "127.0.0.1:15014"], stderr=log))
         lab.wait_port(15012)
-        cls.report(["uid-catalog-v1", "uid-catalog-v2", "uid-webapp"])
+        control.report_enrolled("127.0.0.1:15012", ca, cls.tokens,
+                                ["catalog-v1", "catalog-v2", "webapp"])
 
         token = f"{work}/waypoint.token"
         with open(token, "w") as f:
@@ -199,23 +151,6 @@ class HboneTest(unittest.TestCase):
         cls.lab.close()
         if status != 0 or "ERROR: AddressSanitizer" in log or "runtime error" in log:
             raise AssertionError(f"waypoint ended with {status}\n" + log[-6000:])
-
-    @classmethod
-    def report(cls, uids):
-        """What the node's agent would say: these pods are enrolled."""
-        def field(number, payload):
-            return bytes([number << 3 | 2, len(payload)]) + payload
-        message = field(1, b"n1")
-        for uid in uids:
-            message += field(2, field(1, uid.encode()) + b"\x10\x01")
-        with open(f"{cls.ca}/root-cert.pem", "rb") as f:
-            root = f.read()
-        token = cls.tokens.make("istio-system", "meltemi-agent", "agent-n1", "n1")
-        channel = grpc.secure_channel("127.0.0.1:15012", grpc.ssl_channel_credentials(root))
-        call = channel.unary_unary("/meltemi.node.v1.NodeStatus/Report")
-        call(message, timeout=30, metadata=(("authorization", "Bearer " + token),),
-             wait_for_ready=True)
-        channel.close()
 
     @staticmethod
     def wait(condition, timeout=30):
@@ -248,7 +183,7 @@ class HboneTest(unittest.TestCase):
         return json.loads(body)
 
     def apply(self, name, text):
-        write(f"{self.config}/{name}.yaml", text)
+        control.write(f"{self.config}/{name}.yaml", text)
         self.addCleanup(self.remove, name)
 
     def remove(self, name):
@@ -350,7 +285,7 @@ spec:
         def flip():
             for i in range(12):
                 state = ("v2", "v1")[i % 2]
-                write(f"{self.config}/live.yaml", rules(state))
+                control.write(f"{self.config}/live.yaml", rules(state))
                 self.wait(lambda: state_of(self.request("/x")[1])[0] == state)
 
         answers = self.under_load(flip)
