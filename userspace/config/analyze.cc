@@ -96,8 +96,7 @@ class Analysis {
         "Create the Service, or name one that exists (`meltemi sandbox get svc -n {}`)", ns);
   }
 
-  // --- VirtualService
-  // -----------------------------------------------------------------------------
+  // --- VirtualService ---------------------------------------------------------------------------
 
   void virtual_service(const Object& vs) {
     const auto& spec = vs.as<kube::VirtualService>().spec();
@@ -213,8 +212,7 @@ class Analysis {
         fix);
   }
 
-  // --- waypoints
-  // ------------------------------------------------------------------------------------
+  // --- waypoints --------------------------------------------------------------------------------
 
   // L7 rules on a Service that no waypoint serves do nothing; `what` opens the sentence.
   void needs_waypoint(const Object& service, const std::string& field, std::string_view what) {
@@ -272,8 +270,7 @@ class Analysis {
         "Create it, or correct the name");
   }
 
-  // --- DestinationRule
-  // ------------------------------------------------------------------------------
+  // --- DestinationRule --------------------------------------------------------------------------
 
   void destination_rule(const Object& rule) {
     const auto& spec = rule.as<kube::DestinationRule>().spec();
@@ -297,8 +294,7 @@ class Analysis {
     }
   }
 
-  // --- policies
-  // ---------------------------------------------------------------------------------------
+  // --- policies ---------------------------------------------------------------------------------
 
   void authorization_policy(const Object& policy) {
     const auto& spec = policy.as<kube::AuthorizationPolicy>().spec();
@@ -363,8 +359,7 @@ class Analysis {
                     policy.ns()));
   }
 
-  // --- services and pods
-  // ----------------------------------------------------------------------------
+  // --- services and pods ------------------------------------------------------------------------
 
   // A pod has the labels, or something here would make such pods.
   bool runs_somewhere(const std::string& ns, const Labels& selector) {

@@ -270,8 +270,7 @@ class PodWorker::Life {
     host_ = 0;
   }
 
-  // --- containers
-  // ---------------------------------------------------------------------------------
+  // --- containers -------------------------------------------------------------------------------
 
   PodContext context() const {
     PodContext c;
@@ -486,8 +485,7 @@ class PodWorker::Life {
     while (!take_update()) wait(MonoTime::max());
   }
 
-  // --- probes
-  // -------------------------------------------------------------------------------------
+  // --- probes -----------------------------------------------------------------------------------
 
   void probe(Container& c) {
     if (c.startup.exists() && !c.startup.result()) {
@@ -566,8 +564,7 @@ class PodWorker::Life {
     if (reap(c)) after_end(c);
   }
 
-  // --- the end
-  // --------------------------------------------------------------------------------------
+  // --- the end ----------------------------------------------------------------------------------
 
   Duration grace() const {
     const auto& meta = pod_.meta();
@@ -615,8 +612,7 @@ class PodWorker::Life {
         fmt::format("{}/{}.yaml", node_.layout.node_pods_dir(node_.node), uid()), error);
   }
 
-  // --- status
-  // ---------------------------------------------------------------------------------------
+  // --- status -----------------------------------------------------------------------------------
 
   bool pod_ready() const {
     return !finished_ && std::all_of(containers_.begin(), containers_.end(),

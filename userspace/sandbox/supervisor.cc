@@ -211,8 +211,7 @@ class Supervisor {
     return {};
   }
 
-  // --- the mesh's processes
-  // ------------------------------------------------------------------------
+  // --- the mesh's processes ---------------------------------------------------------------------
 
   Status start(ComponentSpec spec) {
     Component component(std::move(spec));
@@ -298,8 +297,7 @@ class Supervisor {
     if (!written) scope.error("{}", written.error().to_string());
   }
 
-  // --- Kubernetes' controllers
-  // -----------------------------------------------------------------------
+  // --- Kubernetes' controllers ------------------------------------------------------------------
 
   void reconcile() {
     wanted_.refresh();
@@ -424,8 +422,7 @@ class Supervisor {
     if (!written) scope.error("{}", written.error().to_string());
   }
 
-  // --- Services
-  // ----------------------------------------------------------------------------------------
+  // --- Services ---------------------------------------------------------------------------------
 
   void assign_services() {
     std::set<std::string> kept;
