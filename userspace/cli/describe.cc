@@ -131,15 +131,9 @@ class Describer {
     const Selector selector = MELTEMI_TRY(parse_selector(options_.selector));
     std::vector<ObjectPtr> found;
     for (const Target& target : MELTEMI_TRY(parse_targets(options_.words))) {
-      const std::string ns = target.kind->namespaced ? context_.ns() : "";
-      for (const std::string& name : target.names) {
-        ObjectPtr object = store().find(target.kind->kind, ns, name);
-        if (!object) return no_such_object(*target.kind, name);
+      for (ObjectPtr& object :
+           MELTEMI_TRY(find_objects(store(), target, context_.ns(), selector)))
         found.push_back(std::move(object));
-      }
-      if (!target.names.empty()) continue;
-      for (const ObjectPtr& object : store().list(target.kind->kind, ns))
-        if (selected(*object, selector)) found.push_back(object);
     }
     if (found.empty()) complain("No resources found in {} namespace.\n", context_.ns());
     for (const ObjectPtr& object : found) {

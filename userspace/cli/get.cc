@@ -112,20 +112,13 @@ class Getter {
     const Selector selector = MELTEMI_TRY(parse_selector(options_.selector));
     bool named = true;
     for (const Target& target : MELTEMI_TRY(parse_targets(options_.words))) {
-      const std::string where = target.kind->namespaced ? ns() : "";
       kinds_.push_back(target.kind);
       named = named && !target.names.empty();
       if (!target.names.empty() && target.kind->namespaced && options_.all_namespaces)
         return fail(Reason::kBadConfig, Fault::kConfig,
                     "a resource cannot be retrieved by name across all namespaces");
-      for (const std::string& name : target.names) {
-        const ObjectPtr object = store().find(target.kind->kind, where, name);
-        if (!object) return no_such_object(*target.kind, name);
+      for (const ObjectPtr& object : MELTEMI_TRY(find_objects(store(), target, ns(), selector)))
         take(*object);
-      }
-      if (!target.names.empty()) continue;
-      for (const ObjectPtr& object : store().list(target.kind->kind, where))
-        if (selected(*object, selector)) take(*object);
     }
     single_ = named && found_.size() == 1;
     return {};

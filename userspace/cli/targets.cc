@@ -3,6 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <utility>
+
+#include "userspace/cli/context.h"
 
 namespace meltemi::cli {
 namespace {
@@ -174,6 +177,22 @@ Result<Selector> parse_selector(std::string_view text) {
 bool selected(const Object& object, const Selector& selector) {
   return std::all_of(selector.begin(), selector.end(),
                      [&](const Requirement& wanted) { return meets(object, wanted); });
+}
+
+Result<std::vector<config::ObjectPtr>> find_objects(const config::ObjectStore& store,
+                                                    const Target& target, const std::string& ns,
+                                                    const Selector& selector) {
+  const std::string where = target.kind->namespaced ? ns : "";
+  std::vector<config::ObjectPtr> out;
+  for (const std::string& name : target.names) {
+    config::ObjectPtr object = store.find(target.kind->kind, where, name);
+    if (!object) return no_such_object(*target.kind, name);
+    out.push_back(std::move(object));
+  }
+  if (!target.names.empty()) return out;
+  for (const config::ObjectPtr& object : store.list(target.kind->kind, where))
+    if (selected(*object, selector)) out.push_back(object);
+  return out;
 }
 
 }  // namespace meltemi::cli

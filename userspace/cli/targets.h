@@ -9,6 +9,7 @@
 
 #include "userspace/base/error.h"
 #include "userspace/config/object.h"
+#include "userspace/config/store.h"
 
 namespace meltemi::cli {
 
@@ -33,5 +34,11 @@ using Selector = std::vector<Requirement>;
 // "a=b,c!=d,e,!f,g in (h,i),j notin (k)". Error names the part.
 Result<Selector> parse_selector(std::string_view text);
 bool selected(const config::Object& object, const Selector& selector);
+
+// What a target means in `ns` ("" for all): the named objects, or all of the kind that the selector
+// picks. Error: a name that is not there.
+Result<std::vector<config::ObjectPtr>> find_objects(const config::ObjectStore& store,
+                                                    const Target& target, const std::string& ns,
+                                                    const Selector& selector);
 
 }  // namespace meltemi::cli
