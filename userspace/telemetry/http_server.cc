@@ -14,7 +14,6 @@
 #include <list>
 #include <map>
 #include <mutex>
-#include <set>
 #include <thread>
 
 #include "userspace/base/clock.h"
@@ -388,32 +387,6 @@ bool HttpServer::Impl::flush(Connection& c) {
 
 // --- shared routes --------------------------------------------------------------------------
 
-struct Readiness::Impl {
-  mutable std::mutex mutex;
-  std::set<std::string> pending;
-};
-
-Readiness::Readiness() : impl_(std::make_unique<Impl>()) {}
-Readiness::~Readiness() = default;
-
-void Readiness::pending(const std::string& task) {
-  std::lock_guard lock(impl_->mutex);
-  impl_->pending.insert(task);
-}
-void Readiness::done(const std::string& task) {
-  std::lock_guard lock(impl_->mutex);
-  if (impl_->pending.erase(task) && impl_->pending.empty()) scope.info("ready");
-}
-bool Readiness::ready() const {
-  std::lock_guard lock(impl_->mutex);
-  return impl_->pending.empty();
-}
-HttpResponse Readiness::response() const {
-  std::lock_guard lock(impl_->mutex);
-  if (impl_->pending.empty()) return {200, "ready\n"};
-  return {500, fmt::format("not ready, pending: {}\n", fmt::join(impl_->pending, ", "))};
-}
-
 void add_metrics_routes(HttpServer& server, const Registry& registry) {
   const auto handler = [&registry](const HttpRequest& request) {
     const bool open = request.accept.find("application/openmetrics-text") != std::string::npos;
@@ -427,7 +400,10 @@ void add_metrics_routes(HttpServer& server, const Registry& registry) {
 
 void add_readiness_route(HttpServer& server, const Readiness& readiness) {
   server.route("/healthz/ready", "GET",
-               [&readiness](const HttpRequest&) { return readiness.response(); });
+               [&readiness](const HttpRequest&) {
+                 const Readiness::Verdict verdict = readiness.verdict();
+                 return HttpResponse{verdict.ready ? 200 : 500, verdict.text};
+               });
 }
 
 namespace {

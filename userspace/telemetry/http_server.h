@@ -12,6 +12,7 @@
 
 #include "userspace/base/address.h"
 #include "userspace/base/error.h"
+#include "userspace/telemetry/readiness.h"
 
 namespace meltemi::telemetry {
 
@@ -65,26 +66,10 @@ class HttpServer {
 // kBadRequest, kLimitExceeded: answer `http_status` of it and close.
 Result<HttpRequest> parse_http_request(std::string_view bytes, int* http_status);
 
-// Which start-up tasks are still pending. Thread safe.
-class Readiness {
- public:
-  Readiness();
-  ~Readiness();
-  void pending(const std::string& task);
-  void done(const std::string& task);
-  bool ready() const;
-  // 200 "ready\n", or 500 "not ready, pending: a, b\n".
-  HttpResponse response() const;
-
- private:
-  struct Impl;
-  std::unique_ptr<Impl> impl_;
-};
-
 // The routes that ztunnel, waypoint and meltemid share.
 // /metrics and /stats/prometheus
 void add_metrics_routes(HttpServer& server, const Registry& registry);
-// /healthz/ready
+// /healthz/ready: 200, or 500 with the reasons.
 void add_readiness_route(HttpServer& server, const Readiness& readiness);
 // POST /logging?level=...|?reset, POST /quitquitquit (calls `quit` once, answers "shutdown now").
 void add_admin_routes(HttpServer& server, std::string default_levels, std::function<void()> quit);
