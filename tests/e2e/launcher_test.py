@@ -91,12 +91,25 @@ class Launcher(unittest.TestCase):
                 done = subprocess.run([launcher, "test", name], text=True, capture_output=True, timeout=60)
                 self.assertEqual(done.returncode, code, done.stdout + done.stderr)
             self.assertIn("-R beta", done.stderr)
+            self.assertRegex(done.stderr, r"\d+ s  build release\n +\d+ s  tests that match beta\n")
 
     def test_help_needs_nothing(self):
         done = launch("--help", user=65534)
         self.assertEqual(done.returncode, 0, done.stderr)
         for verb in ("demo", "test", "bench", "build", "check"):
             self.assertIn(verb, done.stdout)
+
+    def test_without_a_word_the_verbs_are_shown(self):
+        with_tool = launch()
+        self.assertEqual(with_tool.returncode, 64)
+        for verb in ("demo", "apply", "get", "waypoint"):
+            self.assertIn(verb, with_tool.stdout)
+
+    def test_help_of_one_word_is_about_that_word(self):
+        done = launch("help", "get")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("--selector", done.stdout)
+        self.assertNotIn("port-forward", done.stdout)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,10 @@
 namespace meltemi::cli {
 
 int report(const Error& error) {
-  complain("error: {}\n", error.detail.empty() ? reason_name(error.reason) : error.detail);
+  // Findings of manifests say themselves that they are errors.
+  constexpr std::string_view kMark = "error: ";
+  const std::string_view text = error.detail.empty() ? reason_name(error.reason) : error.detail;
+  complain("{}{}\n", text.starts_with(kMark) ? "" : kMark, text);
   const bool too_large = error.reason == Reason::kLimitExceeded && error.fault == Fault::kConfig;
   return error.reason == Reason::kBadConfig || too_large ? kExitBadInput : kExitFailure;
 }

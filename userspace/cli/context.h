@@ -51,7 +51,7 @@ void complain(fmt::format_string<A...> f, A&&... a) {
   fmt::print(stderr, f, std::forward<A>(a)...);
 }
 
-// "error: ..." on stderr; the exit code that its reason means.
+// "error: ..." on stderr, each line of the detail by itself; the exit code that its reason means.
 int report(const Error& error);
 // Errors and warnings, one line each on stderr. Fields that are accepted without effect (a
 // container's image, say) are not worth a line at every apply: `meltemi pod-fields` has the table.

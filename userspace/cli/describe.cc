@@ -3,9 +3,11 @@
 #include <algorithm>
 #include <map>
 
+#include "userspace/cli/applies.h"
 #include "userspace/cli/get.h"
 #include "userspace/cli/manifests.h"
 #include "userspace/cli/pods.h"
+#include "userspace/cli/processes.h"
 #include "userspace/cli/table.h"
 #include "userspace/cli/targets.h"
 #include "userspace/config/analyze.h"
@@ -120,6 +122,18 @@ void describe_mesh(const PodView& view) {
     cli::print("  Not captured:    {}\n", fmt::join(view.truth->uncaptured_processes(), ", "));
 }
 
+// Policies and routes that concern the object, and who acts on them.
+void print_applied(const std::vector<Applied>& applied) {
+  if (applied.empty()) {
+    field("Applies", "no policy, no routing rule");
+    return;
+  }
+  Table table({"Applies", "What", "Acted on by"});
+  for (const Applied& each : applied)
+    table.add({each.object->key().to_string(), each.what, each.where});
+  print("{}", table.text());
+}
+
 class Describer {
  public:
   Describer(const Context& context, const DescribeOptions& options)
@@ -127,15 +141,17 @@ class Describer {
         options_(options),
         directory_(context.open(sandbox::View::kMerged)) {}
 
+  // What was named and is not there; the rest was described.
+  const std::vector<Error>& missing() const { return missing_; }
+
   Status run() {
     const Selector selector = MELTEMI_TRY(parse_selector(options_.selector));
     std::vector<ObjectPtr> found;
     for (const Target& target : MELTEMI_TRY(parse_targets(options_.words))) {
-      for (ObjectPtr& object :
-           MELTEMI_TRY(find_objects(store(), target, context_.ns(), selector)))
+      for (ObjectPtr& object : find_objects(store(), target, context_.ns(), selector, &missing_))
         found.push_back(std::move(object));
     }
-    if (found.empty()) complain("No resources found in {} namespace.\n", context_.ns());
+    if (found.empty() && missing_.empty()) complain("No resources found in {} namespace.\n", context_.ns());
     for (const ObjectPtr& object : found) {
       if (object != found.front()) print("\n\n");
       describe(sandbox::with_status(store(), *object));
@@ -189,6 +205,7 @@ class Describer {
     field("Processes", fmt::format("{}", fmt::join(view.pids, ", ")));
     describe_containers(pod.spec(), pod.status());
     describe_mesh(view);
+    print_applied(what_applies(store(), object));
     print_conditions(pod.status().conditions());
     if (!pod.status().message().empty()) field("Message", pod.status().message());
   }
@@ -210,6 +227,7 @@ class Describer {
       field("Endpoints", fmt::format("{}", fmt::join(endpoints, ", ")));
     }
     field("Waypoint", waypoint_of(store(), object));
+    print_applied(what_applies(store(), object));
   }
 
   void describe_deployment(const Object& object) {
@@ -257,13 +275,19 @@ class Describer {
   const Context& context_;
   const DescribeOptions& options_;
   sandbox::Directory directory_;
+  std::vector<Error> missing_;
   std::optional<Truth> truth_;
 };
 
 }  // namespace
 
 int describe_command(const Context& context, const DescribeOptions& options) {
-  return finish(Describer(context, options).run());
+  const std::string kind = options.words.empty() ? "" : options.words[0];
+  if (is_node_word(kind.substr(0, kind.find('/')))) return describe_nodes(context, options.words);
+  Describer describer(context, options);
+  int code = finish(describer.run());
+  for (const Error& error : describer.missing()) code = report(error);
+  return code;
 }
 
 }  // namespace meltemi::cli

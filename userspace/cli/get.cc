@@ -87,6 +87,9 @@ class Getter {
   Getter(const Context& context, const GetOptions& options)
       : context_(context), options_(options), directory_(context.open(sandbox::View::kMerged)) {}
 
+  // What was named and is not there; the rest was shown.
+  const std::vector<Error>& missing() const { return missing_; }
+
   Status run() {
     if (options_.words.empty())
       return fail(
@@ -95,7 +98,7 @@ class Getter {
           "(meltemi api-resources lists all)");
     if (options_.watch) return watch();
     MELTEMI_TRY(collect());
-    MELTEMI_TRY(print_all());
+    if (!found_.empty() || missing_.empty()) MELTEMI_TRY(print_all());
     warn();
     return {};
   }
@@ -109,6 +112,7 @@ class Getter {
   Status collect() {
     found_.clear();
     kinds_.clear();
+    missing_.clear();
     const Selector selector = MELTEMI_TRY(parse_selector(options_.selector));
     bool named = true;
     for (const Target& target : MELTEMI_TRY(parse_targets(options_.words))) {
@@ -117,10 +121,10 @@ class Getter {
       if (!target.names.empty() && target.kind->namespaced && options_.all_namespaces)
         return fail(Reason::kBadConfig, Fault::kConfig,
                     "a resource cannot be retrieved by name across all namespaces");
-      for (const ObjectPtr& object : MELTEMI_TRY(find_objects(store(), target, ns(), selector)))
+      for (const ObjectPtr& object : find_objects(store(), target, ns(), selector, &missing_))
         take(*object);
     }
-    single_ = named && found_.size() == 1;
+    single_ = named && found_.size() == 1 && missing_.empty();
     return {};
   }
 
@@ -272,6 +276,7 @@ class Getter {
       directory_.refresh();
       truth_.reset();
       MELTEMI_TRY(collect());
+      if (!missing_.empty()) return {};
       if (kinds_.size() != 1)
         return fail(Reason::kBadConfig, Fault::kConfig,
                     "you may only specify a single resource type with --watch");
@@ -506,6 +511,7 @@ class Getter {
   sandbox::Directory directory_;
   std::vector<const KindInfo*> kinds_;
   std::vector<ObjectPtr> found_;
+  std::vector<Error> missing_;
   bool single_ = false;
   std::optional<std::map<std::string, local::v1::Pod>> truth_;
 };
@@ -516,10 +522,13 @@ int get_command(const Context& context, const GetOptions& options) {
   if (!options.words.empty()) {
     const std::string& word = options.words[0];
     if (word == "mesh") return get_mesh(context, options.output, options.no_headers);
-    if (word == "nodes" || word == "node" || word == "no")
+    if (is_node_word(word))
       return get_nodes(context, options.output, options.no_headers);
   }
-  return finish(Getter(context, options).run());
+  Getter getter(context, options);
+  int code = finish(getter.run());
+  for (const Error& error : getter.missing()) code = report(error);
+  return code;
 }
 
 int api_resources_command() {

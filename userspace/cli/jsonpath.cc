@@ -31,6 +31,12 @@ void add_items(const Nodes& from, Nodes* out) {
     for (const Value& item : node->items) out->push_back(&item);
 }
 
+// A node and all below it, in the order of the document. Documents have a limited depth.
+void add_descendants(const Value* node, Nodes* out) {
+  out->push_back(node);
+  for (const Value& item : node->items) add_descendants(&item, out);
+}
+
 // Python's and so kubectl's index: negative ones count from the end.
 void add_item(const Nodes& from, int64_t index, Nodes* out) {
   for (const Value* node : from) {
@@ -64,7 +70,7 @@ class Path {
  private:
   Status field(const Nodes& nodes, Nodes* out) {
     rest_.remove_prefix(1);
-    if (rest_.starts_with('.')) return refuse(all_, "\"..\" is not supported");
+    if (rest_.starts_with('.')) return descend(nodes, out);
     std::string key;
     while (!rest_.empty() && rest_[0] != '.' && rest_[0] != '[') {
       if (rest_[0] == '\\' && rest_.size() > 1) rest_.remove_prefix(1);
@@ -79,6 +85,18 @@ class Path {
       add_member(nodes, key, out);
     }
     return {};
+  }
+
+  // "..name": the field of that name of everything below; what follows is read as after one dot.
+  Status descend(const Nodes& nodes, Nodes* out) {
+    if (rest_.size() == 1) return refuse(all_, "\"..\" needs the name of a field");
+    Nodes all;
+    for (const Value* node : nodes) add_descendants(node, &all);
+    if (rest_[1] == '[') {
+      rest_.remove_prefix(1);
+      return bracket(all, out);
+    }
+    return field(all, out);
   }
 
   Status bracket(const Nodes& nodes, Nodes* out) {

@@ -1,5 +1,5 @@
-// kubectl's JSONPath templates (`-o jsonpath=...`): fields, indices, wildcards, equality filters,
-// string literals and range/end. Pure. Must never print less than was asked without an error: what
+// kubectl's JSONPath templates (`-o jsonpath=...`): fields, indices, wildcards, "..", equality
+// filters, string literals and range/end. Pure. Must never print less than was asked without an error: what
 // is not understood is refused by name; only a field that is not there is empty, as with kubectl.
 #pragma once
 

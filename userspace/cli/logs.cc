@@ -33,6 +33,7 @@ struct LogFile {
   config::ObjectKey key;
   std::string node, container;  // of a pod
   int start = 0;                // which start of the container
+  std::string prefix;           // before each line; "" where there is one source only
 };
 
 int restarts_of(const Object& pod, const std::string& container) {
@@ -55,19 +56,32 @@ Result<LogFile> log_of_pod(const Context& context, const Object& pod, const Logs
                 fmt::format("{}container {} of pod {} has not started{}",
                             options.previous ? "previous " : "", container, pod.name(),
                             options.previous ? " before" : " yet"));
-  return LogFile{path(start), pod.meta().uid(), pod.key(), node, container, start};
+  return LogFile{path(start), pod.meta().uid(), pod.key(), node, container, start, ""};
 }
 
-// The mesh's own processes answer to the names that their pods would have.
+// The mesh's own processes answer to the names that their pods would have, and to those of their
+// DaemonSet or Deployment: "ztunnel-node1", "ds/ztunnel" and "ztunnel" for all nodes. Empty: no such
+// process.
 Result<std::vector<LogFile>> logs_of_mesh(const Context& context, const std::string& name) {
-  std::string of_nodes;
+  const std::string workload = name.substr(name.find('/') + 1);  // all of it where there is no slash
+  std::vector<LogFile> out;
   for (const MeshProcess& process : MELTEMI_TRY(mesh_processes(context.layout()))) {
-    if (process.pod_name() == name) return std::vector<LogFile>{{process.log, "", {}, "", "", 0}};
-    if (process.name == name) of_nodes += (of_nodes.empty() ? "" : ", ") + process.pod_name();
+    LogFile log{.path = process.log};
+    if (process.pod_name() == name) return std::vector<LogFile>{log};
+    if (process.name != workload) continue;
+    log.prefix = fmt::format("[{}] ", process.pod_name());
+    out.push_back(std::move(log));
   }
-  if (of_nodes.empty()) return std::vector<LogFile>();
-  return fail(Reason::kBadConfig, Fault::kConfig,
-              fmt::format("every node has a {}. Name one of: {}", name, of_nodes));
+  if (out.size() == 1) out[0].prefix.clear();
+  return out;
+}
+
+// "-l app=ztunnel", as the pods of the field's charts are labelled; "" for any other selector.
+std::string mesh_workload_of(const Selector& selector) {
+  if (selector.size() != 1 || selector[0].op != Requirement::Operator::kIn) return {};
+  const std::string& key = selector[0].key;
+  return key == "app" || key == "k8s-app" || key == "app.kubernetes.io/name" ? selector[0].values[0]
+                                                                            : std::string();
 }
 
 Result<std::vector<LogFile>> find_logs(const Context& context, const config::ObjectStore& store,
@@ -75,6 +89,8 @@ Result<std::vector<LogFile>> find_logs(const Context& context, const config::Obj
   std::vector<LogFile> out;
   if (!options.selector.empty()) {
     const auto selector = MELTEMI_TRY(parse_selector(options.selector));
+    if (context.ns() == sandbox::kSystemNamespace)
+      out = MELTEMI_TRY(logs_of_mesh(context, mesh_workload_of(selector)));
     for (const ObjectPtr& pod : store.list(config::Kind::kPod, context.ns()))
       if (selected(*pod, selector)) out.push_back(MELTEMI_TRY(log_of_pod(context, *pod, options)));
     return out;
@@ -115,7 +131,7 @@ class Follower {
     char buffer[16384];
     ssize_t n;
     while ((n = ::pread(fd_.get(), buffer, sizeof buffer, at_)) > 0) {
-      write_out({buffer, static_cast<size_t>(n)});
+      write_out(prefix_lines({buffer, static_cast<size_t>(n)}, log_.prefix, &at_line_start_));
       at_ += n;
     }
     if (!restarted) return;
@@ -129,6 +145,7 @@ class Follower {
   LogFile log_;
   UniqueFd fd_;
   off_t at_;
+  bool at_line_start_ = true;
 };
 
 // Until all of their pods have ended.
@@ -160,6 +177,18 @@ std::string_view tail_lines(std::string_view text, size_t lines) {
   return text.substr(std::min(at + 1, text.size()));
 }
 
+std::string prefix_lines(std::string_view text, std::string_view prefix, bool* at_start) {
+  if (prefix.empty()) return std::string(text);
+  std::string out;
+  out.reserve(text.size() + prefix.size());
+  for (const char c : text) {
+    if (*at_start) out += prefix;
+    out += c;
+    *at_start = c == '\n';
+  }
+  return out;
+}
+
 int logs_command(const Context& context, const LogsOptions& options) {
   const auto show = [&]() -> Status {
     const sandbox::Directory directory = context.open(sandbox::View::kMerged);
@@ -168,9 +197,11 @@ int logs_command(const Context& context, const LogsOptions& options) {
     std::vector<Follower> followers;
     for (const LogFile& log : logs) {
       const std::string text = MELTEMI_TRY(sys::read_file(log.path, SIZE_MAX));
-      write_out(options.tail && *options.tail >= 0
-                    ? tail_lines(text, static_cast<size_t>(*options.tail))
-                    : std::string_view(text));
+      const std::string_view shown = options.tail && *options.tail >= 0
+                                         ? tail_lines(text, static_cast<size_t>(*options.tail))
+                                         : std::string_view(text);
+      bool at_start = true;
+      write_out(prefix_lines(shown, log.prefix, &at_start));
       if (options.follow) followers.emplace_back(context, log, text.size());
     }
     follow(context, std::move(followers));

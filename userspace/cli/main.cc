@@ -10,6 +10,7 @@
 #include "userspace/base/config.h"
 #include "userspace/base/log.h"
 #include "userspace/cli/context.h"
+#include "userspace/cli/foreign_words.h"
 #include "userspace/cli/get.h"
 #include "userspace/cli/objects.h"
 #include "userspace/cli/rollout.h"
@@ -51,7 +52,8 @@ class CommandLine {
     app_.add_option("-n,--namespace", ns_, "namespace")->default_str("default");
     app_.footer(
         "Every command takes -n NAMESPACE and --sandbox NAME (or MELTEMI_SANDBOX).\n"
-        "Exit codes: 0 done, 1 failed, 64 wrong usage, 65 bad input (nothing was changed).");
+        "Exit codes: 0 done, 1 failed, 64 wrong usage, 65 bad input (nothing was changed).\n"
+        "Help of one command: meltemi COMMAND --help.");
     add_sandbox();
     add_objects();
     add_get();
@@ -113,6 +115,10 @@ class CommandLine {
     const std::vector<std::string_view> views(names.begin(), names.end());
     const std::string_view near = config::did_you_mean(word, views);
     complain("error: unknown command \"{}\" for \"{}\"\n", word, path);
+    if (const std::string_view advice = advice_for(word); !advice.empty() && !app.get_parent()) {
+      complain("{}.\n", advice);
+      return kExitUsage;
+    }
     if (!near.empty()) complain("Did you mean: {} {}\n", path, near);
     complain("Known: {}\nSee: {} --help\n", fmt::join(names, ", "), path);
     return kExitUsage;
@@ -158,8 +164,8 @@ class CommandLine {
   void add_objects() {
     CLI::App* apply =
         add(&app_, "apply", "create or change objects; all of them, or none if one is bad");
-    apply->add_option("-f,--filename", apply_.files, "file or folder; - is standard input")
-        ->required();
+    apply->add_option("-f,--filename", apply_.files, "file or folder; - is standard input");
+    apply->add_option("-k,--kustomize", apply_.kustomize, "not built in; tells how it is done");
     apply->add_flag("--force", apply_.force, "also with references to what is not there");
     apply->add_option("--dry-run", apply_.dry_run, "client or server: check and tell, change nothing")
         ->expected(0, 1)
@@ -171,8 +177,9 @@ class CommandLine {
         add(&app_, "create", "create objects of files, a namespace or a service account");
     create->require_subcommand(0, 1);
     create->add_option("-f,--filename", apply_.files, "file or folder; - is standard input");
+    create->add_option("-k,--kustomize", apply_.kustomize, "not built in; tells how it is done");
     bind(create, [this](const Context& c) {
-      if (apply_.files.empty()) {
+      if (apply_.files.empty() && apply_.kustomize.empty()) {
         complain("error: say what to create: -f FILE, namespace NAME or serviceaccount NAME\n");
         return static_cast<int>(kExitUsage);
       }
@@ -337,7 +344,7 @@ class CommandLine {
       app->add_option("--for-service-account", waypoint_.service_account,
                       "serve only what runs as this service account");
     }
-    apply->add_flag("--enroll-namespace", waypoint_.enroll_namespace, "make the namespace use it");
+    apply->add_flag("--enroll-namespace", waypoint_.enroll_namespace, "make the namespace use it, once it is programmed");
     apply->add_flag("--overwrite", waypoint_.overwrite,
                     "also where the namespace uses another one");
     apply->add_flag("-w,--wait", waypoint_.wait, "wait until it is programmed");

@@ -143,6 +143,16 @@ Problems analyze_all(const ObjectStore& store, const std::vector<Object>& object
   return out;
 }
 
+int no_files(const ApplyOptions& options) {
+  const char* verb = options.only_new ? "create" : "apply";
+  if (options.kustomize.empty())
+    complain("error: must specify what to {0}: -f FILE, -f FOLDER, or -f - for standard input\n", verb);
+  else
+    complain("error: kustomize is not built in. Run: kustomize build {} | meltemi {} -f -\n",
+             options.kustomize, verb);
+  return kExitUsage;
+}
+
 int refuse(const Problems& problems) {
   report(problems);
   complain("Nothing was changed.\n");
@@ -334,6 +344,7 @@ Status apply_edits(google::protobuf::Map<std::string, std::string>* map,
 }  // namespace
 
 int apply_command(const Context& context, const ApplyOptions& options) {
+  if (!options.kustomize.empty() || options.files.empty()) return no_files(options);
   Problems problems;
   auto read = read_all(context, options.files, &problems);
   if (!read) return report(read.error());
@@ -376,6 +387,7 @@ int create_service_account_command(const Context& context, const std::string& na
 }
 
 int delete_command(const Context& context, const DeleteOptions& options) {
+  std::vector<Error> missing;  // told at the end: as with kubectl, the others go all the same
   const auto delete_all = [&]() -> Status {
     std::map<ObjectKey, std::string> uids;
     {
@@ -389,13 +401,15 @@ int delete_command(const Context& context, const DeleteOptions& options) {
         if (MELTEMI_TRY(delete_one(context, manifests, key, options)))
           print("{} \"{}\" deleted\n", kubectl_name(key).substr(0, kubectl_name(key).rfind('/')),
                 key.name);
-        else if (!options.ignore_not_found && options.files.empty())
-          return no_such_object(config::kind_info(key.kind), key.name);
+        else if (!options.ignore_not_found)
+          missing.push_back(no_such_object(config::kind_info(key.kind), key.name).error());
       }
     }
     return options.wait ? wait_until_gone(context, uids) : Status();
   };
-  return finish(delete_all());
+  int code = finish(delete_all());
+  for (const Error& error : missing) code = report(error);
+  return code;
 }
 
 Result<ObjectPtr> find_mine(const Manifests& manifests, const KindInfo& kind, std::string_view ns,
@@ -429,6 +443,8 @@ int label_command(const Context& context, const LabelOptions& options) {
     if (named.empty())
       return fail(Reason::kBadConfig, Fault::kConfig, "name what to change: KIND NAME, or KIND/NAME");
     Manifests manifests = MELTEMI_TRY(Manifests::open(context));
+    // All are checked before one is written: an error means that nothing was changed.
+    std::vector<std::pair<Object, bool>> edited;  // and whether that changes nothing
     for (const auto& [kind, name] : named) {
       const ObjectPtr found = MELTEMI_TRY(find_mine(manifests, *kind, context.ns(), name));
       Object object = *found;
@@ -438,6 +454,9 @@ int label_command(const Context& context, const LabelOptions& options) {
       const Problems problems = config::validate(object);
       if (has_errors(problems)) return fail(to_error(problems));
       const bool same = object.same_content(*found);
+      edited.emplace_back(std::move(object), same);
+    }
+    for (const auto& [object, same] : edited) {
       if (!same) MELTEMI_TRY(manifests.write(object));
       const bool only_removes =
           std::none_of(edits.begin(), edits.end(), [](const Edit& e) { return e.value.has_value(); });

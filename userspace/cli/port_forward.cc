@@ -14,6 +14,7 @@
 #include "userspace/cli/pods.h"
 #include "userspace/cli/sessions.h"
 #include "userspace/cli/targets.h"
+#include "userspace/config/names.h"
 #include "userspace/sandbox/services.h"
 #include "userspace/sys/netns.h"
 
@@ -64,10 +65,19 @@ bool pump(int from, int to, bool readable, bool writable, Direction* d) {
 
 struct Listener {
   UniqueFd fd;
-  uint16_t local = 0, remote = 0;
+  uint16_t local = 0;
+  std::string remote;  // number or name
 };
 
-Result<Listener> listen_on(const std::string& address, PortPair ports) {
+// 1 to 65535; nothing for a name.
+std::optional<uint16_t> port_number(std::string_view text) {
+  uint16_t value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size() || value == 0) return std::nullopt;
+  return value;
+}
+
+Result<Listener> listen_on(const std::string& address, const PortPair& ports) {
   const auto ip = IpAddress::parse(address == "localhost" ? "127.0.0.1" : address);
   if (!ip)
     return fail(Reason::kBadConfig, Fault::kConfig,
@@ -126,15 +136,24 @@ Result<UniqueFd> dial_pod(const sys::Netns& netns, const std::vector<IpAddress>&
   return fail(last.error());
 }
 
-// The port of the pod that a Service's port leads to; any other target's ports are the pod's own.
+// The pod's own port for the one that was named: by number or, as in the manifest, by name. A
+// Service's port leads to its target port; any other target's ports are the pod's own.
 Result<uint16_t> remote_port(const config::ObjectStore& store, const Context& context,
-                             const std::string& target, const config::Object& pod, uint16_t port) {
+                             const std::string& target, const config::Object& pod,
+                             const std::string& port) {
   const Target parsed =
       MELTEMI_TRY(parse_target(target.find('/') == std::string::npos ? "pod/" + target : target));
-  if (parsed.kind->kind != Kind::kService) return port;
+  if (parsed.kind->kind != Kind::kService) {
+    for (const auto& container : pod.as<config::kube::Pod>().spec().containers())
+      for (const auto& candidate : container.ports())
+        if (candidate.name() == port) return static_cast<uint16_t>(candidate.container_port());
+    if (const auto number = port_number(port)) return *number;
+    return fail(Reason::kNotFound, Fault::kConfig,
+                fmt::format("Pod {} does not have a named port \"{}\"", pod.name(), port));
+  }
   const ObjectPtr service = store.find(Kind::kService, context.ns(), parsed.names.at(0));
   for (const auto& candidate : service->as<config::kube::Service>().spec().ports())
-    if (candidate.port() == port)
+    if (candidate.name() == port || std::to_string(candidate.port()) == port)
       if (const uint16_t number = sandbox::resolve_target_port(candidate, pod); number != 0)
         return number;
   return fail(Reason::kNotFound, Fault::kConfig,
@@ -148,12 +167,12 @@ class PodEnd {
       : context_(context), target_(target), directory_(context.open(sandbox::View::kMerged)) {}
 
   // The pod's own port for the one that the user has named.
-  Result<uint16_t> port(uint16_t named) {
+  Result<uint16_t> port(const std::string& named) {
     MELTEMI_TRY(resolve());
     return remote_port(directory_.store(), context_, target_, *pod_, named);
   }
 
-  Result<UniqueFd> dial(uint16_t named) {
+  Result<UniqueFd> dial(const std::string& named) {
     const uint16_t port = MELTEMI_TRY(this->port(named));
     return dial_pod(netns_, sandbox::pod_ips(*pod_), port);
   }
@@ -260,7 +279,10 @@ Status forward(const Context& context, const PortForwardOptions& options) {
       return fail(Reason::kBadConfig, Fault::kConfig,
                   fmt::format("\"{}\" is not LOCAL:REMOTE, PORT or :REMOTE", text));
     pod_ports.push_back(MELTEMI_TRY(pod.port(ports->remote)));
-    listeners.push_back(MELTEMI_TRY(listen_on(options.address, *ports)));
+    // A name alone is listened on at the number that it means in the pod.
+    const bool named = ports->local == 0 && !text.starts_with(':');
+    const uint16_t local = named ? pod_ports.back() : ports->local;
+    listeners.push_back(MELTEMI_TRY(listen_on(options.address, {local, ports->remote})));
   }
   sigset_t set;
   ::sigemptyset(&set);
@@ -277,20 +299,17 @@ Status forward(const Context& context, const PortForwardOptions& options) {
 }  // namespace
 
 std::optional<PortPair> parse_ports(std::string_view text) {
-  const auto number = [](std::string_view part) -> std::optional<uint16_t> {
-    uint16_t value = 0;
-    const auto [end, error] = std::from_chars(part.data(), part.data() + part.size(), value);
-    if (error != std::errc() || end != part.data() + part.size()) return std::nullopt;
-    return value;
-  };
   const size_t colon = text.find(':');
-  const auto remote = number(colon == std::string_view::npos ? text : text.substr(colon + 1));
-  if (!remote || *remote == 0) return std::nullopt;
-  if (colon == std::string_view::npos) return PortPair{*remote, *remote};
-  if (colon == 0) return PortPair{0, *remote};
-  const auto local = number(text.substr(0, colon));
-  if (!local) return std::nullopt;
-  return PortPair{*local, *remote};
+  const std::string_view remote = colon == std::string_view::npos ? text : text.substr(colon + 1);
+  const auto number = port_number(remote);
+  if (!number && !config::is_port_name(remote)) return std::nullopt;
+  if (colon == std::string_view::npos) return PortPair{number.value_or(0), std::string(remote)};
+  if (colon == 0) return PortPair{0, std::string(remote)};
+  const std::string_view local = text.substr(0, colon);
+  if (local == "0") return PortPair{0, std::string(remote)};
+  const auto wanted = port_number(local);
+  if (!wanted) return std::nullopt;
+  return PortPair{*wanted, std::string(remote)};
 }
 
 int port_forward_command(const Context& context, const PortForwardOptions& options) {

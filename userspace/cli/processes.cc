@@ -33,6 +33,60 @@ void print_data(Value items, const std::string& output) {
   print("{}", output == "json" ? config::to_json(root) : config::to_yaml(root));
 }
 
+// In their order: node1 before node10.
+std::vector<std::string> node_names(const Context& context) {
+  std::vector<std::string> nodes;
+  std::error_code error;
+  for (const auto& entry :
+       std::filesystem::directory_iterator(context.layout().run_dir() + "/nodes", error))
+    nodes.push_back(entry.path().filename());
+  std::sort(nodes.begin(), nodes.end(), [](const std::string& a, const std::string& b) {
+    return sandbox::node_index(a) < sandbox::node_index(b);
+  });
+  return nodes;
+}
+
+// "nodes", "node a b" or "node/a node/b": the names; empty means all.
+std::vector<std::string> names_in(const std::vector<std::string>& words) {
+  std::vector<std::string> out;
+  for (const std::string& word : words) {
+    const size_t slash = word.find('/');
+    if (slash != std::string::npos)
+      out.push_back(word.substr(slash + 1));
+    else if (&word != &words.front())
+      out.push_back(word);
+  }
+  return out;
+}
+
+void describe_node(const Context& context, const std::string& node) {
+  const auto line = [](std::string_view name, std::string_view value) {
+    print("{:<18}{}\n", fmt::format("{}:", name), value.empty() ? "<none>" : value);
+  };
+  const int index = sandbox::node_index(node);
+  const sandbox::AddressPair address = sandbox::node_address(index);
+  line("Name", node);
+  line("Addresses", fmt::format("{}, {}", address.v4.to_string(), address.v6.to_string()));
+  line("PodCIDRs", fmt::format("{}, {}", sandbox::pod_cidr_v4(index).to_string(),
+                               sandbox::pod_cidr_v6(index).to_string()));
+  line("Network", context.layout().node_netns(node));
+  Table processes({"Processes", "PID", "Restarts", "Log"});
+  if (const auto all = mesh_processes(context.layout()))
+    for (const MeshProcess& p : *all)
+      if (p.node == node)
+        processes.add({p.name, p.pid != 0 ? std::to_string(p.pid) : "down: " + p.last_end,
+                       std::to_string(p.restarts), p.log});
+  print("{}", processes.text());
+  Table pods({"Pods", "Namespace", "IP", "Phase"});
+  const sandbox::Directory directory = context.open(sandbox::View::kMerged);
+  for (const config::ObjectPtr& pod : directory.store().list(config::Kind::kPod)) {
+    const auto& body = pod->as<config::kube::Pod>();
+    if (body.spec().node_name() == node)
+      pods.add({pod->name(), pod->ns(), body.status().pod_ip(), body.status().phase()});
+  }
+  print("{}", pods.text());
+}
+
 }  // namespace
 
 Result<std::vector<MeshProcess>> mesh_processes(const sandbox::Layout& layout) {
@@ -92,14 +146,7 @@ int get_mesh(const Context& context, const std::string& output, bool no_headers)
 }
 
 int get_nodes(const Context& context, const std::string& output, bool no_headers) {
-  std::vector<std::string> nodes;
-  std::error_code error;
-  for (const auto& entry :
-       std::filesystem::directory_iterator(context.layout().run_dir() + "/nodes", error))
-    nodes.push_back(entry.path().filename());
-  std::sort(nodes.begin(), nodes.end(), [](const std::string& a, const std::string& b) {
-    return sandbox::node_index(a) < sandbox::node_index(b);
-  });
+  const std::vector<std::string> nodes = node_names(context);
   const sandbox::Directory directory = context.open(sandbox::View::kMerged);
   Table table({"NAME", "STATUS", "INTERNAL-IP", "PODS", "POD-CIDR", "NETNS"});
   Value items = Value::list();
@@ -124,6 +171,27 @@ int get_nodes(const Context& context, const std::string& output, bool no_headers
   else
     print("{}", table.text(no_headers));
   return kExitOk;
+}
+
+bool is_node_word(std::string_view word) {
+  return word == "nodes" || word == "node" || word == "no";
+}
+
+int describe_nodes(const Context& context, const std::vector<std::string>& words) {
+  const std::vector<std::string> known = node_names(context), named = names_in(words);
+  int code = kExitOk;
+  bool first = true;
+  for (const std::string& node : named.empty() ? known : named) {
+    if (std::find(known.begin(), known.end(), node) == known.end()) {
+      complain("error: nodes \"{}\" not found\n", node);
+      code = kExitFailure;
+      continue;
+    }
+    if (!first) print("\n\n");
+    first = false;
+    describe_node(context, node);
+  }
+  return code;
 }
 
 }  // namespace meltemi::cli

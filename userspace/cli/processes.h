@@ -21,4 +21,10 @@ Result<std::vector<MeshProcess>> mesh_processes(const sandbox::Layout& layout);
 int get_mesh(const Context& context, const std::string& output, bool no_headers);
 int get_nodes(const Context& context, const std::string& output, bool no_headers);
 
+// "node", "nodes", "no": not a kind of the mesh's configuration, but kubectl's word for what there is.
+bool is_node_word(std::string_view word);
+// "nodes", "node a b", "node/a": addresses, pods and processes of each. Exit code 1: a name that is not
+// there.
+int describe_nodes(const Context& context, const std::vector<std::string>& words);
+
 }  // namespace meltemi::cli

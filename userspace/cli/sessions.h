@@ -54,9 +54,12 @@ int port_forward_command(const Context& context, const PortForwardOptions& optio
 
 // The last `lines` lines of a text; everything if it has fewer. Pure.
 std::string_view tail_lines(std::string_view text, size_t lines);
-// "12123:80". Local 0: any free port. nullopt if malformed.
+// `text` with `prefix` before each line; `at_start`: whether a line begins here, and afterwards. Pure.
+std::string prefix_lines(std::string_view text, std::string_view prefix, bool* at_start);
+// "12123:80", "8080:http", "http". Local 0: any free port, or that of the name. nullopt if malformed.
 struct PortPair {
-  uint16_t local = 0, remote = 0;
+  uint16_t local = 0;
+  std::string remote;  // number or name of a port
   bool operator==(const PortPair&) const = default;
 };
 std::optional<PortPair> parse_ports(std::string_view text);

@@ -179,15 +179,16 @@ bool selected(const Object& object, const Selector& selector) {
                      [&](const Requirement& wanted) { return meets(object, wanted); });
 }
 
-Result<std::vector<config::ObjectPtr>> find_objects(const config::ObjectStore& store,
-                                                    const Target& target, const std::string& ns,
-                                                    const Selector& selector) {
+std::vector<config::ObjectPtr> find_objects(const config::ObjectStore& store, const Target& target,
+                                            const std::string& ns, const Selector& selector,
+                                            std::vector<Error>* missing) {
   const std::string where = target.kind->namespaced ? ns : "";
   std::vector<config::ObjectPtr> out;
   for (const std::string& name : target.names) {
-    config::ObjectPtr object = store.find(target.kind->kind, where, name);
-    if (!object) return no_such_object(*target.kind, name);
-    out.push_back(std::move(object));
+    if (config::ObjectPtr object = store.find(target.kind->kind, where, name))
+      out.push_back(std::move(object));
+    else
+      missing->push_back(no_such_object(*target.kind, name).error());
   }
   if (!target.names.empty()) return out;
   for (const config::ObjectPtr& object : store.list(target.kind->kind, where))

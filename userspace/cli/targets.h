@@ -36,9 +36,9 @@ Result<Selector> parse_selector(std::string_view text);
 bool selected(const config::Object& object, const Selector& selector);
 
 // What a target means in `ns` ("" for all): the named objects, or all of the kind that the selector
-// picks. Error: a name that is not there.
-Result<std::vector<config::ObjectPtr>> find_objects(const config::ObjectStore& store,
-                                                    const Target& target, const std::string& ns,
-                                                    const Selector& selector);
+// picks. A name that is not there becomes one of `missing`; the others are found all the same.
+std::vector<config::ObjectPtr> find_objects(const config::ObjectStore& store, const Target& target,
+                                            const std::string& ns, const Selector& selector,
+                                            std::vector<Error>* missing);
 
 }  // namespace meltemi::cli

@@ -65,17 +65,23 @@ bool is_ambient(const Object& ns) {
   return mode == "ambient" || (mode.empty() && ns.label(kInjection) == "enabled");
 }
 
-Status enroll(Manifests& manifests, const std::string& ns, const WaypointOptions& options) {
-  Object object = *manifests.user().find(Kind::kNamespace, "", ns);
-  auto& labels = *object.mutable_meta().mutable_labels();
-  const auto old = labels.find(std::string(kUseWaypoint));
-  if (old != labels.end() && old->second != options.name && !options.overwrite)
-    return fail(
-        Reason::kBadConfig, Fault::kConfig,
-        fmt::format(
-            "namespace {} is enrolled with waypoint {} already. Add --overwrite to change it", ns,
-            old->second));
-  labels[std::string(kUseWaypoint)] = options.name;
+Status check_enrolment(const Object& ns, const WaypointOptions& options) {
+  const std::string_view old = ns.label(kUseWaypoint);
+  if (old.empty() || old == options.name || options.overwrite) return {};
+  return fail(Reason::kBadConfig, Fault::kConfig,
+              fmt::format("namespace {} is enrolled with waypoint {} already. Add --overwrite to "
+                          "change it",
+                          ns.name(), old));
+}
+
+Status enroll(const Context& context, const WaypointOptions& options) {
+  Manifests manifests = MELTEMI_TRY(Manifests::open(context));
+  const std::string& ns = context.ns();
+  const ObjectPtr before = manifests.user().find(Kind::kNamespace, "", ns);
+  if (!before) return no_such_object(config::kind_info(Kind::kNamespace), ns);
+  MELTEMI_TRY(check_enrolment(*before, options));
+  Object object = *before;
+  (*object.mutable_meta().mutable_labels())[std::string(kUseWaypoint)] = options.name;
   MELTEMI_TRY(manifests.write(object));
   print("namespace {} labeled with \"{}: {}\"\n", ns, kUseWaypoint, options.name);
   if (!is_ambient(object))
@@ -96,10 +102,14 @@ Status wait_programmed(const Context& context, const WaypointOptions& options) {
     if (gateway && programmed(*gateway) == "True") return {};
     if (MonoClock::now() > deadline) {
       const kube::Condition* c = gateway ? condition(*gateway, "Programmed") : nullptr;
-      return fail(Reason::kRequestTimeout, Fault::kUpstream,
-                  fmt::format("waypoint {}/{} is not programmed after {} s{}{}", context.ns(),
-                              options.name, options.timeout / std::chrono::seconds(1),
-                              c ? ": " : "", c ? c->message() : ""));
+      return fail(
+          Reason::kRequestTimeout, Fault::kUpstream,
+          fmt::format("waypoint {}/{} is not programmed after {} s{}{}{}", context.ns(), options.name,
+                      options.timeout / std::chrono::seconds(1), c ? ": " : "",
+                      c ? c->message() : "",
+                      options.enroll_namespace ? ". The namespace was not labelled: its traffic goes "
+                                                 "as before. Run the command again"
+                                               : ""));
     }
     std::this_thread::sleep_for(std::chrono::milliseconds(100));
   }
@@ -109,7 +119,8 @@ Status apply(const Context& context, const WaypointOptions& options) {
   const Object gateway = MELTEMI_TRY(waypoint_gateway(context.ns(), options));
   {
     Manifests manifests = MELTEMI_TRY(Manifests::open(context));
-    if (!manifests.user().find(Kind::kNamespace, "", context.ns()))
+    const ObjectPtr ns = manifests.user().find(Kind::kNamespace, "", context.ns());
+    if (!ns)
       return fail(Reason::kNotFound, Fault::kConfig,
                   fmt::format("namespaces \"{0}\" not found. Create it: meltemi create ns {0}",
                               context.ns()));
@@ -118,12 +129,16 @@ Status apply(const Context& context, const WaypointOptions& options) {
       return fail(Reason::kBadConfig, Fault::kConfig,
                   fmt::format("{} exists and is no waypoint. Choose another --name",
                               old->key().to_string()));
+    if (options.enroll_namespace) MELTEMI_TRY(check_enrolment(*ns, options));
     MELTEMI_TRY(manifests.apply(gateway));
     print("waypoint {}/{} applied\n", context.ns(), options.name);
-    if (options.enroll_namespace) MELTEMI_TRY(enroll(manifests, context.ns(), options));
+    std::fflush(stdout);
     report(config::analyze_object(manifests.merged(), gateway.key()));
   }
-  return options.wait ? wait_programmed(context, options) : Status();
+  // A namespace that names a waypoint which is not there yet is refused service. So the label comes
+  // last.
+  if (options.wait || options.enroll_namespace) MELTEMI_TRY(wait_programmed(context, options));
+  return options.enroll_namespace ? enroll(context, options) : Status();
 }
 
 Status remove(const Context& context, const WaypointOptions& options) {

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "userspace/cli/foreign_words.h"
 #include "userspace/cli/jsonpath.h"
 #include "userspace/cli/manifests.h"
 #include "userspace/cli/sessions.h"
@@ -41,11 +42,32 @@ TEST(Tail, CountsLines) {
 }
 
 TEST(Ports, AreReadAsKubectlReadsThem) {
-  EXPECT_EQ(parse_ports("12123:80"), (PortPair{12123, 80}));
-  EXPECT_EQ(parse_ports("80"), (PortPair{80, 80}));
-  EXPECT_EQ(parse_ports(":80"), (PortPair{0, 80}));
-  for (const char* bad : {"", ":", "a", "80:", "65536", "1:65536", "-1", "80:0", "1:2:3"})
+  EXPECT_EQ(parse_ports("12123:80"), (PortPair{12123, "80"}));
+  EXPECT_EQ(parse_ports("80"), (PortPair{80, "80"}));
+  EXPECT_EQ(parse_ports(":80"), (PortPair{0, "80"}));
+  for (const char* bad : {"", ":", "80:", "65536", "8080:-", "http:80", "1:65536", "-1", "80:0", "1:2:3"})
     EXPECT_FALSE(parse_ports(bad)) << bad;
+}
+
+TEST(PortForward, TakesPortsByName) {
+  EXPECT_EQ(parse_ports("8080:http"), (PortPair{8080, "http"}));
+  EXPECT_EQ(parse_ports("http"), (PortPair{0, "http"}));
+  EXPECT_EQ(parse_ports(":http-web"), (PortPair{0, "http-web"}));
+}
+
+TEST(Logs, EachLineOfSeveralSourcesNamesItsSource) {
+  bool at_start = true;
+  EXPECT_EQ(prefix_lines("a\nb", "[x] ", &at_start), "[x] a\n[x] b");
+  EXPECT_EQ(prefix_lines("c\n", "[x] ", &at_start), "c\n");
+  EXPECT_EQ(prefix_lines("d\n", "[x] ", &at_start), "[x] d\n");
+  EXPECT_EQ(prefix_lines("", "[x] ", &at_start), "");
+}
+
+TEST(ForeignWords, OfKubectlAndIstioctlGetAPointerToOurs) {
+  for (const char* word : {"edit", "analyze", "proxy-status", "pc", "kube-inject", "install", "top"})
+    EXPECT_FALSE(advice_for(word).empty()) << word;
+  for (const char* word : {"get", "apply", "waypoint", "", "edt"})
+    EXPECT_TRUE(advice_for(word).empty()) << word;
 }
 
 std::string spelled(const std::vector<std::string>& words) {
@@ -125,7 +147,11 @@ TEST(JsonPath, AnswersAsKubectlDoes) {
            {"{$.kind}", "List"},
            {"{.items[7].metadata.name}{.nowhere.at.all}", ""},
            {"kind", "List"},
-           {"{.kind}{\" }\"}", "List }"}}) {
+           {"{.kind}{\" }\"}", "List }"},
+           {"{..metadata.name}", "a b"},
+           {"{.items[0]..name}", "a"},
+           {"{.items..status.ready}", "true false"},
+           {"{..status.ips[0]}", "10.0.0.1"}}) {
     const auto got = evaluate_jsonpath(path, root);
     ASSERT_TRUE(got) << path << ": " << got.error().detail;
     EXPECT_EQ(*got, answer) << path;
@@ -134,7 +160,7 @@ TEST(JsonPath, AnswersAsKubectlDoes) {
 
 TEST(JsonPath, RefusesWhatItDoesNotUnderstand) {
   const config::Value root = pods();
-  for (const char* bad : {"{.items[*]", "{..name}", "{.items[1:2]}", "{range .items[*]}x", "{end}",
+  for (const char* bad : {"{.items[*]", "{..}", "{.items[1:2]}", "{range .items[*]}x", "{end}",
                           "{.items[0}", "{.items[?(@.a>1)].b}", "{items}{\"x"})
     EXPECT_FALSE(evaluate_jsonpath(bad, root)) << bad;
 }
