@@ -4,7 +4,8 @@
 Every step says what it does, does it with the command that a user would type, and shows what was
 seen: bytes on the wire between the nodes, identities in the access logs, versions in answers. A step
 whose expectation does not hold ends the demo with exit code 1 and says what was expected and what
-came. The sandbox is taken down at the end, also after a failure (--keep leaves it).
+came. Every command it prints can be pasted. At the end the mesh goes on running, to be played with;
+--down takes it down, and so does a failure (--keep leaves it then, too).
 
 It must never claim what it did not see, nor touch anything outside of its own sandbox.
 """
@@ -13,11 +14,14 @@ import argparse
 import collections
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(os.path.dirname(HERE))
 SAMPLES = os.path.join(os.path.dirname(HERE), "samples")
 SHOP = "shop"
 COLOUR = sys.stdout.isatty() and "NO_COLOR" not in os.environ
@@ -25,6 +29,16 @@ COLOUR = sys.stdout.isatty() and "NO_COLOR" not in os.environ
 
 def paint(code, text):
     return f"\x1b[{code}m{text}\x1b[0m" if COLOUR else text
+
+
+# What of an access-log line carries the story; the line itself has some 600 characters.
+TELLING = ("direction", "src.identity", "dst.service", "dst.identity", "method", "path", "authority",
+           "response_code", "reason", "error")
+
+
+def telling(line):
+    found = re.findall(r'([a-z_.]+)=("(?:[^"\\]|\\.)*"|\S+)', line)
+    return " ".join(f"{key}={value}" for key, value in found if key in TELLING) + "  (shortened)"
 
 
 class Failed(Exception):
@@ -62,14 +76,19 @@ class Demo:
 
     def run(self, *argv, check=True, echo=True, stdin=None, timeout=120):
         if echo:
-            shown = [a if " " not in a else f"'{a}'" for a in argv]
-            print(paint("36", "  $ meltemi " + " ".join(shown)), flush=True)
+            print(paint("36", "  $ " + self.typed(*argv)), flush=True)
         done = subprocess.run([self.meltemi, *argv], env=self.env, text=True, input=stdin,
                               capture_output=True, timeout=timeout)
         if check and done.returncode != 0:
             raise Failed(f"`meltemi {' '.join(argv)}` ended with {done.returncode}:\n"
                          f"{done.stderr.strip() or done.stdout.strip()}")
         return done
+
+    def typed(self, *argv):
+        """The command as a user types it in the checkout's folder."""
+        words = [os.path.relpath(a, ROOT) if a.startswith(SAMPLES) else a for a in argv]
+        named = [] if words[0] == "sandbox" else ["--sandbox", self.args.name]
+        return shlex.join(["./meltemi", *named, *words])
 
     def apply(self, name):
         self.show(self.run("apply", "-n", SHOP, "-f", os.path.join(SAMPLES, name)).stdout)
@@ -219,7 +238,7 @@ class Demo:
                  if "direction=\"inbound\"" in l and identity in l and caller_ip in l]
         self.expect(bool(lines), f"catalog's ztunnel verified the caller as {identity}",
                     "no such access-log line")
-        self.show(lines[-1])
+        self.show(telling(lines[-1]))
 
     def waypoint(self):
         self.step("A waypoint for the namespace: from here on, HTTP is understood")
@@ -273,7 +292,7 @@ class Demo:
         self.show("without the header: " + self.table(light))
         self.expect(set(dark) == {("200", "v2")} and set(light) == {("200", "v1")},
                     "10 of 10 with the header went to v2, 10 of 10 without to v1", (dark, light))
-        self.show((self.waypoint_lines("catalog") or ["(no line)"])[-1])
+        self.show(telling((self.waypoint_lines("catalog") or ["(no line)"])[-1]))
 
     def retries(self):
         self.step("catalog v1 fails half of the time; retries hide it")
@@ -303,7 +322,7 @@ class Demo:
         lines = [l for l in self.waypoint_lines("catalog") if "sa/stranger" in l]
         self.expect(bool(lines), "the waypoint knew the stranger by certificate, and says why",
                     "no such line in its access log")
-        self.show(lines[-1])
+        self.show(telling(lines[-1]))
 
         self.step("A policy on the pods: nobody walks around the waypoint by pod IP")
         catalog = self.pod(app="catalog", version="v1")
@@ -318,7 +337,7 @@ class Demo:
         lines = [l for l in self.log_of("ztunnel", catalog["spec"]["nodeName"])
                  if "sa/stranger" in l and "policy_no_allow_match" in l]
         self.expect(bool(lines), "its access log names the reason", "no such line")
-        self.show(lines[-1])
+        self.show(telling(lines[-1]))
         through = self.call("client", "http://webapp/api/catalog", echo=True)
         self.expect(through[0] == "200", "the way through the waypoint stays open", through)
 
@@ -326,24 +345,38 @@ class Demo:
     def table(counts):
         return ", ".join(f"{n} x {status} {version}" for (status, version), n in sorted(counts.items()))
 
+    def try_next(self):
+        """Commands to go on with, each with what it shows; they are run as they stand by --down."""
+        return [
+            (("get", "pods", "-n", SHOP, "-o", "wide"), "who is enrolled, and why"),
+            (("exec", "-n", SHOP, "client", "--", "curl", "-sS", "http://webapp/api/catalog"),
+             "a call through the mesh"),
+            (("exec", "-n", SHOP, "stranger", "--", "curl", "-sS", "http://catalog/items"),
+             "one that the policy refuses"),
+            (("describe", "svc", "catalog", "-n", SHOP), "the routes and policies behind that"),
+            (("logs", "-n", SHOP, "deploy/waypoint", "--tail", "3"), "the waypoint's access log"),
+            (("logs", "-n", "istio-system", "ds/ztunnel", "--tail", "3"), "the nodes' access logs"),
+        ]
+
     def goodbye(self):
         print(paint("1", f"\nAll {len(self.proofs)} expectations held."))
-        keep = self.args.keep
-        name = "" if self.args.name == "default" else f" --name {self.args.name}"
-        print(f"""
-Try next{'' if keep else ' (after: meltemi sandbox up --nodes 2' + name + ')'}:
-  ./meltemi get pods -n {SHOP} -o wide              who is enrolled, and why
-  ./meltemi exec -n {SHOP} client -- curl -v http://webapp/api/catalog
-  ./meltemi port-forward svc/webapp -n {SHOP} 12123:80
-  ./meltemi apply -n {SHOP} -f tests/samples/catalog-retries.yaml
-  ./meltemi logs -n {SHOP} deploy/waypoint
-Clean up:
-  ./meltemi sandbox down{name}
-""", flush=True)
+        commands = [(self.typed(*argv), what) for argv, what in self.try_next()]
+        if self.args.down:
+            # Nobody can try them any more: they are tried here.
+            for argv, _ in self.try_next():
+                self.run(*argv)
+            return
+        print("\nThe mesh goes on running. Try next:")
+        for command, what in commands:
+            print(f"  # {what}\n  {command}")
+        print(f"\nEnd it:\n  {self.typed('sandbox', 'down', '--name', self.args.name)}", flush=True)
 
     def main(self):
         started = time.monotonic()
+        code = 1
         try:
+            # What an earlier demo left; nothing where there was none.
+            self.run("sandbox", "down", "--name", self.args.name, echo=False, timeout=120)
             self.up()
             self.deploy()
             self.wire()
@@ -356,13 +389,11 @@ Clean up:
         except Failed as failure:
             print(paint("31", f"\nThe demo failed in step {self.step_number}.\n    {failure}"),
                   file=sys.stderr, flush=True)
-            code = 1
         except subprocess.TimeoutExpired as late:
             print(f"\nThe demo failed in step {self.step_number}: no end in {late.timeout} s: "
                   f"{' '.join(late.cmd)}", file=sys.stderr, flush=True)
-            code = 1
         finally:
-            if not self.args.keep:
+            if self.args.down or (code != 0 and not self.args.keep):
                 self.run("sandbox", "down", "--name", self.args.name, check=False, timeout=120)
         print(f"demo: {time.monotonic() - started:.0f} s", flush=True)
         return code
@@ -372,7 +403,8 @@ def main():
     parser = argparse.ArgumentParser(prog="meltemi demo")
     parser.add_argument("--bin", default=os.environ.get("MELTEMI_BIN_DIR"))
     parser.add_argument("--name", default="demo", help="name of the sandbox")
-    parser.add_argument("--keep", action="store_true", help="leave the sandbox running")
+    parser.add_argument("--down", action="store_true", help="take the sandbox down at the end")
+    parser.add_argument("--keep", action="store_true", help="leave the sandbox also after a failure")
     args = parser.parse_args()
     if os.geteuid() != 0:
         sys.exit("meltemi demo: needs root (network namespaces, cgroups, BPF)")
