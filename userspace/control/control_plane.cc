@@ -90,8 +90,8 @@ xds::ServerHooks ControlPlane::hooks() {
   xds::ServerHooks out;
   out.authenticate = [this](std::string_view token) -> Result<xds::Caller> {
     const auto claims = MELTEMI_TRY(pki::verify_token(token_key_, token, wall_now()));
-    return xds::Caller{claims.ns, claims.service_account, claims.pod_name, claims.pod_uid,
-                       claims.node_name};
+    return xds::Caller{claims.ns,      claims.service_account, claims.pod_name,
+                       claims.pod_uid, claims.node_name,       claims.expires_at};
   };
   out.scope_of = [this](const xds::Caller& caller, const xds::Node& node, std::string_view type) {
     return access_.scope_of(caller, node, type);
@@ -268,6 +268,7 @@ void ControlPlane::timers(MonoTime now) {
 
 void ControlPlane::check_identity(MonoTime now) {
   next_identity_ = now + kIdentityCheck;
+  server_.end_expired(wall_now());
   bool rotated = false;
   if (now >= next_rotation_) {
     next_rotation_ = now + kRotationCheck;

@@ -48,6 +48,13 @@ Result<Subscription::Request> parse(grpc::ByteBuffer& bytes) {
 
 }  // namespace
 
+DeltaStream* DeltaStream::begin(std::shared_ptr<ServerCore> core, Caller caller, std::string peer) {
+  auto stream = std::make_shared<DeltaStream>(std::move(core), std::move(caller), std::move(peer));
+  DeltaStream* const out = stream.get();
+  out->start(std::move(stream));
+  return out;
+}
+
 void DeltaStream::start(std::shared_ptr<DeltaStream> self) {
   const std::lock_guard lock(mutex_);
   if (!core_->add(self)) {

@@ -16,16 +16,18 @@ namespace meltemi::xds {
 
 class DeltaStream : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
  public:
+  // A stream that keeps itself alive until gRPC is done with it.
+  static DeltaStream* begin(std::shared_ptr<ServerCore> core, Caller caller, std::string peer);
   DeltaStream(std::shared_ptr<ServerCore> core, Caller caller, std::string peer)
       : core_(std::move(core)), caller_(std::move(caller)), peer_(std::move(peer)) {}
 
-  void start(std::shared_ptr<DeltaStream> self);
   // Sends what there is to send, if no response is under way. Any thread.
   void pump();
   // Ends the stream; idempotent. Any thread.
   void end(const Error& why);
   StreamInfo info() const;
   bool is(const std::function<bool(const Caller&, const Node&)>& doomed) const;
+  WallTime expires() const { return caller_.expires; }
 
   void OnReadDone(bool ok) override;
   void OnWriteDone(bool ok) override;
@@ -33,6 +35,7 @@ class DeltaStream : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteB
   void OnDone() override;
 
  private:
+  void start(std::shared_ptr<DeltaStream> self);
   // All REQUIRE the lock.
   Status take_request(const Subscription::Request& request);
   Status open_subscription(const Subscription::Request& request, Subscription** out);

@@ -1,4 +1,4 @@
-// See server.h: the gRPC server, its port, and the unary services.
+// See server.h: the gRPC server and its ports.
 #include "userspace/xds/server.h"
 
 #include <fmt/format.h>
@@ -6,10 +6,7 @@
 #include <grpcpp/security/server_credentials.h>
 #include <grpcpp/security/tls_credentials_options.h>
 
-#include "envoy/service/discovery/v3/ads.grpc.pb.h"
-#include "istio/v1/auth/ca.grpc.pb.h"
-#include "meltemi/node/v1/node.grpc.pb.h"
-#include "userspace/base/log.h"
+#include "userspace/xds/call_service.h"
 #include "userspace/xds/delta_stream.h"
 #include "userspace/xds/grpc_runtime.h"
 #include "userspace/xds/server_core.h"
@@ -17,111 +14,8 @@
 namespace meltemi::xds {
 namespace {
 
-log::Scope scope("xds-server");
-
 constexpr unsigned kCertificateLookSeconds = 5;  // how often the TLS files are looked at
 constexpr int kMinPingIntervalMs = 10'000;       // clients ping every 30 s
-
-grpc::Status unauthenticated() {
-  return {grpc::StatusCode::UNAUTHENTICATED, "request authenticate failure"};
-}
-
-using Ads = envoy::service::discovery::v3::AggregatedDiscoveryService;
-
-class AdsService
-    : public Ads::WithRawCallbackMethod_DeltaAggregatedResources<Ads::Service> {
- public:
-  explicit AdsService(std::shared_ptr<ServerCore> core) : core_(std::move(core)) {}
-
-  grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* DeltaAggregatedResources(
-      grpc::CallbackServerContext* context) override {
-    auto caller = core_->authenticate(*context);
-    if (!caller) {
-      ++core_->counters.refused;
-      scope.warn("xDS stream from {} refused: {}", context->peer(), caller.error().to_string());
-      return new Refusal();
-    }
-    auto stream = std::make_shared<DeltaStream>(core_, std::move(*caller), context->peer());
-    stream->start(stream);
-    return stream.get();
-  }
-
- private:
-  struct Refusal : grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer> {
-    Refusal() { Finish(unauthenticated()); }
-    void OnDone() override { delete this; }
-  };
-  std::shared_ptr<ServerCore> core_;
-};
-
-class CaService : public istio::v1::auth::IstioCertificateService::CallbackService {
- public:
-  explicit CaService(std::shared_ptr<ServerCore> core) : core_(std::move(core)) {}
-
-  grpc::ServerUnaryReactor* CreateCertificate(
-      grpc::CallbackServerContext* context, const istio::v1::auth::IstioCertificateRequest* request,
-      istio::v1::auth::IstioCertificateResponse* response) override {
-    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-    reactor->Finish(answer(*context, *request, *response));
-    return reactor;
-  }
-
- private:
-  grpc::Status answer(const grpc::CallbackServerContext& context,
-                      const istio::v1::auth::IstioCertificateRequest& request,
-                      istio::v1::auth::IstioCertificateResponse& response) {
-    auto refuse = [&](const Error& error) {
-      ++core_->counters.certificates_refused;
-      scope.warn("certificate for {} refused: {}", context.peer(),
-                 log::escape(error.to_string()));
-      // A caller without the right learns nothing about which identities there are.
-      return error.reason == Reason::kPermission ? unauthenticated() : to_grpc(error);
-    };
-    const auto caller = core_->authenticate(context);
-    if (!caller) return refuse(caller.error());
-    CertificateCall call{.csr_pem = request.csr(), .ttl = {}, .impersonate = {}};
-    call.ttl = std::chrono::seconds(std::max<int64_t>(request.validity_duration(), 0));
-    const auto& fields = request.metadata().fields();
-    if (const auto it = fields.find("ImpersonatedIdentity"); it != fields.end()) {
-      call.impersonate = it->second.string_value();
-    }
-    auto chain = core_->hooks.sign(*caller, call);
-    if (!chain) return refuse(chain.error());
-    ++core_->counters.certificates;
-    for (std::string& pem : *chain) response.add_cert_chain(std::move(pem));
-    return grpc::Status::OK;
-  }
-
-  std::shared_ptr<ServerCore> core_;
-};
-
-class NodeService : public node::v1::NodeStatus::CallbackService {
- public:
-  explicit NodeService(std::shared_ptr<ServerCore> core) : core_(std::move(core)) {}
-
-  grpc::ServerUnaryReactor* Report(grpc::CallbackServerContext* context,
-                                   const node::v1::NodeReport* request,
-                                   node::v1::NodeReportAck*) override {
-    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-    reactor->Finish(take(*context, *request));
-    return reactor;
-  }
-
- private:
-  grpc::Status take(const grpc::CallbackServerContext& context, const node::v1::NodeReport& report) {
-    const auto caller = core_->authenticate(context);
-    const Status taken =
-        caller ? core_->hooks.report(*caller, report) : Status(fail(caller.error()));
-    if (taken) {
-      ++core_->counters.reports;
-      return grpc::Status::OK;
-    }
-    scope.warn("report from {} refused: {}", context.peer(), log::escape(taken.error().to_string()));
-    return caller ? to_grpc(taken.error()) : unauthenticated();
-  }
-
-  std::shared_ptr<ServerCore> core_;
-};
 
 std::shared_ptr<grpc::ServerCredentials> tls_credentials(const ServerOptions& options) {
   using namespace grpc::experimental;
@@ -136,12 +30,10 @@ std::shared_ptr<grpc::ServerCredentials> tls_credentials(const ServerOptions& op
 
 struct Server::Impl {
   explicit Impl(ServerHooks hooks)
-      : core(std::make_shared<ServerCore>(std::move(hooks))), ads(core), ca(core), node(core) {}
+      : core(std::make_shared<ServerCore>(std::move(hooks))), calls(core) {}
 
   std::shared_ptr<ServerCore> core;
-  AdsService ads;
-  CaService ca;
-  NodeService node;
+  CallService calls;
   std::unique_ptr<grpc::Server> server;
   std::vector<int> ports;
 };
@@ -177,9 +69,7 @@ Status Server::start(const ServerOptions& options) {
     builder.AddListeningPort(address.to_string(), grpc::InsecureServerCredentials(),
                              &impl_->ports[i++]);
   }
-  builder.RegisterService(&impl_->ads);
-  builder.RegisterService(&impl_->ca);
-  builder.RegisterService(&impl_->node);
+  builder.RegisterCallbackGenericService(&impl_->calls);
   impl_->server = builder.BuildAndStart();
   if (impl_->server != nullptr) return {};
   std::string where;
@@ -212,6 +102,8 @@ void Server::disconnect(const std::function<bool(const Caller&, const Node&)>& d
     stream->end({Reason::kShutdown, Fault::kConfig, Retry::kSafe, "what the stream may see changed"});
   }
 }
+
+void Server::end_expired(WallTime now) { impl_->core->end_expired(now); }
 
 std::vector<StreamInfo> Server::streams() const {
   std::vector<StreamInfo> out;

@@ -14,6 +14,7 @@
 
 #include "meltemi/node/v1/node.pb.h"
 #include "userspace/base/address.h"
+#include "userspace/base/clock.h"
 #include "userspace/base/error.h"
 #include "userspace/xds/channel.h"
 
@@ -23,11 +24,17 @@ inline constexpr size_t kMaxRequestBytes = 32u << 20;  // initial_resource_versi
 inline constexpr size_t kTargetResponseBytes = 64u << 20;  // a response is cut here
 inline constexpr size_t kMaxStreams = 10'000;
 inline constexpr size_t kMaxNamesPerStream = 200'000;  // subscribed or initial names, all types
+// A PEM request for a 16384-bit RSA key has about 9 KB; everything else in the message is short.
+inline constexpr size_t kMaxCertificateRequestBytes = 32u << 10;
+// 10,000 pods with uid, reason and detail of 100 bytes each.
+inline constexpr size_t kMaxNodeReportBytes = 4u << 20;
 
 // Who a token belongs to.
 struct Caller {
   std::string ns, service_account;
   std::string pod_name, pod_uid, node_name;  // "" if the token says nothing
+  // What rests on the token ends with it: a stream that is open then is ended.
+  WallTime expires = WallTime::max();
 };
 
 struct ResourceUpdate {
@@ -106,6 +113,9 @@ class Server {
   // Ends the streams for which `doomed` is true (rights changed); they come back with what they may
   // see.
   void disconnect(const std::function<bool(const Caller&, const Node&)>& doomed);
+  // Ends the streams whose caller's token is past its end. The server does it by itself some times a
+  // second; tests ask with a clock of their own.
+  void end_expired(WallTime now);
 
   std::vector<StreamInfo> streams() const;
   ServerStats stats() const;

@@ -77,6 +77,14 @@ std::vector<std::shared_ptr<DeltaStream>> ServerCore::streams() const {
   return {streams_.begin(), streams_.end()};
 }
 
+void ServerCore::end_expired(WallTime now) {
+  for (const auto& stream : streams()) {
+    if (now < stream->expires()) continue;
+    stream->end({Reason::kShutdown, Fault::kDownstream, Retry::kSafe,
+                 "the token of this stream has expired; come back with a fresh one"});
+  }
+}
+
 void ServerCore::end_all(const Error& why) {
   {
     const std::lock_guard lock(streams_mutex_);

@@ -46,6 +46,8 @@ class ServerCore {
   void remove(const std::shared_ptr<DeltaStream>& stream);
   std::vector<std::shared_ptr<DeltaStream>> streams() const;
   void end_all(const Error& why);
+  // Ends the streams whose token is past its end.
+  void end_expired(WallTime now);
 
   const ServerHooks hooks;
   ServerCounters counters;
