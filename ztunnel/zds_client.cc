@@ -172,7 +172,6 @@ ZdsClient::Answer ZdsClient::snapshot_sent() {
     return answer;
   }
   pods_.keep_only(named_);
-  if (listener_fds_) answer.ack.held_uids = pods_.uids();
   if (failed_.empty()) readiness_.done(kReadyTask);
   return answer;
 }

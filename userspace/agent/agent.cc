@@ -96,6 +96,9 @@ class Gauges {
     gauge(out, "meltemi_agent_pods_draining", "Pods that leave the mesh.", numbers_.draining);
     gauge(out, "meltemi_agent_ztunnel_connected", "1 while a ztunnel is connected.",
           numbers_.ztunnel_connected);
+    out.family("meltemi_agent_ztunnels_refused_total", telemetry::MetricType::kCounter,
+               "Connections of ztunnels that take no listeners over ZDS.");
+    out.sample("meltemi_agent_ztunnels_refused_total", numbers_.ztunnels_refused);
     out.family("meltemi_capture_events_total", telemetry::MetricType::kCounter,
                "What the BPF programs of this node did.");
     static constexpr std::string_view kLabels[] = {"event"};

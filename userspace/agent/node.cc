@@ -187,6 +187,12 @@ void Node::enrol(Pod& pod) {
     if (pod.missing.empty()) return;
     scope.warn("pod {} lost {}; mending it", pod.record.label(), join(pod.missing));
   }
+  // A pod that is plain yet stays so: captured, its connections would wait for a ztunnel that takes
+  // them. One that is captured stays captured: it is never downgraded.
+  if (const std::string refusal = zds_.refusal();
+      !refusal.empty() && pod.phase == Phase::kPlain &&
+      !capture_.any_trace(*pod.captured).value_or(true))
+    return fail_pod(pod, {Reason::kUnsupported, Fault::kConfig, Retry::kSafe, refusal});
   const Status status = capture_.enrol(*pod.captured, *spec);
   if (!status) {
     fail_pod(pod, status.error());
@@ -441,7 +447,7 @@ void Node::report() {
     s.set_uid(pod.record.uid);
     s.set_enrolled(pod.phase == Phase::kEnrolled && pod.missing.empty());
     for (const std::string& m : pod.missing) s.add_missing(m);
-    s.set_message(pod.message.empty() ? pod.ztunnel_error : pod.message);
+    s.set_message(message_of(pod));
     if (!pod.captured) continue;
     s.set_netns_cookie(pod.captured->cookie);
     s.set_netns_inode(pod.captured->id.inode);
@@ -462,6 +468,7 @@ Node::Numbers Node::numbers() const {
   }
   n.ztunnel_connected = zds_.connected();
   n.ztunnel_synced = zds_.synced();
+  n.ztunnels_refused = zds_.refused_total();
   return n;
 }
 
@@ -599,6 +606,13 @@ void Node::on_list(const LocalServer::Reply& reply) {
   changed();
 }
 
+// What keeps the pod from being served, the first cause of it.
+std::string Node::message_of(const Pod& pod) const {
+  if (!pod.message.empty()) return pod.message;
+  if (!pod.ztunnel_error.empty()) return pod.ztunnel_error;
+  return pod.record.wanted() ? zds_.refusal() : std::string();
+}
+
 local::Pod Node::describe(const Pod& pod) const {
   local::Pod out;
   out.set_uid(pod.record.uid);
@@ -608,7 +622,7 @@ local::Pod Node::describe(const Pod& pod) const {
   out.set_enrolled(pod.phase == Phase::kEnrolled && pod.missing.empty());
   if (pod.record.decision) out.set_reason(pod.record.decision->reason());
   for (const std::string& m : pod.missing) out.add_missing(m);
-  out.set_message(pod.message.empty() ? pod.ztunnel_error : pod.message);
+  out.set_message(message_of(pod));
   for (const std::string& p : pod.uncaptured) out.add_uncaptured_processes(p);
   return out;
 }

@@ -60,6 +60,7 @@ class Node {
   struct Numbers {
     size_t pods = 0, wanted = 0, enrolled = 0, draining = 0;
     bool ztunnel_connected = false, ztunnel_synced = false;
+    uint64_t ztunnels_refused = 0;  // ever
   };
   Numbers numbers() const;
 
@@ -111,6 +112,7 @@ class Node {
   void on_del(const meltemi::local::v1::DelPod& del, const LocalServer::Reply& reply);
   void on_check(const meltemi::local::v1::CheckPod& check, const LocalServer::Reply& reply);
   void on_list(const LocalServer::Reply& reply);
+  std::string message_of(const Pod& pod) const;
   meltemi::local::v1::Pod describe(const Pod& pod) const;
 
   std::vector<std::string> zds_pods() const;

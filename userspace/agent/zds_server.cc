@@ -20,12 +20,21 @@ namespace zds = codec::zds;
 struct ZdsServer::Connection {
   UniqueFd fd;
   uint64_t serial = 0;
-  bool greeted = false;
-  bool extended = false;  // understands listener descriptors
+  pid_t pid = 0;
+  bool greeted = false;  // and takes listeners
+  bool refused = false;  // greeted, but takes none
   bool snapshot_sent = false;
   std::deque<Request> queue;
   std::optional<Request> under_way;
   Loop::TimerId deadline = 0;
+
+  std::string refusal() const {
+    return fmt::format(
+        "ztunnel pid {} is refused: its hello lacks the capability listener_fds, so it cannot "
+        "serve pods that this agent captures. Run Meltemi's ztunnel beside this agent, or "
+        "istio-cni beside Istio's",
+        pid);
+  }
 };
 
 ZdsServer::ZdsServer(Loop& loop, Callbacks callbacks)
@@ -68,6 +77,7 @@ void ZdsServer::accept() {
     }
     auto c = std::make_unique<Connection>();
     c->serial = next_serial_++;
+    c->pid = peer->pid;
     c->fd = std::move(*fd);
     Connection& connection = *c;
     const int key = connection.fd.get();
@@ -86,7 +96,7 @@ void ZdsServer::close(Connection& c, std::string_view why) {
   loop_.cancel(c.deadline);
   loop_.unwatch(c.fd.get());
   connections_.erase(c.fd.get());
-  if (connections_.empty()) callbacks_.connection_changed(false);
+  if (!connected()) callbacks_.connection_changed(false);
 }
 
 void ZdsServer::on_readable(Connection& c) {
@@ -97,6 +107,7 @@ void ZdsServer::on_readable(Connection& c) {
     return close(c, packet.error().detail);
   }
   loop_.cancel(c.deadline);
+  if (c.refused) return close(c, "a refused ztunnel spoke");
   if (!c.greeted) return on_hello(c, packet->bytes);
   if (!c.under_way) return close(c, "spoke without being asked");
   on_ack(c, packet->bytes, std::move(packet->fds));
@@ -105,22 +116,38 @@ void ZdsServer::on_readable(Connection& c) {
 void ZdsServer::on_hello(Connection& c, const std::string& bytes) {
   const Result<zds::Hello> hello = zds::decode_hello(as_bytes(bytes));
   if (!hello) return close(c, hello.error().detail);
+  if ((hello->capabilities & zds::kListenerFds) == 0) return refuse(c);
   c.greeted = true;
-  c.extended = (hello->capabilities & zds::kListenerFds) != 0;
-  if (!c.extended)
-    scope.warn(
-        "this ztunnel does not take listeners over ZDS: it serves what its own listeners "
-        "receive, and captured connections wait for one that does");
   for (const std::string& uid : callbacks_.pods()) {
     const std::optional<ZdsPod> pod = callbacks_.describe(uid);
     if (!pod) continue;
-    if (c.extended && !pod->has_listeners()) c.queue.push_back({Request::Kind::kGetListeners, uid});
+    if (!pod->has_listeners()) c.queue.push_back({Request::Kind::kGetListeners, uid});
     c.queue.push_back({Request::Kind::kAdd, uid});
   }
   c.queue.push_back({Request::Kind::kSnapshotSent, {}});
   const uint64_t serial = c.serial;
   callbacks_.connection_changed(true);
   continue_with(serial);
+}
+
+void ZdsServer::refuse(Connection& c) {
+  c.refused = true;
+  ++refused_total_;
+  std::vector<Connection*> refused;  // the oldest first: descriptors are no order
+  for (const auto& [fd, other] : connections_)
+    if (other->refused) refused.push_back(other.get());
+  std::ranges::sort(refused, {}, &Connection::serial);
+  if (refused.size() > kMaxRefusedZtunnels) close(*refused.front(), "a younger one was refused too");
+  scope.error("{}", refused.back()->refusal());
+  callbacks_.connection_changed(connected());
+}
+
+std::string ZdsServer::refusal() const {
+  if (connected()) return {};
+  const Connection* youngest = nullptr;
+  for (const auto& [fd, c] : connections_)
+    if (c->refused && (youngest == nullptr || c->serial > youngest->serial)) youngest = c.get();
+  return youngest == nullptr ? std::string() : youngest->refusal();
 }
 
 // After a callback: it may have led to the end of the connection.
@@ -171,19 +198,17 @@ Status ZdsServer::send_add(Connection& c, const std::string& uid, bool* skipped)
     *skipped = true;
     return {};
   }
-  if (c.extended && !pod->has_listeners()) {
+  if (!pod->has_listeners()) {
     // Another ztunnel has them; this one keeps what it knows of the pod until they come back.
     *skipped = c.snapshot_sent;
     if (!c.snapshot_sent) return send(c, {Request::Kind::kKeep, uid}, skipped);
     return {};
   }
-  zds::Add add{uid, pod->info, {zds::FdKind::kNetns}};
-  std::vector<int> fds{pod->netns};
-  if (c.extended) {
-    add.fds = {zds::FdKind::kNetns, zds::FdKind::kOutbound, zds::FdKind::kInbound,
-               zds::FdKind::kHbone};
-    fds = {pod->netns, pod->outbound, pod->inbound, pod->hbone};
-  }
+  const zds::Add add{uid,
+                     pod->info,
+                     {zds::FdKind::kNetns, zds::FdKind::kOutbound, zds::FdKind::kInbound,
+                      zds::FdKind::kHbone}};
+  const std::vector<int> fds{pod->netns, pod->outbound, pod->inbound, pod->hbone};
   const std::string bytes = MELTEMI_TRY(zds::encode(zds::Request(add)));
   return sys::send_packet(c.fd.get(), as_bytes(bytes), fds, Duration::zero());
 }

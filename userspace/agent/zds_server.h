@@ -1,8 +1,11 @@
 // The agent's end of ZDS: tells each connected ztunnel which pods to serve and hands the listeners
 // over (facts/ztunnel section 1.3; codec/zds.h). One request is under way per connection, in order;
-// a peer that does not answer in time is disconnected and comes back by itself. With a peer that
-// does not know the extension the bytes are Istio's: one netns descriptor, and it binds listeners
-// of its own.
+// a peer that does not answer in time is disconnected and comes back by itself.
+//
+// A ztunnel that does not take listeners (Istio's) is refused by name: the pods' listeners are what
+// captured connections arrive at, and 15008 is bound already, so all that it could do is to report
+// itself ready while every connection hangs. It is told of no pod and its connection stays open, so
+// that it is not ready itself and does not call again at once, as it would after a close.
 //
 // A new connection first gets every pod, then SnapshotSent, then changes. Only the newest
 // connection gets additions (an older one is draining); removals go to all.
@@ -25,6 +28,7 @@ namespace meltemi::agent {
 inline constexpr Duration kZdsAnswerTimeout = std::chrono::seconds(5);
 inline constexpr Duration kZdsRetry = std::chrono::seconds(5);  // after a refused Add
 inline constexpr size_t kMaxZdsConnections = 16;
+inline constexpr size_t kMaxRefusedZtunnels = 4;  // held open; the oldest gives way
 
 // What a pod looks like to ztunnel. Descriptors are borrowed for the call.
 struct ZdsPod {
@@ -54,7 +58,11 @@ class ZdsServer {
   Status listen(const std::string& path);
   void add(const std::string& uid);  // also when something of the pod changed
   void remove(const std::string& uid);
-  bool connected() const { return !connections_.empty(); }
+  // A ztunnel that takes listeners is there.
+  bool connected() const { return newest() != nullptr; }
+  // Why the one that is there is not told of pods; "" if one is served, or none is there.
+  std::string refusal() const;
+  uint64_t refused_total() const { return refused_total_; }
   // The newest connection has the snapshot.
   bool synced() const;
 
@@ -73,6 +81,7 @@ class ZdsServer {
   void continue_with(uint64_t serial);
   Status send(Connection& c, const Request& request, bool* skipped);
   Status send_add(Connection& c, const std::string& uid, bool* skipped);
+  void refuse(Connection& c);
   void close(Connection& c, std::string_view why);
 
   Loop& loop_;
@@ -80,6 +89,7 @@ class ZdsServer {
   UniqueFd listener_;
   std::map<int, std::unique_ptr<Connection>> connections_;  // by descriptor
   uint64_t next_serial_ = 1;
+  uint64_t refused_total_ = 0;
   Connection* newest() const;
 };
 

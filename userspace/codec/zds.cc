@@ -114,10 +114,9 @@ Result<std::string> encode(const Ack& ack) {
   // Istio's agent reads at most 1024 bytes; leave room for tags and lengths.
   out->set_error(ack.error.substr(0, kMaxIstioPacket - 16));
   put_kinds(ack.fds, *out);
-  for (const std::string& uid : ack.held_uids) out->add_held_uids(uid);
   std::string bytes = m.SerializeAsString();
-  if (bytes.size() > kMaxPacket)
-    return fail(Reason::kLimitExceeded, Fault::kInternal, "ZDS: Ack above 65536 bytes");
+  if (bytes.size() > kMaxIstioPacket)
+    return fail(Reason::kLimitExceeded, Fault::kInternal, "ZDS: Ack above 1024 bytes");
   return bytes;
 }
 
@@ -158,10 +157,6 @@ Result<Ack> decode_ack(ByteView packet, size_t fds) {
   ack.error = m.ack().error();
   ack.fds = MELTEMI_TRY(kinds(m.ack().fds()));
   if (fds != ack.fds.size()) return bad("ack whose descriptors do not fit its list");
-  for (const std::string& uid : m.ack().held_uids()) {
-    MELTEMI_TRY(check_uid(uid));
-    ack.held_uids.push_back(uid);
-  }
   return ack;
 }
 

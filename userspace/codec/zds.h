@@ -3,7 +3,9 @@
 // `0A 00`, snapshot_sent `1A 00`). This is the bytes only: file descriptors travel beside the
 // packet and stay with the caller, who says how many came.
 //
-// Capabilities: without kListenerFds in the client's Hello the bytes are exactly Istio's.
+// Capabilities: without kListenerFds in the client's Hello the bytes are exactly Istio's. The client
+// puts a field of the extension into an answer only where the request was one of the extension: an
+// Istio agent reads 1024 bytes of an answer and takes no descriptor.
 #pragma once
 
 #include <cstdint>
@@ -64,9 +66,8 @@ struct GetListeners {
 using Request = std::variant<Add, Keep, Del, SnapshotSent, GetListeners>;
 
 struct Ack {
-  std::string error;                   // empty: done
-  std::vector<FdKind> fds;             // extension, answer to GetListeners; listeners only
-  std::vector<std::string> held_uids;  // extension, answer to SnapshotSent
+  std::string error;        // empty: done
+  std::vector<FdKind> fds;  // extension, answer to GetListeners; listeners only
   bool operator==(const Ack&) const = default;
 };
 
@@ -74,7 +75,8 @@ std::string encode(const Hello& hello);
 // Fails (kLimitExceeded) when the packet would be above kMaxIstioPacket for an Add, Keep, Del or
 // SnapshotSent, and kMaxPacket for the extension's.
 Result<std::string> encode(const Request& request);
-// An error text is cut so that the packet fits an Istio peer.
+// An error text is cut so that the packet fits an Istio peer. Error kLimitExceeded: above
+// kMaxIstioPacket all the same.
 Result<std::string> encode(const Ack& ack);
 
 // `fds`: how many descriptors came with the packet. Errors (kBadRequest): malformed protobuf, no or

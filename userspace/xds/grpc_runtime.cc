@@ -2,7 +2,9 @@
 #include "userspace/xds/grpc_runtime.h"
 
 #include <fmt/format.h>
+#include <grpc/grpc.h>
 #include <grpc/support/log.h>
+#include <stdlib.h>
 
 #include <algorithm>
 #include <fstream>
@@ -24,6 +26,12 @@ constexpr std::string_view kSystemRoots = "/etc/ssl/certs/ca-certificates.crt";
 constexpr size_t kMaxFileBytes = 1 << 20;       // of a root bundle or a token
 constexpr int kConnectTimeoutMs = 5'000;
 constexpr int kKeepaliveMs = 30'000, kKeepaliveTimeoutMs = 10'000;
+
+// gRPC's own resolver asks the DNS server for the address families that /etc/hosts does not have, and
+// waits seconds for one that is away. The C library's ("native") answers from the files alone, in the
+// order of nsswitch.conf. gRPC reads the variable when it starts; set before main(), when no other
+// thread reads the environment. What an operator has set stays.
+[[maybe_unused]] const int resolver_chosen = ::setenv("GRPC_DNS_RESOLVER", "native", 0);
 
 void to_our_log(gpr_log_func_args* args) {
   // What matters comes back as the status of a call; most lines only help to find out why. A failed
@@ -118,6 +126,9 @@ void init_grpc() {
   static const bool once = [] {
     gpr_set_log_function(to_our_log);
     gpr_set_log_verbosity(GPR_LOG_SEVERITY_ERROR);
+    // Never shut down: the end of the last channel would join the thread that waits for a name server
+    // which does not answer, and who closes that channel is about to stop or to try again.
+    grpc_init();
     return true;
   }();
   static_cast<void>(once);

@@ -214,6 +214,33 @@ class XdsTest(unittest.TestCase):
         p.run_in(p.a, [PYTHON, APPS, "expect_reset", VIP, "81"], timeout=60)
         p.a.wait_log("connection failed", "reason=unknown_source", timeout=30)
 
+    def test_a_control_plane_named_in_etc_hosts_asks_no_name_server(self):
+        """The name server takes questions and never answers: whoever asks it waits for seconds."""
+        node = self.pair.a
+        etc = f"/etc/netns/{node.netns}"  # what `ip netns exec` mounts over /etc
+        os.makedirs(etc)
+        self.addCleanup(subprocess.run, ["rm", "-r", etc])
+        for name, text in (("hosts", "127.0.0.1 localhost control.mesh.test\n"),
+                           ("resolv.conf", "nameserver 127.0.0.53\n"),
+                           ("nsswitch.conf", "hosts: files dns\n")):
+            with open(f"{etc}/{name}", "w") as f:
+                f.write(text)
+        silent = self.pair.lab.start(
+            [PYTHON, "-c", "import socket\ns = socket.socket(type=socket.SOCK_DGRAM)\n"
+             "s.bind(('127.0.0.53', 53))\nprint('bound', flush=True)\n"
+             "while True: s.recv(512); print('asked', flush=True)"], netns=node.netns)
+        silent.wait_line("bound")
+        self.planes["a"].command(set={ADDRESS: self.everything(), POLICY: {}})
+        env = {"NODE_NAME": "node-a", "INPOD_UDS": f"{node.dir}/zds.sock", "AUTH_TOKEN": "",
+               "XDS_ADDRESS": "http://control.mesh.test:15010", "LOCAL_CA_DIR": self.pair.ca_dir,
+               "ZTUNNEL_WORKER_THREADS": "2", "CONNECTION_TERMINATION_DEADLINE": "1s"}
+        node.ztunnel = self.pair.lab.start(
+            ["ip", "netns", "exec", node.netns, f"{pair.BIN}/ztunnel"], env=env,
+            stdout=subprocess.DEVNULL, log=f"{node.dir}/ztunnel.log")
+        node.wait_ready()
+        silent.popen.kill()
+        self.assertEqual(silent.popen.stdout.read(), "", "the name server was asked")
+
     def test_not_ready_and_not_listening_before_the_first_state(self):
         p = self.pair
         self.planes["a"].command(refuse=True)

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <future>
 #include <thread>
 
 #include "userspace/sys/packet.h"
@@ -33,7 +34,11 @@ class ZdsTest : public ::testing::Test {
                 [this](const std::string& uid, const Status& s) {
                   added.push_back(uid + (s ? "" : ": " + s.error().detail));
                 },
-            .connection_changed = [this](bool c) { connected = c; }});
+            .connection_changed =
+                [this](bool c) {
+                  connected = c;
+                  if (server->refused_total() == 1 && !std::exchange(told, true)) refused.set_value();
+                }});
     path = "/tmp/meltemi-zds-" + std::to_string(::getpid()) + ".sock";
     EXPECT_TRUE(server->listen(path));
   }
@@ -78,7 +83,8 @@ class ZdsTest : public ::testing::Test {
   std::unique_ptr<ZdsServer> server;
   std::string path;
   std::vector<std::string> uids, returned, added;
-  bool held = true, connected = false;
+  bool held = true, connected = false, told = false;
+  std::promise<void> refused;  // the first refusal
 };
 
 TEST_F(ZdsTest, SendsEveryPodThenTheSnapshotThenChanges) {
@@ -99,14 +105,58 @@ TEST_F(ZdsTest, SendsEveryPodThenTheSnapshotThenChanges) {
   EXPECT_EQ(added, (std::vector<std::string>{"a", "b", "c"}));
 }
 
-TEST_F(ZdsTest, AnIstioPeerGetsOneDescriptor) {
+// Istio's ztunnel says plain hello. It would find 15008 bound and captured connections elsewhere.
+TEST_F(ZdsTest, AZtunnelThatTakesNoListenersIsRefusedByNameAndToldOfNoPod) {
   uids = {"a"};
+  std::string refusal, afterwards;
+  bool silent = false, was_connected = true;
+  with_client([&] {
+    const UniqueFd stock = *sys::connect_packets(path);
+    EXPECT_TRUE(sys::send_packet(stock.get(), as_bytes(std::string("\x08\x01")), {}, seconds(5)));
+    refused.get_future().wait();
+    std::promise<void> looked;
+    loop->post([&] {
+      refusal = server->refusal();
+      was_connected = server->connected();
+      server->add("a");
+      server->remove("b");
+      looked.set_value();
+    });
+    looked.get_future().wait();
+    // Nothing was sent, and it was not hung up on: it would call again at once, for ever.
+    const auto packet = sys::receive_packet(stock.get(), seconds(0));
+    silent = !packet && packet.error().reason == Reason::kNotFound;
+    const UniqueFd ours = connect(zds::kListenerFds);
+    EXPECT_EQ(next(ours), "add a 4");
+    std::promise<void> done;
+    loop->post([&] {
+      afterwards = server->refusal();
+      done.set_value();
+    });
+    done.get_future().wait();
+  });
+  EXPECT_NE(refusal.find("lacks the capability listener_fds"), std::string::npos) << refusal;
+  EXPECT_NE(refusal.find("pid " + std::to_string(::getpid())), std::string::npos) << refusal;
+  EXPECT_TRUE(silent);
+  EXPECT_FALSE(was_connected);
+  EXPECT_EQ(afterwards, "") << "one that is served is there";
+  EXPECT_EQ(server->refused_total(), 1u);
+}
+
+TEST_F(ZdsTest, RefusedZtunnelsDoNotTakeTheConnectionsOfOthers) {
+  std::vector<UniqueFd> stock;
   std::string got;
   with_client([&] {
-    const UniqueFd s = connect(0);
-    got = next(s);
+    for (size_t i = 0; i < 3 * kMaxZdsConnections; ++i) {
+      stock.push_back(*sys::connect_packets(path));
+      (void)sys::send_packet(stock.back().get(), as_bytes(std::string("\x08\x01")), {}, seconds(5));
+      if (i >= kMaxRefusedZtunnels) {  // the oldest is let go
+        EXPECT_FALSE(sys::receive_packet(stock[i - kMaxRefusedZtunnels].get(), seconds(20)));
+      }
+    }
+    got = next(connect(zds::kListenerFds));
   });
-  EXPECT_EQ(got, "add a 1");
+  EXPECT_EQ(got, "snapshot");
 }
 
 TEST_F(ZdsTest, AsksForListenersThatItDoesNotHoldAndKeepsThePodMeanwhile) {
