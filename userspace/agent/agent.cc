@@ -60,7 +60,7 @@ Result<BpfOptions> bpf_options(const Options& o, uint64_t node_cookie) {
 // One agent a run directory: two would undo each other's work.
 Result<UniqueFd> lock_run_directory(const std::string& run_dir) {
   const std::string path = run_dir + "/agent.lock";
-  UniqueFd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  UniqueFd fd(::open(path.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600));
   if (!fd) return fail_errno(errno, "open " + path);
   if (::flock(fd.get(), LOCK_EX | LOCK_NB) < 0)
     return fail(Reason::kBadConfig, Fault::kConfig,

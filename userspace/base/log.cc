@@ -1,4 +1,5 @@
-// spdlog behind the house format. The JSON form is always parseable: every message is escaped.
+// spdlog behind the house format. The JSON form is always parseable: every message is escaped. A
+// plain line shows no control character, whoever forgot to escape what.
 #include "userspace/base/log.h"
 
 #include <signal.h>
@@ -16,6 +17,7 @@
 #include <vector>
 
 #include "userspace/base/clock.h"
+#include "userspace/base/text.h"
 
 namespace meltemi {
 
@@ -56,8 +58,8 @@ class LineFormatter final : public spdlog::formatter {
                      "{{\"level\":\"{}\",\"time\":\"{}\",\"scope\":\"{}\",\"message\":\"{}\"{}}}\n",
                      level, time, name, escape(text), fields);
     else
-      fmt::format_to(std::back_inserter(out), "{}\t{}\t{}\t{}{}\n", time, level, name, text,
-                     fields);
+      fmt::format_to(std::back_inserter(out), "{}\t{}\t{}\t{}{}\n", time, level, name,
+                     visible(text, Layout::kOneLine), fields);
   }
   std::unique_ptr<spdlog::formatter> clone() const override {
     return std::make_unique<LineFormatter>(format_);
@@ -197,61 +199,9 @@ void flush() {
   r.sink->flush();
 }
 
-namespace {
-
-// Length of the well-formed UTF-8 sequence at the front (RFC 3629), 0 if it is malformed.
-size_t utf8_length(std::string_view text) {
-  const auto at = [&](size_t i) { return static_cast<unsigned char>(text[i]); };
-  const unsigned char lead = at(0);
-  const size_t n = lead < 0x80 ? 1 : lead >> 5 == 6 ? 2 : lead >> 4 == 14 ? 3 : lead >> 3 == 30 ? 4 : 0;
-  if (n == 0 || n > text.size()) return 0;
-  for (size_t i = 1; i < n; ++i) {
-    if (at(i) >> 6 != 2) return 0;
-  }
-  const bool overlong = (n == 2 && lead < 0xc2) || (n == 3 && lead == 0xe0 && at(1) < 0xa0) ||
-                        (n == 4 && lead == 0xf0 && at(1) < 0x90);
-  const bool no_character = (n == 3 && lead == 0xed && at(1) >= 0xa0) ||  // surrogates
-                            (n == 4 && (lead > 0xf4 || (lead == 0xf4 && at(1) >= 0x90)));
-  return overlong || no_character ? 0 : n;
-}
-
-}  // namespace
-
 std::string escape(std::string_view text) {
   std::string out;
-  out.reserve(text.size());
-  for (size_t i = 0; i < text.size();) {
-    const char c = text[i];
-    if (static_cast<unsigned char>(c) >= 0x80) {
-      const size_t n = utf8_length(text.substr(i));
-      out += n == 0 ? std::string_view("\\ufffd") : text.substr(i, n);
-      i += std::max<size_t>(n, 1);
-      continue;
-    }
-    ++i;
-    switch (c) {
-      case '"':
-        out += "\\\"";
-        break;
-      case '\\':
-        out += "\\\\";
-        break;
-      case '\n':
-        out += "\\n";
-        break;
-      case '\r':
-        out += "\\r";
-        break;
-      case '\t':
-        out += "\\t";
-        break;
-      default:
-        if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f)
-          out += fmt::format("\\u{:04x}", static_cast<unsigned char>(c));
-        else
-          out += c;
-    }
-  }
+  append_escaped(out, text);
   return out;
 }
 

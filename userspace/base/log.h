@@ -28,8 +28,8 @@ uint64_t dropped_lines();
 void flush();
 // What init() chose.
 Format format();
-// Escapes control characters, quotes and backslashes, and replaces what is no UTF-8, so that a peer's
-// bytes cannot forge a line and JSON lines always parse.
+// A peer's bytes as the content of a quoted value: append_escaped() of base/text.h. For values inside
+// of a message that is not quoted: every line is made visible() anyway when it is written.
 std::string escape(std::string_view text);
 // Writes one already formatted line under `scope` (access logs format their own fields).
 void write(spdlog::logger& scope, spdlog::level::level_enum level, std::string_view message);

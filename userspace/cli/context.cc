@@ -1,6 +1,20 @@
 #include "userspace/cli/context.h"
 
+#include <unistd.h>
+
+#include "userspace/base/text.h"
+
 namespace meltemi::cli {
+
+void write_text(FILE* to, std::string_view text) {
+  const std::string shown = visible(text, Layout::kLines);
+  std::fwrite(shown.data(), 1, shown.size(), to);
+}
+
+void write_data(std::string_view data) {
+  if (::isatty(STDOUT_FILENO)) return write_text(stdout, data);
+  std::fwrite(data.data(), 1, data.size(), stdout);
+}
 
 int report(const Error& error) {
   // Findings of manifests say themselves that they are errors.

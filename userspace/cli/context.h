@@ -5,6 +5,7 @@
 
 #include <fmt/format.h>
 
+#include <cstdio>
 #include <string>
 #include <string_view>
 
@@ -42,13 +43,18 @@ class Context {
   std::string ns_;
 };
 
+// Text for people. What objects and peers put into it cannot steer the terminal (base/text.h).
+void write_text(FILE* to, std::string_view text);
+// Data for programs, byte for byte; made visible only where stdout is a terminal.
+void write_data(std::string_view data);
+
 template <typename... A>
 void print(fmt::format_string<A...> f, A&&... a) {
-  fmt::print(stdout, f, std::forward<A>(a)...);
+  write_text(stdout, fmt::format(f, std::forward<A>(a)...));
 }
 template <typename... A>
 void complain(fmt::format_string<A...> f, A&&... a) {
-  fmt::print(stderr, f, std::forward<A>(a)...);
+  write_text(stderr, fmt::format(f, std::forward<A>(a)...));
 }
 
 // "error: ..." on stderr, each line of the detail by itself; the exit code that its reason means.

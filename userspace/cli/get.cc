@@ -206,12 +206,12 @@ class Getter {
   Status print_all() {
     constexpr std::string_view kJsonPath = "jsonpath=";
     if (options_.output == "json") {
-      print("{}", config::to_json(data()));
+      write_data(config::to_json(data()));
     } else if (options_.output == "yaml") {
-      print("{}", config::to_yaml(data()));
+      write_data(config::to_yaml(data()));
     } else if (options_.output.starts_with(kJsonPath)) {
       const std::string path = options_.output.substr(kJsonPath.size());
-      print("{}", MELTEMI_TRY(evaluate_jsonpath(path, data())));
+      write_data(MELTEMI_TRY(evaluate_jsonpath(path, data())));
     } else if (options_.output == "name") {
       for (const ObjectPtr& object : found_) print("{}\n", kubectl_name(object->key()));
     } else if (options_.output.empty() || wide()) {

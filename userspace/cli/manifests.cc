@@ -98,7 +98,7 @@ Manifests::Manifests(const Context& context, UniqueFd lock)
 
 Result<Manifests> Manifests::open(const Context& context) {
   const std::string path = context.layout().config_lock();
-  UniqueFd lock(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  UniqueFd lock(::open(path.c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600));
   if (!lock.valid()) return fail_errno(errno, "open " + path);
   while (::flock(lock.get(), LOCK_EX) < 0)
     if (errno != EINTR) return fail_errno(errno, "lock " + path);

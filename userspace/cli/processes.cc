@@ -30,7 +30,7 @@ void print_data(Value items, const std::string& output) {
   root.set("apiVersion", Value::of_string("v1"));
   root.set("kind", Value::of_string("List"));
   root.set("items", std::move(items));
-  print("{}", output == "json" ? config::to_json(root) : config::to_yaml(root));
+  write_data(output == "json" ? config::to_json(root) : config::to_yaml(root));
 }
 
 // In their order: node1 before node10.

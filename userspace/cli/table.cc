@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-#include "userspace/base/log.h"
+#include "userspace/base/text.h"
 
 namespace meltemi::cli {
 namespace {
@@ -18,11 +18,6 @@ size_t width(const std::string& text) {
       std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xC0) != 0x80; }));
 }
 
-std::string clean(const std::string& cell) {
-  const bool dirty = std::any_of(cell.begin(), cell.end(), [](char c) { return c >= 0 && c < 32; });
-  return dirty ? log::escape(cell) : cell;
-}
-
 }  // namespace
 
 std::string Table::text(bool no_header) const {
@@ -30,13 +25,13 @@ std::string Table::text(bool no_header) const {
   for (const auto& row : rows_)
     for (size_t i = 0; i < row.size(); ++i) {
       if (widths.size() <= i) widths.push_back(0);
-      widths[i] = std::max(widths[i], width(clean(row[i])));
+      widths[i] = std::max(widths[i], width(visible(row[i], Layout::kOneLine)));
     }
   std::string out;
   for (size_t r = no_header ? 1 : 0; r < rows_.size(); ++r) {
     std::string line;
     for (size_t i = 0; i < rows_[r].size(); ++i) {
-      const std::string cell = clean(rows_[r][i]);
+      const std::string cell = visible(rows_[r][i], Layout::kOneLine);
       line += cell;
       if (i + 1 < rows_[r].size()) line.append(widths[i] - width(cell) + kGap, ' ');
     }

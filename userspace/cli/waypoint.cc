@@ -206,7 +206,7 @@ Result<Object> waypoint_gateway(const std::string& ns, const WaypointOptions& op
 int waypoint_generate(const Context& context, const WaypointOptions& options) {
   const auto gateway = waypoint_gateway(context.ns(), options);
   if (!gateway) return report(gateway.error());
-  print("{}", config::objects_to_yaml({*gateway}));
+  write_data(config::objects_to_yaml({*gateway}));
   return kExitOk;
 }
 

@@ -29,7 +29,8 @@ std::string read_stdin() {
 
 // Best effort: a full disk must not keep a pod from starting.
 void append_log(const std::string& path, const std::string& line) {
-  const meltemi::UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0640));
+  const meltemi::UniqueFd fd(
+      ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW | O_CLOEXEC, 0640));
   if (!fd) return;
   const std::string text = meltemi::format_rfc3339(std::chrono::system_clock::now()) + "\t" +
                            meltemi::log::escape(line) + "\n";

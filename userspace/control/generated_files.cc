@@ -23,21 +23,8 @@ constexpr uint32_t kDirectoryMode = 0755, kFileMode = 0644;
 
 // Atomic for readers, but not synced to the disk: after a crash everything is made again from what it
 // was made from, and hundreds of statuses must not hold up the loop for a disk.
-Status replace_file(const std::string& directory, const std::string& file,
-                    const std::string& content) {
-  const std::string temporary = fmt::format("{}/.{}.tmp", directory, file);
-  const UniqueFd fd(
-      ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, kFileMode));
-  if (!fd) return fail_errno(errno, "open " + temporary);
-  for (size_t at = 0; at < content.size();) {
-    const ssize_t n = ::write(fd.get(), content.data() + at, content.size() - at);
-    if (n < 0 && errno == EINTR) continue;
-    if (n < 0) return fail_errno(errno, "write " + temporary);
-    at += static_cast<size_t>(n);
-  }
-  const std::string path = directory + "/" + file;
-  if (::rename(temporary.c_str(), path.c_str()) != 0) return fail_errno(errno, "rename " + path);
-  return {};
+Status replace_file(const std::string& path, const std::string& content) {
+  return sys::write_file_atomically(path, content, kFileMode, sys::Durability::kCached);
 }
 
 }  // namespace
@@ -63,7 +50,7 @@ Result<GeneratedFiles> GeneratedFiles::open(std::string directory) {
 }
 
 void GeneratedFiles::write(const std::string& file, const std::string& content) {
-  const Status written = replace_file(directory_, file, content);
+  const Status written = replace_file(directory_ + "/" + file, content);
   if (written) {
     failed_.erase(file);
   } else if (failed_.insert(file).second) {

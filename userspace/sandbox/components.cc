@@ -98,7 +98,8 @@ std::vector<ComponentToken> component_tokens(const Layout& layout, std::string_v
 }
 
 Status Component::start() {
-  const UniqueFd log(::open(spec_.log.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644));
+  const UniqueFd log(
+      ::open(spec_.log.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW | O_CLOEXEC, 0644));
   if (!log.valid()) return fail_errno(errno, "open " + spec_.log);
   const sys::Netns netns = MELTEMI_TRY(sys::Netns::open(sys::Netns::named_path(spec_.netns)));
   const sys::Cgroup cgroup = MELTEMI_TRY(sys::Cgroup::create(spec_.cgroup));

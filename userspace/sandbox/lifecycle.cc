@@ -55,7 +55,8 @@ Result<sys::Process> start_supervisor(const UpOptions& options, const Layout& la
                                       int ready_fd) {
   MELTEMI_TRY(sys::make_directories(layout.log_dir(), 0755));
   const std::string log = layout.log_dir() + "/supervisor.log";
-  const UniqueFd output(::open(log.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644));
+  const UniqueFd output(
+      ::open(log.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW | O_CLOEXEC, 0644));
   if (!output.valid()) return fail_errno(errno, "open " + log);
   const sys::Cgroup cgroup = MELTEMI_TRY(sys::Cgroup::create(layout.control_cgroup()));
   sys::SpawnOptions spawn;

@@ -317,7 +317,8 @@ class PodWorker::Life {
   Status launch(Container& c, sys::SpawnOptions* spawn, ContainerRoot::Options root) {
     const std::string log =
         container_log(node_.layout, node_.node, uid(), c.spec->name(), c.restarts);
-    const UniqueFd output(::open(log.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644));
+    const UniqueFd output(
+        ::open(log.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_NOFOLLOW | O_CLOEXEC, 0644));
     if (!output.valid()) return fail_errno(errno, "open " + log);
     const sys::Netns netns = MELTEMI_TRY(sys::Netns::open(netns_path()));
     const sys::Cgroup cgroup = MELTEMI_TRY(sys::Cgroup::create(cgroup_of(c)));

@@ -498,7 +498,8 @@ Status run_supervisor(const SupervisorOptions& options) {
   MELTEMI_TRY(check_sandbox_name(options.sandbox));
   const Layout layout(options.sandbox);
   const UniqueFd stop = MELTEMI_TRY(termination_fd());
-  const UniqueFd lock(::open(layout.lock_file().c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+  const UniqueFd lock(
+      ::open(layout.lock_file().c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600));
   if (!lock.valid()) return fail_errno(errno, "open " + layout.lock_file());
   if (::flock(lock.get(), LOCK_EX | LOCK_NB) < 0)
     return fail(Reason::kBadConfig, Fault::kConfig,

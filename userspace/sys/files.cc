@@ -10,13 +10,21 @@
 #include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
+#include <unistd.h>
 
+#include <atomic>
 #include <memory>
 
 #include "userspace/base/fd.h"
 
 namespace meltemi::sys {
 namespace {
+
+// Of temporary files that one process may have beside one path at a time. They come again, so that
+// what a crash left is found and removed.
+constexpr uint32_t kTemporaryNames = 64;
+// Of the target's name that goes into theirs, so that NAME_MAX (255) is kept.
+constexpr size_t kNameBytes = 200;
 
 std::string parent_of(const std::string& path) {
   const size_t slash = path.rfind('/');
@@ -83,18 +91,42 @@ Status make_directories(const std::string& path, uint32_t mode) {
   return fail_errno(errno, "mkdir " + path);
 }
 
-Status write_file_atomically(const std::string& path, std::string_view content, uint32_t mode) {
+namespace {
+
+// Never through a link, never into a file that somebody else made: what a crash of ours left behind
+// is removed, anything that comes back in its place is an error.
+Result<UniqueFd> create_new(const std::string& path, uint32_t mode) {
+  for (const bool again : {false, true}) {
+    UniqueFd fd(
+        ::open(path.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, mode));
+    if (fd) return fd;
+    if (errno != EEXIST || again || ::unlink(path.c_str()) < 0) break;
+  }
+  return fail_errno(errno, "create " + path);
+}
+
+}  // namespace
+
+Status write_file_atomically(const std::string& path, std::string_view content, uint32_t mode,
+                             Durability durability) {
+  static std::atomic<uint32_t> writes{0};  // two threads that write one path must not share a file
   const size_t slash = path.rfind('/');
   const std::string name = slash == std::string::npos ? path : path.substr(slash + 1);
-  const std::string temporary = fmt::format("{}/.{}.tmp", parent_of(path), name);
-  UniqueFd fd(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode));
-  if (!fd) return fail_errno(errno, "create " + temporary);
-  MELTEMI_TRY(write_all(fd.get(), content, temporary));
-  if (::fsync(fd.get()) < 0) return fail_errno(errno, "fsync " + temporary);
-  fd.reset();
-  if (::rename(temporary.c_str(), path.c_str()) < 0)
-    return fail_errno(errno, fmt::format("rename {} to {}", temporary, path));
-  return {};
+  const std::string temporary =
+      fmt::format("{}/.{}.{}-{}.tmp", parent_of(path), name.substr(0, kNameBytes), ::getpid(),
+                  writes.fetch_add(1) % kTemporaryNames);
+  const auto replace = [&]() -> Status {
+    const UniqueFd fd = MELTEMI_TRY(create_new(temporary, mode));
+    MELTEMI_TRY(write_all(fd.get(), content, temporary));
+    if (durability == Durability::kSynced && ::fsync(fd.get()) < 0)
+      return fail_errno(errno, "fsync " + temporary);
+    if (::rename(temporary.c_str(), path.c_str()) < 0)
+      return fail_errno(errno, fmt::format("rename {} to {}", temporary, path));
+    return {};
+  };
+  Status done = replace();
+  if (!done) ::unlink(temporary.c_str());
+  return done;
 }
 
 Result<std::string> read_file(const std::string& path, size_t max_bytes) {

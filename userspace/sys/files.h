@@ -2,7 +2,9 @@
 // what it did not mount.
 #pragma once
 
+#include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "userspace/base/error.h"
@@ -22,8 +24,13 @@ Status unmount(const std::string& directory);  // not mounted is success
 
 // mkdir -p.
 Status make_directories(const std::string& path, uint32_t mode);
-// Writes a temporary file ".name.tmp" beside `path`, syncs it, renames it over `path`.
-Status write_file_atomically(const std::string& path, std::string_view content, uint32_t mode);
+// Whether what is written must survive a crash of the machine.
+enum class Durability : uint8_t { kSynced, kCached };
+// Writes a new hidden file ".NAME.PID-N.tmp" beside `path` and renames it over `path`: readers see the
+// old or the new content, and neither a link nor a file that somebody put there is written through.
+// `mode` is the new file's, whatever the old one had.
+Status write_file_atomically(const std::string& path, std::string_view content, uint32_t mode,
+                             Durability durability = Durability::kSynced);
 Result<std::string> read_file(const std::string& path, size_t max_bytes = 64 << 20);
 
 }  // namespace meltemi::sys

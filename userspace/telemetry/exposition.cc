@@ -19,7 +19,7 @@ std::string_view type_name(MetricType type) {
   return "untyped";
 }
 
-void append_escaped(std::string& out, std::string_view text) {
+void append_label(std::string& out, std::string_view text) {
   for (char c : text) {
     if (c == '\\') {
       out += "\\\\";
@@ -66,7 +66,7 @@ void Exposition::head(std::string_view name, std::span<const std::string_view> l
     out_ += i == 0 ? '{' : ',';
     out_ += labels[i];
     out_ += "=\"";
-    append_escaped(out_, values[i].empty() ? "unknown" : values[i]);
+    append_label(out_, values[i].empty() ? "unknown" : values[i]);
     out_ += '"';
   }
   out_ += '}';

@@ -2,7 +2,7 @@
 
 #include <fmt/format.h>
 
-#include "userspace/base/log.h"
+#include "userspace/base/text.h"
 
 namespace meltemi::telemetry {
 
@@ -45,7 +45,7 @@ void LogFields::key(std::string_view prefix, std::string_view name) {
 
 void LogFields::value(std::string_view text, bool quoted) {
   if (quoted) out_ += '"';
-  out_ += log::escape(text);
+  append_escaped(out_, text);
   if (quoted) out_ += '"';
 }
 

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "userspace/cli/context.h"
 #include "userspace/cli/foreign_words.h"
 #include "userspace/cli/jsonpath.h"
 #include "userspace/cli/manifests.h"
@@ -31,6 +32,21 @@ TEST(Table, ACellCannotForgeALine) {
   table.add({"x\nNAME   fake"});
   const std::string text = table.text();
   EXPECT_EQ(std::count(text.begin(), text.end(), '\n'), 2);
+}
+
+TEST(Output, WhatIsPrintedCannotSteerTheTerminal) {
+  testing::internal::CaptureStdout();
+  testing::internal::CaptureStderr();
+  print("pod/{} created\n", "a\x1b[2Jb");
+  complain("error: {}\n", "\u202edesrever");
+  EXPECT_EQ(testing::internal::GetCapturedStdout(), "pod/a\\u001b[2Jb created\n");
+  EXPECT_EQ(testing::internal::GetCapturedStderr(), "error: \\u202edesrever\n");
+}
+
+TEST(Output, DataForProgramsStaysAsItIs) {
+  testing::internal::CaptureStdout();
+  write_data("a\r\n\x1b");
+  EXPECT_EQ(testing::internal::GetCapturedStdout(), "a\r\n\x1b");
 }
 
 TEST(Tail, CountsLines) {

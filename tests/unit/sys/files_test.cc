@@ -1,9 +1,11 @@
 // Atomic replacement and the little that is read from /proc.
 #include "userspace/sys/files.h"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <stdlib.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -19,6 +21,26 @@ struct TemporaryDirectory {
   }
   ~TemporaryDirectory() { std::filesystem::remove_all(path); }
 };
+
+TEST(WriteFile, NothingIsWrittenThroughALinkOrAFileOfOthers) {
+  TemporaryDirectory dir;
+  const std::string target = dir.path + "/target", victim = dir.path + "/victim";
+  ASSERT_TRUE(write_file_atomically(victim, "precious", 0600));
+  // All temporary names that this process can use lead to the victim.
+  for (int i = 0; i < 64; ++i) {
+    const std::string link = fmt::format("{}/.target.{}-{}.tmp", dir.path, ::getpid(), i);
+    ASSERT_EQ(::symlink(victim.c_str(), link.c_str()), 0);
+  }
+  ASSERT_TRUE(write_file_atomically(target, "new", 0600));
+  EXPECT_EQ(*read_file(victim), "precious");
+  EXPECT_EQ(*read_file(target), "new");
+  // The same for the path itself: the link is replaced, not followed.
+  ASSERT_EQ(::unlink(target.c_str()), 0);
+  ASSERT_EQ(::symlink(victim.c_str(), target.c_str()), 0);
+  ASSERT_TRUE(write_file_atomically(target, "newer", 0600));
+  EXPECT_EQ(*read_file(victim), "precious");
+  EXPECT_EQ(*read_file(target), "newer");
+}
 
 TEST(Files, ReplacesAtomicallyAndLeavesNoTemporary) {
   TemporaryDirectory dir;
