@@ -1,11 +1,13 @@
 // ztunnel: the node's L4 proxy. This file only reads the configuration and waits for signals.
 #include <fmt/format.h>
+#include <linux/capability.h>
 #include <signal.h>
 
 #include <cstdio>
 
 #include "userspace/base/log.h"
 #include "userspace/rt/memory.h"
+#include "userspace/sys/confine.h"
 #include "ztunnel/app.h"
 
 namespace {
@@ -45,6 +47,10 @@ int main(int argc, char** argv) {
   sigaddset(&signals, SIGINT);
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   signal(SIGPIPE, SIG_IGN);
+  // Entering a pod's namespace to dial (setns) needs CAP_SYS_ADMIN; marks and foreign source addresses
+  // need CAP_NET_ADMIN.
+  static constexpr int kCapabilities[] = {CAP_SYS_ADMIN, CAP_NET_ADMIN};
+  if (Status s = sys::confine({kCapabilities, sys::kEnterNetns}); !s) return complain(s.error());
   if (Status s = settings.logging.init(); !s) return complain(s.error());
 
   rt::keep_memory_mapped();

@@ -1,12 +1,14 @@
 // waypoint: the L7 proxy of a namespace or service account. This file only reads the configuration and
 // waits for signals.
 #include <fmt/format.h>
+#include <linux/capability.h>
 #include <signal.h>
 
 #include <cstdio>
 
 #include "userspace/base/log.h"
 #include "userspace/rt/memory.h"
+#include "userspace/sys/confine.h"
 #include "waypoint/app/app.h"
 
 namespace {
@@ -35,6 +37,9 @@ int main(int argc, char** argv) {
   bool run = true;
   if (Status s = table.parse(argc, argv, &run); !s) return complain(s.error());
   if (!run) return 0;
+  // Gateways listen below port 1024.
+  static constexpr int kCapabilities[] = {CAP_NET_BIND_SERVICE};
+  if (Status s = sys::confine({kCapabilities}); !s) return complain(s.error());
   if (Status s = settings.logging.init(); !s) return complain(s.error());
 
   // Before any thread: all of them inherit the mask.
