@@ -44,21 +44,25 @@ set(MELTEMI_LAYER_base 1)
 foreach(name codec model rt sys)
   set(MELTEMI_LAYER_${name} 2)
 endforeach()
-set(MELTEMI_LAYER_net 3)
-foreach(name pki xds telemetry config)
+foreach(name net pki)
+  set(MELTEMI_LAYER_${name} 3)
+endforeach()
+foreach(name xds telemetry config)
   set(MELTEMI_LAYER_${name} 4)
 endforeach()
 foreach(name agent cni control cli sandbox ztunnel waypoint)
   set(MELTEMI_LAYER_${name} 5)
 endforeach()
-# The one edge inside a layer: the CLI carries the sandbox.
+# The edges inside a layer: a tunnel asks pki who a certificate's holder is, so that there is one
+# profile; the CLI carries the sandbox.
+set(MELTEMI_SIBLING_net pki)
 set(MELTEMI_SIBLING_cli sandbox)
 
 set(MELTEMI_FOLDERS
   userspace/base
   userspace/codec userspace/model userspace/rt userspace/sys
-  userspace/net
-  userspace/pki userspace/xds userspace/telemetry userspace/config
+  userspace/net userspace/pki
+  userspace/xds userspace/telemetry userspace/config
   userspace/agent userspace/cni userspace/control userspace/sandbox userspace/cli
   ztunnel waypoint)
 

@@ -101,7 +101,7 @@ def issue(ca_dir, uri, out):
              f"{out}.key", "-out", f"{out}.csr", "-subj", "/")
     with open(f"{out}.ext", "w") as f:
         f.write(f"subjectAltName=critical,URI:{uri}\nextendedKeyUsage=clientAuth,serverAuth\n"
-                "basicConstraints=critical,CA:FALSE\n")
+                "basicConstraints=critical,CA:FALSE\nkeyUsage=critical,digitalSignature\n")
     leaf = _openssl("x509", "-req", "-in", f"{out}.csr", "-CA", f"{ca_dir}/ca-cert.pem", "-CAkey",
                     f"{ca_dir}/ca-key.pem", "-set_serial", str(time.time_ns()), "-days", "2",
                     "-extfile", f"{out}.ext")

@@ -27,6 +27,7 @@ auto refuse(std::string_view what) {
 Result<Identity> Identity::make(std::string_view trust_domain, std::string_view ns,
                                 std::string_view service_account) {
   if (!is_name(trust_domain, false)) return refuse("bad trust domain");
+  if (trust_domain.size() > kMaxTrustDomain) return refuse("trust domain longer than 255 bytes");
   if (!is_name(ns, true)) return refuse("bad namespace");
   if (!is_name(service_account, true)) return refuse("bad service account");
   std::string uri;

@@ -14,6 +14,8 @@ class Identity {
  public:
   // Longest accepted URI, in bytes (SPIFFE-ID specification, section 2.3).
   static constexpr size_t kMaxUri = 2048;
+  // Of a trust domain (section 2.1).
+  static constexpr size_t kMaxTrustDomain = 255;
 
   Identity() = default;  // no identity (a plaintext peer)
 

@@ -5,11 +5,11 @@
 #include <openssl/err.h>
 #include <openssl/pem.h>
 #include <openssl/ssl.h>
-#include <openssl/x509v3.h>
 
 #include <cstring>
 
 #include "userspace/net/tls_handshake.h"
+#include "userspace/pki/svid.h"
 
 namespace meltemi::net {
 namespace {
@@ -103,31 +103,14 @@ Status configure(SSL_CTX* ctx, bool server, const std::vector<X509Ptr>& chain, E
 
 }  // namespace
 
-std::vector<model::Identity> spiffe_ids(const X509* cert) {
-  std::vector<model::Identity> out;
-  auto* names = static_cast<GENERAL_NAMES*>(
-      X509_get_ext_d2i(cert, NID_subject_alt_name, nullptr, nullptr));
-  if (!names) return out;
-  for (int i = 0; i < sk_GENERAL_NAME_num(names); ++i) {
-    const GENERAL_NAME* name = sk_GENERAL_NAME_value(names, i);
-    if (name->type != GEN_URI) continue;
-    const ASN1_IA5STRING* uri = name->d.uniformResourceIdentifier;
-    const std::string_view text(reinterpret_cast<const char*>(ASN1_STRING_get0_data(uri)),
-                                static_cast<size_t>(ASN1_STRING_length(uri)));
-    if (auto id = model::Identity::parse(text)) out.push_back(*id);
-  }
-  GENERAL_NAMES_free(names);
-  return out;
-}
-
 Result<std::shared_ptr<const TlsContext>> TlsContext::create(const Material& material) {
   auto chain = MELTEMI_TRY(read_certificates(material.cert_chain_pem, "certificate chain"));
   auto roots = MELTEMI_TRY(read_certificates(material.roots_pem, "roots"));
   auto key = MELTEMI_TRY(read_key(material.private_key_pem));
   std::shared_ptr<TlsContext> out(new TlsContext());
-  const auto ids = spiffe_ids(chain[0].get());
-  if (ids.size() != 1) return bad("certificate chain: the leaf must have exactly one SPIFFE ID");
-  out->identity_ = ids[0];
+  auto identity = pki::svid_identity(chain[0].get(), pki::SvidRole::kBoth);
+  if (!identity) return bad("certificate chain: " + identity.error().detail);
+  out->identity_ = *identity;
   out->not_before_ = MELTEMI_TRY(to_wall(X509_get0_notBefore(chain[0].get()), "notBefore"));
   out->not_after_ = MELTEMI_TRY(to_wall(X509_get0_notAfter(chain[0].get()), "notAfter"));
   out->client_ = SSL_CTX_new(TLS_client_method());

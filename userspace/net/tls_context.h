@@ -23,7 +23,8 @@ class TlsContext {
     std::string private_key_pem;  // PKCS#8 or EC, unencrypted
     std::string roots_pem;        // one or more trust anchors
   };
-  // Errors: kBadConfig naming the part (chain, key, roots, key does not match, no SPIFFE ID).
+  // Errors: kBadConfig naming the part (chain, key, roots, key does not match, no
+  // SVID by pki/svid.h).
   static Result<std::shared_ptr<const TlsContext>> create(const Material& material);
   ~TlsContext();
   TlsContext(const TlsContext&) = delete;

@@ -5,6 +5,10 @@
 #include <openssl/ssl.h>
 #include <openssl/x509v3.h>
 
+#include <algorithm>
+
+#include "userspace/pki/svid.h"
+
 namespace meltemi::net {
 namespace {
 
@@ -60,39 +64,44 @@ int TlsHandshake::on_verify(int ok, x509_store_ctx_st* store) {
   if (!ok || X509_STORE_CTX_get_error_depth(store) != 0) return ok;
   auto* ssl = static_cast<SSL*>(
       X509_STORE_CTX_get_ex_data(store, SSL_get_ex_data_X509_STORE_CTX_idx()));
-  if (of(ssl).accept_peer(X509_STORE_CTX_get_current_cert(store))) return 1;
+  if (of(ssl).accept_peer(store)) return 1;
   X509_STORE_CTX_set_error(store, X509_V_ERR_APPLICATION_VERIFICATION);
   return 0;
 }
 
-bool TlsHandshake::accept_peer(const x509_st* leaf) {
-  const auto ids = spiffe_ids(leaf);
-  std::string presented;
-  for (const auto& id : ids) {
-    if (role_ == codec::TlsRole::kServer) {
-      if (id.trust_domain() == context_->identity().trust_domain()) {
-        peer_ = id;
-        return true;
-      }
-    } else {
-      for (const auto& want : expected_) {
-        if (id == want) {
-          peer_ = id;
-          return true;
-        }
-      }
-    }
-    presented += (presented.empty() ? "" : ", ") + std::string(id.uri());
-  }
-  mismatch_ = "the peer is " + (presented.empty() ? std::string("without a SPIFFE ID") : presented);
+bool TlsHandshake::is_expected(const model::Identity& id) const {
   if (role_ == codec::TlsRole::kServer) {
+    return id.trust_domain() == context_->identity().trust_domain();
+  }
+  return std::ranges::find(expected_, id) != expected_.end();
+}
+
+bool TlsHandshake::accept_peer(x509_store_ctx_st* store) {
+  const bool server = role_ == codec::TlsRole::kServer;
+  const STACK_OF(X509)* chain = X509_STORE_CTX_get0_chain(store);
+  auto id = pki::svid_identity(sk_X509_value(chain, 0),
+                               server ? pki::SvidRole::kClient : pki::SvidRole::kServer);
+  Status fit = id ? Status() : Status(fail(id.error()));
+  for (int i = 1; fit && i + 1 < sk_X509_num(chain); ++i) {
+    fit = pki::check_svid_signer(sk_X509_value(chain, i));
+  }
+  if (!fit) {
+    mismatch_ = "the peer's " + fit.error().detail;
+    return false;
+  }
+  if (is_expected(*id)) {
+    peer_ = *id;
+    return true;
+  }
+  mismatch_ = "the peer is " + std::string(id->uri());
+  if (server) {
     mismatch_ += ", the trust domain here is ";
     mismatch_ += context_->identity().trust_domain();
-  } else {
-    mismatch_ += ", expected ";
-    for (size_t i = 0; i < expected_.size(); ++i)
-      mismatch_ += (i ? " or " : "") + std::string(expected_[i].uri());
+    return false;
   }
+  mismatch_ += ", expected ";
+  for (size_t i = 0; i < expected_.size(); ++i)
+    mismatch_ += (i ? " or " : "") + std::string(expected_[i].uri());
   return false;
 }
 

@@ -13,16 +13,12 @@
 #include "userspace/net/tls_context.h"
 
 struct ssl_st;
-struct x509_st;
 struct x509_store_ctx_st;
 
 namespace meltemi::net {
 
 // Bytes of the peer's that a handshake may take (certificate chains included).
 inline constexpr size_t kMaxHandshakeBytes = 128 * 1024;
-
-// The SPIFFE IDs among a certificate's URI names; others are ignored.
-std::vector<model::Identity> spiffe_ids(const x509_st* cert);
 
 class TlsHandshake {
  public:
@@ -49,7 +45,9 @@ class TlsHandshake {
   static TlsHandshake& of(const ssl_st* ssl);
   static int on_verify(int ok, x509_store_ctx_st* store);
   static void on_keylog(const ssl_st* ssl, const char* line);
-  bool accept_peer(const x509_st* leaf);
+  // Whether the verified chain is one of an SVID, and its holder one who is let in. Fills mismatch_.
+  bool accept_peer(x509_store_ctx_st* store);
+  bool is_expected(const model::Identity& id) const;
   Error failure(int ssl_error);
   void drain(std::string& out);
 

@@ -202,6 +202,28 @@ Result<std::unique_ptr<CertificateAuthority>> CertificateAuthority::open(Authori
   return ca;
 }
 
+// What is signed ends with the first certificate above it that ends; of several roots the one that
+// lasts longest counts, since which of them a peer holds is not known here.
+Result<CertificateAuthority::Validity> CertificateAuthority::leaf_validity(
+    const Material& m, std::chrono::seconds ttl, WallTime now) const {
+  if (ttl <= std::chrono::seconds(0)) ttl = options_.default_ttl;
+  WallTime end = m.roots.front().not_after();
+  for (const Certificate& root : m.roots) end = std::max(end, root.not_after());
+  WallTime begin = m.issuer().not_before();
+  for (const Certificate& cert : m.issuer_chain) {
+    end = std::min(end, cert.not_after());
+    begin = std::max(begin, cert.not_before());
+  }
+  const WallTime to = std::min<WallTime>(now + std::min(ttl, options_.max_ttl), end);
+  if (to <= now) {
+    return fail(Reason::kIdentityUnavailable, Fault::kConfig,
+                fmt::format("the CA's own certificate ended at {}: nothing is signed with it",
+                            format_rfc3339(end)));
+  }
+  const auto back = std::min<WallTime::duration>(options_.backdate, (to - now) / kBackdateShare);
+  return Validity{.from = std::max(now - back, begin), .to = to};
+}
+
 Result<std::vector<std::string>> CertificateAuthority::issue(const CertificateRequest& request,
                                                              const model::Identity& identity,
                                                              std::chrono::seconds ttl,
@@ -210,14 +232,13 @@ Result<std::vector<std::string>> CertificateAuthority::issue(const CertificateRe
     return fail(Reason::kPermission, Fault::kDownstream,
                 fmt::format("{} is not of trust domain {}", identity.uri(), options_.trust_domain));
   }
-  if (ttl <= std::chrono::seconds(0)) ttl = options_.default_ttl;
-  ttl = std::min(ttl, options_.max_ttl);
   const auto m = material();
+  const Validity valid = MELTEMI_TRY(leaf_validity(*m, ttl, now));
   const Certificate leaf = MELTEMI_TRY(build_certificate(
       {.kind = CertificateKind::kWorkload,
        .uri = std::string(identity.uri()),
-       .not_before = std::max(now - options_.backdate, m->issuer().not_before()),
-       .not_after = std::min(now + ttl, m->issuer().not_after())},
+       .not_before = valid.from,
+       .not_after = valid.to},
       request.public_key(), &m->issuer(), *m->issuer_key));
   std::vector<std::string> out{leaf.to_pem()};
   for (const Certificate& cert : m->issuer_chain) out.push_back(cert.to_pem());
@@ -230,13 +251,14 @@ Result<CertificateAuthority::ServerCertificate> CertificateAuthority::issue_serv
     const PrivateKey& key, const std::vector<std::string>& dns_names, const std::vector<IpAddress>& addresses,
     WallTime now) {
   const auto m = material();
+  const Validity valid = MELTEMI_TRY(leaf_validity(*m, options_.default_ttl, now));
   const Certificate leaf = MELTEMI_TRY(build_certificate(
       {.kind = CertificateKind::kServer,
        .organization = options_.trust_domain,
        .dns_names = dns_names,
        .addresses = addresses,
-       .not_before = std::max(now - options_.backdate, m->issuer().not_before()),
-       .not_after = std::min(now + options_.default_ttl, m->issuer().not_after())},
+       .not_before = valid.from,
+       .not_after = valid.to},
       key.native(), &m->issuer(), *m->issuer_key));
   ServerCertificate out{.chain_pem = leaf.to_pem(), .not_before = leaf.not_before(), .not_after = leaf.not_after()};
   for (const Certificate& cert : m->issuer_chain) out.chain_pem += cert.to_pem();

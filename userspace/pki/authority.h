@@ -19,6 +19,8 @@
 
 namespace meltemi::pki {
 
+inline constexpr int kBackdateShare = 10;
+
 struct AuthorityOptions {
   std::string directory;  // holds the files below
   std::string trust_domain = "cluster.local";
@@ -26,7 +28,9 @@ struct AuthorityOptions {
   std::chrono::seconds max_ttl = std::chrono::hours(24 * 90);
   std::chrono::seconds root_ttl = std::chrono::hours(24 * 3650);
   std::chrono::seconds issuer_ttl = std::chrono::hours(24 * 365);
-  // Clocks of nodes differ: certificates are valid from this long before they were made.
+  // Clocks of nodes differ: certificates are valid from this long before they were made, but from
+  // at most a kBackdateShare-th of their lifetime, or a short one would be past its half at birth and
+  // whoever renews at half-life would never stop asking.
   std::chrono::seconds backdate = std::chrono::minutes(5);
 };
 
@@ -41,8 +45,8 @@ class CertificateAuthority {
   static Result<std::unique_ptr<CertificateAuthority>> open(AuthorityOptions options, WallTime now);
 
   // A leaf for exactly `identity` with the request's key; both key usages; at most `ttl` (0:
-  // default), never beyond the issuer. Returns PEM: leaf, intermediates..., root bundle last. Error
-  // kPermission: identity of another trust domain; kBadRequest.
+  // default), never longer than max_ttl nor beyond the end of any certificate above it. Returns PEM: leaf, intermediates..., root bundle last. Error
+  // kPermission: identity of another trust domain; kIdentityUnavailable: the CA itself has expired.
   Result<std::vector<std::string>> issue(const CertificateRequest& request,
                                          const model::Identity& identity, std::chrono::seconds ttl,
                                          WallTime now);
@@ -78,6 +82,11 @@ class CertificateAuthority {
   Result<Material> load(WallTime now) const;
   Result<Material> load_plugged() const;
   Status make_issuer(Material& m, WallTime now) const;
+  struct Validity {
+    WallTime from, to;
+  };
+  // Of a leaf that is made now. Error kIdentityUnavailable: the CA itself has expired.
+  Result<Validity> leaf_validity(const Material& m, std::chrono::seconds ttl, WallTime now) const;
   Status start_next_root(Material& m, WallTime now) const;
   Status activate_next_root(Material& m) const;
   Status drop_retired_root(Material& m) const;

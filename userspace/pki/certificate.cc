@@ -3,7 +3,10 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "userspace/pki/ossl.h"
+#include "userspace/pki/svid.h"
 
 namespace meltemi::pki {
 namespace {
@@ -55,17 +58,7 @@ Result<Certificate> Certificate::from_der(ByteView der) {
 Certificate Certificate::adopt(std::shared_ptr<x509_st> cert) { return Certificate(std::move(cert)); }
 
 Result<model::Identity> Certificate::identity() const {
-  const auto names = uris();
-  if (names.size() != 1) {
-    return fail(Reason::kPeerIdentityMismatch, Fault::kDownstream,
-                fmt::format("the certificate has {} URI names, a SPIFFE certificate has one",
-                            names.size()));
-  }
-  auto identity = model::Identity::parse(names.front());
-  if (!identity) {
-    return fail(Reason::kPeerIdentityMismatch, Fault::kDownstream, identity.error().detail);
-  }
-  return *identity;
+  return svid_identity(cert_.get(), SvidRole::kBoth);
 }
 
 std::vector<std::string> Certificate::uris() const {
@@ -197,6 +190,16 @@ Result<WorkloadCertificatePtr> assemble(const PrivateKey& key, const model::Iden
   const auto named = leaf.identity();
   if (!named) return unusable(named.error().detail);
   if (*named != identity) return unusable(fmt::format("the CA certified {}", named->uri()));
+  for (size_t i = 1; i < chain->size(); ++i) {
+    const Certificate& signer = (*chain)[i];
+    const bool root = std::ranges::any_of(*roots, [&](const Certificate& r) {
+      return X509_cmp(r.native(), signer.native()) == 0;
+    });
+    if (root) continue;  // sent along by some CAs
+    if (const Status fit = check_svid_signer(signer.native()); !fit) {
+      return unusable(fit.error().detail);
+    }
+  }
   if (EVP_PKEY_eq(X509_get0_pubkey(leaf.native()), key.native()) != 1) {
     return unusable("it holds another key than asked for");
   }

@@ -27,7 +27,7 @@ class Certificate {
   static Result<Certificate> from_der(ByteView der);
   static Certificate adopt(std::shared_ptr<x509_st> cert);  // REQUIRES: not null
 
-  // The one SPIFFE ID. Error kPeerIdentityMismatch: no URI name, more than one, or no SPIFFE ID.
+  // As a workload's own certificate, by the whole profile of svid.h. Error kPeerIdentityMismatch.
   Result<model::Identity> identity() const;
   std::vector<std::string> uris() const;  // exact bytes
   std::vector<std::string> dns_names() const;

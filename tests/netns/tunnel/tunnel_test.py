@@ -241,7 +241,8 @@ class Attackers(unittest.TestCase):
         run("openssl", "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
             "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", "/")
         with open(f"{d}/{name}.ext", "w") as f:
-            f.write(f"subjectAltName=critical,URI:{san}\nextendedKeyUsage=clientAuth,serverAuth\n")
+            f.write(f"subjectAltName=critical,URI:{san}\nextendedKeyUsage=clientAuth,serverAuth\n"
+                    "keyUsage=critical,digitalSignature\n")
         run("openssl", "x509", "-req", "-in", f"{name}.csr", "-CA", "foreign.pem", "-CAkey",
             "foreign.key", "-CAcreateserial", "-out", f"{name}.pem", "-days", days, "-extfile",
             f"{name}.ext", *extra)

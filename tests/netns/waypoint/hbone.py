@@ -41,6 +41,7 @@ class Identity:
                     [x509.UniformResourceIdentifier(uri)]), critical=True)
                 .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
                 .add_extension(x509.BasicConstraints(False, None), critical=True)
+                .add_extension(x509.KeyUsage(True, *[False] * 8), critical=True)
                 .sign(issuer_key, hashes.SHA256()))
         self.cert, self.key = f"{work}/{name}.pem", f"{work}/{name}.key"
         self.root = f"{ca_dir}/root-cert.pem"

@@ -40,6 +40,9 @@ struct LeafOptions {
   long from_seconds = -3600;  // relative to now
   long to_seconds = 86400;
   std::string extra_san;      // e.g. "DNS:localhost"
+  const char* key_usage = "critical,digitalSignature";
+  const char* extended_key_usage = "serverAuth,clientAuth";
+  const char* basic_constraints = "critical,CA:FALSE";
 };
 
 class TestCa {
@@ -62,7 +65,9 @@ class TestCa {
   TlsContext::Material issue(const std::string& spiffe, const LeafOptions& o = {}) const {
     EVP_PKEY* key = EVP_EC_gen("P-256");
     X509* leaf = make("leaf", key, cert_, o.from_seconds, o.to_seconds);
-    add(leaf, cert_, NID_ext_key_usage, "serverAuth,clientAuth");
+    add(leaf, cert_, NID_basic_constraints, o.basic_constraints);
+    add(leaf, cert_, NID_key_usage, o.key_usage);
+    add(leaf, cert_, NID_ext_key_usage, o.extended_key_usage);
     std::string san = spiffe.empty() ? "" : "URI:" + spiffe;
     if (!o.extra_san.empty()) san += (san.empty() ? "" : ",") + o.extra_san;
     if (!san.empty()) add(leaf, cert_, NID_subject_alt_name, san.c_str());

@@ -137,6 +137,45 @@ TEST_P(ForeignTest, ClientsOfOurServer) {
   EXPECT_EQ(far.failures.size(), 0u);
 }
 
+// Python's ssl shows what it is given; what is no SVID gets no tunnel, whichever end it is.
+TEST_P(ForeignTest, APeerWhoseCertificateIsNoSvidIsRefused) {
+  struct Case {
+    const char* what;
+    LeafOptions leaf;
+    const char* why;
+  };
+  const Case cases[] = {
+      {"two names", {.extra_san = "URI:spiffe://cluster.local/ns/shop/sa/admin"}, "2 URI names"},
+      {"a CA", {.key_usage = "critical,digitalSignature,keyCertSign",
+                .basic_constraints = "critical,CA:TRUE"}, "no workload's"},
+      {"a signer of CRLs", {.key_usage = "critical,digitalSignature,cRLSign"}, "cRLSign"},
+  };
+  for (const Case& c : cases) {
+    SCOPED_TRACE(c.what);
+    write("near", ca_.issue(kClient, c.leaf));
+    write("far", ca_.issue(kServer, c.leaf));
+    Far far(loop(), ca_.context(kServer), *SocketAddress::parse("127.0.0.1:1"));
+    Child client({kPython, script_, "client", dir_, std::to_string(far.address.port), "echo"});
+    EXPECT_TRUE(run_until([&] { return !far.failures.empty(); }));
+    ASSERT_EQ(far.failures.size(), 1u);
+    EXPECT_EQ(far.failures[0].reason, Reason::kPeerIdentityMismatch);
+    EXPECT_NE(far.failures[0].detail.find(c.why), std::string::npos) << far.failures[0].detail;
+
+    Child server({kPython, script_, "server", dir_});
+    const SocketAddress address{*IpAddress::parse("127.0.0.1"),
+                                static_cast<uint16_t>(std::stoi(server.line()))};
+    Near near(loop(), ca_.context(kClient), address, {id(kServer)});
+    auto fd = rt::make_tcp_socket(near.address);
+    sockaddr_storage storage;
+    const socklen_t length = near.address.to_sockaddr(storage);
+    ASSERT_EQ(connect(fd->get(), reinterpret_cast<sockaddr*>(&storage), length), 0);
+    EXPECT_TRUE(run_until([&] { return !near.failures.empty(); }));
+    ASSERT_EQ(near.failures.size(), 1u);
+    EXPECT_EQ(near.failures[0].reason, Reason::kPeerIdentityMismatch);
+    EXPECT_NE(near.failures[0].detail.find(c.why), std::string::npos) << near.failures[0].detail;
+  }
+}
+
 TEST_P(ForeignTest, OurClientOfAServer) {
   Child server({kPython, script_, "server", dir_});
   const SocketAddress address{*IpAddress::parse("127.0.0.1"),

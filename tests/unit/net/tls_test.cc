@@ -152,7 +152,7 @@ TEST(TlsContext, NamesWhatIsWrong) {
   m = good;
   m.roots_pem = "";
   check(m, "roots");
-  check(ca.issue("", {-3600, 86400, "DNS:localhost"}), "SPIFFE");
+  check(ca.issue("", {-3600, 86400, "DNS:localhost"}), "URI names");
   auto made = TlsContext::create(good);
   ASSERT_TRUE(made);
   EXPECT_EQ((*made)->identity().uri(), kClient);

@@ -80,6 +80,41 @@ TEST_F(AuthorityTest, LifetimeIsBackdatedAndBounded) {
   EXPECT_EQ((*bundle)[0].not_after(), (*bundle)[1].not_after());
 }
 
+// Istio's ztunnel renews at not_before + lifetime / 2, without jitter and without a floor.
+TEST_F(AuthorityTest, AStockProxyWithAShortLifetimeAsksAFewTimesAMinute) {
+  auto ca = open();
+  const auto identity = identity_of("shop", "web");
+  const auto request = request_for(identity);
+  for (const int ttl : {10, 60, 120, 299, 300, 600}) {
+    const WallTime start = now();
+    int asked = 0;
+    for (WallTime at = start; at < start + seconds(ttl) && asked < 100; ++asked) {
+      const auto chain = ca->issue(request, identity, seconds(ttl), at);
+      ASSERT_TRUE(chain) << chain.error().to_string();
+      const auto leaf = parse_bundle(chain->front())->front();
+      EXPECT_LE(leaf.not_before(), at) << "clocks differ, if only by a little";
+      at = std::max(at, leaf.not_before() + (leaf.not_after() - leaf.not_before()) / 2);
+    }
+    EXPECT_LE(asked, 4) << "in a lifetime of " << ttl << " s";
+  }
+}
+
+TEST_F(AuthorityTest, NothingIsSignedBeyondTheCaNorWithAnExpiredOne) {
+  options.root_ttl = hours(3);
+  options.issuer_ttl = hours(2);
+  auto ca = open();
+  const auto identity = identity_of("shop", "web");
+  const WallTime at = now();
+  const auto chain = ca->issue(request_for(identity), identity, hours(24), at);
+  ASSERT_TRUE(chain);
+  EXPECT_LE(parse_bundle(chain->front())->front().not_after(), at + hours(2));
+  // The clock jumps past the issuer's end, with no rotation in between.
+  const auto late = ca->issue(request_for(identity), identity, hours(24), at + hours(2) + seconds(1));
+  ASSERT_FALSE(late);
+  EXPECT_EQ(late.error().reason, Reason::kIdentityUnavailable);
+  EXPECT_FALSE(ca->issue_server(key, {"localhost"}, {}, at + hours(4)));
+}
+
 TEST_F(AuthorityTest, SecretsAreReadableByTheOwnerOnlyAndComeBack) {
   const auto roots = open()->root_bundle_pem();
   for (const char* name : {"root-key.pem", "ca-key.pem"}) {

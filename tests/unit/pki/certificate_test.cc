@@ -26,28 +26,6 @@ Result<Certificate> made_by_openssl(const TemporaryDirectory& directory, const s
   return parse_bundle(pem)->front();
 }
 
-TEST(Certificate, OnlyOneExactSpiffeNameIsAnIdentity) {
-  const TemporaryDirectory directory;
-  const std::string good = "URI:spiffe://cluster.local/ns/shop/sa/web";
-  const auto read = [&](const std::string& names) {
-    auto cert = made_by_openssl(directory, names);
-    EXPECT_TRUE(cert) << names << cert.error().to_string();
-    return cert->identity();
-  };
-  ASSERT_TRUE(read(good));
-  EXPECT_EQ(read(good)->uri(), "spiffe://cluster.local/ns/shop/sa/web");
-  for (const std::string& bad :
-       {std::string(), good + "," + good + "2", std::string("DNS:cluster.local"),
-        std::string("URI:spiffe://cluster.local/ns/shop/sa/web/extra"),
-        std::string("URI:spiffe://cluster.local/ns/shop"),
-        std::string("URI:https://cluster.local/ns/shop/sa/web"),
-        std::string("URI:spiffe://cluster.local/ns/shop%2Fsa/sa/web")}) {
-    const auto identity = read(bad);
-    ASSERT_FALSE(identity) << bad;
-    EXPECT_EQ(identity.error().reason, Reason::kPeerIdentityMismatch) << bad;
-  }
-}
-
 TEST(Certificate, ABundleWithABrokenEntryIsRefusedAsAWhole) {
   const TemporaryDirectory directory;
   const std::string pem = made_by_openssl(directory, "DNS:a")->to_pem();
