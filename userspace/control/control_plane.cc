@@ -17,6 +17,9 @@ namespace {
 
 log::Scope scope("control");
 
+constexpr uint32_t kDescriptorsPerConnection = 2;  // gRPC's and the one that is watched
+constexpr std::string_view kConfigurationTask = "configuration not read yet";
+
 pki::AuthorityOptions authority_options(const Settings& settings) {
   using std::chrono::duration_cast;
   using std::chrono::seconds;
@@ -79,7 +82,11 @@ ControlPlane::ControlPlane(Settings settings, pki::PublicKey token_key,
       identity_(std::move(identity)),
       access_(access_rules(settings_), &pods_),
       wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
-      server_(hooks()) {}
+      door_(settings_.admission.options(rt::raise_descriptor_limit(), kDescriptorsPerConnection)),
+      server_(hooks()) {
+  readiness_.pending(std::string(kConfigurationTask));
+  readiness_.check("xds", [this] { return server_.trouble(MonoClock::now()); });
+}
 
 ControlPlane::~ControlPlane() {
   server_.stop(std::chrono::milliseconds(0));
@@ -126,18 +133,19 @@ xds::ServerHooks ControlPlane::hooks() {
 }
 
 Status ControlPlane::start_servers() {
-  telemetry::HttpServer& http = monitoring_;
-  add_monitoring_routes(http, *this);
-  MELTEMI_TRY(http.start(MELTEMI_TRY(parse_listen("monitoring-listen", settings_.monitoring_listen))));
   xds::ServerOptions options;
   options.tls_listen = MELTEMI_TRY(parse_listen("xds-listen", settings_.xds_listen));
   options.plaintext_listen =
       MELTEMI_TRY(parse_listen("xds-plaintext-listen", settings_.xds_plaintext_listen));
   options.certificate_file = identity_.certificate_file();
   options.key_file = identity_.key_file();
+  options.door = &door_;
+  options.max_connection_age = settings_.max_connection_age;
   MELTEMI_TRY(server_.start(options));
   for (const std::string& address : settings_.xds_listen) scope.info("xDS and CA on {}", address);
-  return {};
+  add_monitoring_routes(monitoring_, *this);
+  return monitoring_.start(
+      MELTEMI_TRY(parse_listen("monitoring-listen", settings_.monitoring_listen)));
 }
 
 std::vector<SocketAddress> ControlPlane::monitoring_addresses() const {
@@ -268,7 +276,6 @@ void ControlPlane::timers(MonoTime now) {
 
 void ControlPlane::check_identity(MonoTime now) {
   next_identity_ = now + kIdentityCheck;
-  server_.end_expired(wall_now());
   bool rotated = false;
   if (now >= next_rotation_) {
     next_rotation_ = now + kRotationCheck;
@@ -295,6 +302,7 @@ void ControlPlane::check_identity(MonoTime now) {
 void ControlPlane::become_ready() {
   files_.sweep();
   ready_ = true;
+  readiness_.done(std::string(kConfigurationTask));
   server_.set_ready();
   scope.info("serving {} objects from {}", known_files_.size(), source_->root());
 }

@@ -29,7 +29,9 @@
 #include "userspace/control/status_board.h"
 #include "userspace/pki/authority.h"
 #include "userspace/pki/token.h"
+#include "userspace/rt/admission.h"
 #include "userspace/telemetry/http_server.h"
+#include "userspace/telemetry/readiness.h"
 #include "userspace/xds/server.h"
 
 namespace meltemi::control {
@@ -75,6 +77,8 @@ class ControlPlane {
   std::string problems_text() const;
   size_t objects(config::Kind kind) const;
   const xds::Server& server() const { return server_; }
+  const rt::Admission& door() const { return door_; }
+  const telemetry::Readiness& readiness() const { return readiness_; }
   const pki::CertificateAuthority& ca() const { return *ca_; }
 
  private:
@@ -140,6 +144,8 @@ class ControlPlane {
   std::vector<Report> reports_;  // under reports_mutex_
   UniqueFd wake_;                // eventfd
   std::atomic<bool> ready_{false};
+  rt::Admission door_;  // of all ports
+  telemetry::Readiness readiness_;
   telemetry::HttpServer monitoring_;
   xds::Server server_;  // last: its threads use all of the above
 };

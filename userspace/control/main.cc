@@ -7,6 +7,7 @@
 
 #include "userspace/base/log.h"
 #include "userspace/control/control_plane.h"
+#include "userspace/rt/admission.h"
 #include "userspace/sys/confine.h"
 
 namespace {
@@ -27,6 +28,7 @@ UniqueFd stop_signals() {
 Status run(control::Settings settings) {
   // Before the log starts its thread: a thread that does not block the signals would be killed by them.
   const UniqueFd stop = stop_signals();
+  rt::raise_descriptor_limit();
   MELTEMI_TRY(sys::confine({}));
   MELTEMI_TRY(settings.logging.init());
   auto plane = MELTEMI_TRY(control::ControlPlane::create(std::move(settings)));

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "userspace/control/control_plane.h"
+#include "userspace/telemetry/admission_metrics.h"
 #include "userspace/telemetry/exposition.h"
 
 namespace meltemi::control {
@@ -32,6 +33,10 @@ void collect_xds(Exposition& out, const ControlPlane& control) {
       s.nacks);
   one(out, "pilot_xds_refused_total", MetricType::kCounter, "Streams refused or ended by us.",
       s.refused);
+  one(out, "meltemi_xds_accept_errors_total", MetricType::kCounter,
+      "Connections that could not be accepted (descriptors, memory).", s.accept_errors);
+  one(out, "meltemi_xds_overdrawn_total", MetricType::kCounter,
+      "Connections ended for bytes that no call has taken.", s.overdrawn);
   one(out, "citadel_server_success_cert_issuance_count", MetricType::kCounter,
       "Certificates issued.", s.certificates);
   one(out, "citadel_server_csr_count", MetricType::kCounter, "Certificate requests received.",
@@ -95,14 +100,14 @@ void add_monitoring_routes(telemetry::HttpServer& http, const ControlPlane& cont
     collect_ca(out, control);
   });
   telemetry::add_process_metrics(*registry, "meltemid");
+  telemetry::add_admission_metrics(*registry, control.door());
   http.route("/metrics", "GET", [registry](const telemetry::HttpRequest&) {
     return telemetry::HttpResponse{.status = 200, .body = registry->text(),
                                    .content_type = "text/plain; version=0.0.4; charset=utf-8"};
   });
   http.route("/ready", "GET", [&control](const telemetry::HttpRequest&) {
-    return control.ready()
-               ? telemetry::HttpResponse{.status = 200, .body = "ready\n"}
-               : telemetry::HttpResponse{.status = 503, .body = "configuration not read yet\n"};
+    const auto verdict = control.readiness().verdict();
+    return telemetry::HttpResponse{.status = verdict.ready ? 200 : 503, .body = verdict.text};
   });
   http.route("/version", "GET", [](const telemetry::HttpRequest&) {
     return telemetry::HttpResponse{.status = 200, .body = MELTEMI_VERSION "\n"};

@@ -15,7 +15,7 @@ ConfigTable Settings::table() {
       .text(&state_dir, "state-dir", "STATE_DIR",
             "Where generated objects and statuses are written; default CONFIG_DIR/state/control.")
       .list(&xds_listen, "xds-listen", "XDS_LISTEN",
-            "Addresses of xDS, CA and node status with TLS.")
+            "Addresses of xDS, CA and node status with TLS; [::] is both families.")
       .list(&xds_plaintext_listen, "xds-plaintext-listen", "XDS_PLAINTEXT_LISTEN",
             "Loopback addresses of the same without TLS; none by default.")
       .list(&monitoring_listen, "monitoring-listen", "MONITORING_LISTEN",
@@ -45,6 +45,10 @@ ConfigTable Settings::table() {
             "Further DNS names in the server's own certificate.")
       .duration(&drain, "drain", "DRAIN", Duration(0), minutes(10),
                 "How long running calls may take when the process ends.");
+  table.duration(&max_connection_age, "max-connection-age", "MAX_CONNECTION_AGE", seconds(10),
+                 hours(24 * 365),
+                 "Age at which a client of xDS is asked to connect anew, +-10 %.");
+  admission.describe(table);
   logging.describe(table);
   return table;
 }

@@ -10,13 +10,15 @@
 #include "userspace/base/error.h"
 #include "userspace/base/log_settings.h"
 #include "userspace/config/validate.h"
+#include "userspace/rt/admission_settings.h"
+#include "userspace/xds/server.h"
 
 namespace meltemi::control {
 
 struct Settings {
   std::string config_dir;
   std::string state_dir;  // "": <config_dir>/state/control
-  std::vector<std::string> xds_listen = {"0.0.0.0:15012"};
+  std::vector<std::string> xds_listen = {"[::]:15012"};
   std::vector<std::string> xds_plaintext_listen;
   std::vector<std::string> monitoring_listen = {"0.0.0.0:15014"};
   std::string ca_dir;
@@ -33,6 +35,8 @@ struct Settings {
   std::string waypoint_image = "meltemi/waypoint";
   std::vector<std::string> server_names;  // more names for the server's certificate
   Duration drain = std::chrono::seconds(1);
+  rt::AdmissionSettings admission;
+  Duration max_connection_age = xds::ServerOptions().max_connection_age;
   log::Settings logging;
 
   ConfigTable table();  // REQUIRES: *this outlives it

@@ -72,20 +72,21 @@ void DeltaStream::finish_locked(const grpc::Status& status) {
   Finish(status);
 }
 
-void DeltaStream::end(const Error& why) {
+void DeltaStream::end(const grpc::Status& why) {
   const std::lock_guard lock(mutex_);
-  finish_locked(to_grpc(why));
+  finish_locked(why);
 }
 
 void DeltaStream::OnReadDone(bool ok) {
   const std::lock_guard lock(mutex_);
   if (finished_) return;
   if (!ok) return finish_locked(grpc::Status::OK);
+  call_.took(incoming_.Length());
   const auto request = parse(incoming_);
   const Status taken = request ? take_request(*request) : Status(fail(request.error()));
   if (!taken) {
     ++core_->counters.refused;
-    scope.warn("stream of {} ({}) refused: {}", log::escape(node_.id), peer_,
+    scope.warn("stream of {} ({}) refused: {}", log::escape(node_.id), call_.peer(),
                log::escape(taken.error().to_string()));
     return finish_locked(to_grpc(taken.error()));
   }
@@ -107,7 +108,7 @@ Status DeltaStream::take_request(const Subscription::Request& request) {
       }
     }
     node_known_ = true;
-    scope.info("{} connected from {} as {}/{}", log::escape(node_.id), peer_, caller_.ns,
+    scope.info("{} connected from {} as {}/{}", log::escape(node_.id), call_.peer(), caller_.ns,
                caller_.service_account);
   }
   const auto found = std::ranges::find_if(
@@ -198,7 +199,7 @@ void DeltaStream::OnDone() {
 
 StreamInfo DeltaStream::info() const {
   const std::lock_guard lock(mutex_);
-  StreamInfo out{.node_id = node_.id, .peer = peer_,
+  StreamInfo out{.node_id = node_.id, .peer = call_.peer(),
                  .caller = fmt::format("{}/{}", caller_.ns, caller_.service_account), .types = {}};
   const std::shared_lock tables(core_->tables_mutex);
   for (const auto& s : subscriptions_) {

@@ -19,12 +19,12 @@ class DeltaStream : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteB
   // A stream that keeps itself alive until gRPC is done with it.
   static DeltaStream* begin(std::shared_ptr<ServerCore> core, Caller caller, std::string peer);
   DeltaStream(std::shared_ptr<ServerCore> core, Caller caller, std::string peer)
-      : core_(std::move(core)), caller_(std::move(caller)), peer_(std::move(peer)) {}
+      : core_(core), call_(std::move(core), std::move(peer)), caller_(std::move(caller)) {}
 
   // Sends what there is to send, if no response is under way. Any thread.
   void pump();
   // Ends the stream; idempotent. Any thread.
-  void end(const Error& why);
+  void end(const grpc::Status& why);
   StreamInfo info() const;
   bool is(const std::function<bool(const Caller&, const Node&)>& doomed) const;
   WallTime expires() const { return caller_.expires; }
@@ -44,8 +44,8 @@ class DeltaStream : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteB
   size_t total_names() const;
 
   const std::shared_ptr<ServerCore> core_;
+  const OpenCall call_;
   const Caller caller_;
-  const std::string peer_;
 
   mutable std::mutex mutex_;
   grpc::ByteBuffer incoming_, outgoing_;

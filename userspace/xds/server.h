@@ -16,6 +16,7 @@
 #include "userspace/base/address.h"
 #include "userspace/base/clock.h"
 #include "userspace/base/error.h"
+#include "userspace/rt/admission.h"
 #include "userspace/xds/channel.h"
 
 namespace meltemi::xds {
@@ -69,10 +70,16 @@ struct ServerHooks {
 };
 
 struct ServerOptions {
-  std::vector<SocketAddress> tls_listen;
+  std::vector<SocketAddress> tls_listen;  // [::] is both families
   std::vector<SocketAddress> plaintext_listen;  // loopback only, else kBadConfig
   // PEM files, re-read when they change.
   std::string certificate_file, key_file;
+  // The process's admission, swept by this server as long as it runs; must outlive it. nullptr: one
+  // of its own, with the defaults.
+  rt::Admission* door = nullptr;
+  // A connection is asked to go after this long, ±10 %, so that clients spread over replicas; its
+  // streams may last kAgeGrace longer. Istio's istiod has 30 minutes too.
+  Duration max_connection_age = std::chrono::minutes(30);
 };
 
 struct StreamInfo {  // for /debug/syncz
@@ -92,6 +99,8 @@ struct ServerStats {
   size_t streams = 0;
   uint64_t streams_opened = 0, refused = 0, responses = 0, response_bytes = 0, resources = 0,
            nacks = 0, certificates = 0, certificates_refused = 0, reports = 0;
+  uint64_t accept_errors = 0;  // EMFILE and the like
+  uint64_t overdrawn = 0;      // connections ended for bytes that no call has taken
 };
 
 class Server {
@@ -117,6 +126,8 @@ class Server {
   // second; tests ask with a clock of their own.
   void end_expired(WallTime now);
 
+  // "" while all ports answer what this process asks of them through the network, else what does not.
+  std::string trouble(MonoTime now) const;
   std::vector<StreamInfo> streams() const;
   ServerStats stats() const;
 

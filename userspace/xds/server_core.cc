@@ -80,12 +80,11 @@ std::vector<std::shared_ptr<DeltaStream>> ServerCore::streams() const {
 void ServerCore::end_expired(WallTime now) {
   for (const auto& stream : streams()) {
     if (now < stream->expires()) continue;
-    stream->end({Reason::kShutdown, Fault::kDownstream, Retry::kSafe,
-                 "the token of this stream has expired; come back with a fresh one"});
+    stream->end({grpc::StatusCode::UNAUTHENTICATED, "the token of this stream has expired"});
   }
 }
 
-void ServerCore::end_all(const Error& why) {
+void ServerCore::end_all(const grpc::Status& why) {
   {
     const std::lock_guard lock(streams_mutex_);
     stopping_ = true;

@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "userspace/xds/acceptor.h"
 #include "userspace/xds/resource_table.h"
 #include "userspace/xds/server.h"
 #include "userspace/xds/subscription.h"
@@ -45,11 +46,12 @@ class ServerCore {
   bool add(const std::shared_ptr<DeltaStream>& stream);
   void remove(const std::shared_ptr<DeltaStream>& stream);
   std::vector<std::shared_ptr<DeltaStream>> streams() const;
-  void end_all(const Error& why);
+  void end_all(const grpc::Status& why);
   // Ends the streams whose token is past its end.
   void end_expired(WallTime now);
 
   const ServerHooks hooks;
+  std::unique_ptr<Acceptor> acceptor;  // set before the first call, and lives as long as this
   ServerCounters counters;
   std::shared_mutex tables_mutex;
 
@@ -60,6 +62,26 @@ class ServerCore {
   std::set<std::shared_ptr<DeltaStream>> streams_;
   bool stopping_ = false;
   std::atomic<bool> ready_{false};
+};
+
+// A call of an authenticated caller, from its headers to its end: its connection is at work meanwhile.
+class OpenCall {
+ public:
+  OpenCall(std::shared_ptr<ServerCore> core, std::string peer)
+      : core_(std::move(core)), peer_(std::move(peer)) {
+    core_->acceptor->call_began(peer_);
+  }
+  ~OpenCall() { core_->acceptor->call_ended(peer_); }
+  OpenCall(const OpenCall&) = delete;
+  OpenCall& operator=(const OpenCall&) = delete;
+  // A message of so many bytes was read.
+  void took(size_t bytes) const { core_->acceptor->took(peer_, bytes); }
+  ServerCore& core() const { return *core_; }
+  const std::string& peer() const { return peer_; }
+
+ private:
+  const std::shared_ptr<ServerCore> core_;
+  const std::string peer_;
 };
 
 }  // namespace meltemi::xds

@@ -58,9 +58,8 @@ Status report_of(const UnaryCall::Question& question) {
 
 UnaryCall::UnaryCall(std::shared_ptr<ServerCore> core, Caller caller, std::string peer,
                      Method method, size_t max_bytes)
-    : core_(std::move(core)),
+    : call_(std::move(core), std::move(peer)),
       caller_(std::move(caller)),
-      peer_(std::move(peer)),
       method_(method),
       max_bytes_(max_bytes) {
   StartRead(&request_);
@@ -68,15 +67,16 @@ UnaryCall::UnaryCall(std::shared_ptr<ServerCore> core, Caller caller, std::strin
 
 void UnaryCall::OnReadDone(bool ok) {
   if (!ok) return Finish({grpc::StatusCode::INVALID_ARGUMENT, "no request came"});
+  call_.took(request_.Length());
   if (request_.Length() > max_bytes_) {
-    ++core_->counters.refused;
+    ++call_.core().counters.refused;
     scope.warn("call of {}/{} at {} refused: a request of {} bytes, the limit of its method is {}",
-               caller_.ns, caller_.service_account, peer_, request_.Length(), max_bytes_);
+               caller_.ns, caller_.service_account, call_.peer(), request_.Length(), max_bytes_);
     return Finish({grpc::StatusCode::RESOURCE_EXHAUSTED,
                    fmt::format("the request has {} bytes; this method takes at most {}",
                                request_.Length(), max_bytes_)});
   }
-  const grpc::Status status = method_({*core_, caller_, peer_, request_}, &answer_);
+  const grpc::Status status = method_({call_.core(), caller_, call_.peer(), request_}, &answer_);
   request_.Clear();
   if (!status.ok()) return Finish(status);
   StartWriteAndFinish(&answer_, grpc::WriteOptions(), status);

@@ -31,9 +31,8 @@ class UnaryCall : public grpc::ServerGenericBidiReactor {
   void OnReadDone(bool ok) override;
   void OnDone() override;
 
-  const std::shared_ptr<ServerCore> core_;
+  const OpenCall call_;
   const Caller caller_;
-  const std::string peer_;
   const Method method_;
   const size_t max_bytes_;
   grpc::ByteBuffer request_, answer_;

@@ -90,7 +90,7 @@ TEST_F(ServerLimitsTest, NoByteOfABodyIsKeptForACallerWithoutAToken) {
     for (int i = 0; i < 7; ++i) {
       calls += fmt::format(
           "curl -s -o /dev/null --max-time 60 --noproxy '*' --http2-prior-knowledge -H 'te: trailers' "
-          "-H 'content-type: application/grpc' --data-binary @{}/body http://127.0.0.1:{}/{} & ",
+          "-H 'content-type: application/grpc' -X POST -T {}/body http://127.0.0.1:{}/{} & ",
           directory, server.ports()[0], method);
     }
   }
@@ -106,6 +106,22 @@ TEST_F(ServerLimitsTest, ARequestLargerThanItsMethodNeedsIsRefusedByName) {
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.error().reason, Reason::kLimitExceeded);
   EXPECT_THAT(refused.error().detail, HasSubstr(std::to_string(kMaxCertificateRequestBytes)));
+}
+
+// gRPC gathers a message before it looks at its length, so the limit is on what came and was not taken.
+TEST_F(ServerLimitsTest, AMessageWithoutEndIsCutShort) {
+  constexpr uint32_t kBytes = 2'000'000'000;
+  const char head[5] = {0, 0x77, 0x35, static_cast<char>(0x94), 0x00};  // gRPC's prefix: kBytes
+  std::ofstream(directory + "/body", std::ios::binary).write(head, sizeof head);
+  std::filesystem::resize_file(directory + "/body", kBytes);
+  const std::string call = fmt::format(
+      "curl -s -o /dev/null --max-time 120 --noproxy '*' --http2-prior-knowledge -H 'te: trailers' "
+      "-H 'authorization: Bearer good-token' -H 'content-type: application/grpc' -T {}/body "
+      "-X POST http://127.0.0.1:{}/istio.v1.auth.IstioCertificateService/CreateCertificate",
+      directory, server.ports()[0]);
+  EXPECT_NE(std::system(call.c_str()), 0) << "the connection was ended";
+  EXPECT_EQ(server.stats().overdrawn, 1u);
+  EXPECT_EQ(server.stats().certificates + server.stats().certificates_refused, 0u);
 }
 
 TEST_F(ServerLimitsTest, AStreamEndsWithItsToken) {
