@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 
 #include "userspace/base/log.h"
 #include "userspace/config/analyze.h"
@@ -51,11 +52,8 @@ void ControlPlane::read_source(MonoTime now) {
   std::vector<FileEvent> events;
   const Status polled = source_->poll([&](const FileEvent& event) { events.push_back(event); });
   retry_source_ = {};
-  if (!polled) {
-    // What is known stays: a directory that cannot be read is not an empty one.
-    scope.error("{}; what was read before stays in effect", polled.error().to_string());
-    retry_source_ = now + kSourceRetry;
-  }
+  if (source_->owes()) retry_source_ = now + kSourceRetry;
+  note_trouble(source_->trouble());
   // meltemid is the only writer of its own files, and knows what it wrote.
   std::erase_if(events, [](const FileEvent& event) { return event.layer == kControllerLayer; });
   const auto removed = static_cast<size_t>(
@@ -77,7 +75,8 @@ void ControlPlane::read_source(MonoTime now) {
   }
   release_held(now, &changes);
   stats_.events += events.size();
-  if (!loaded_ && polled) {
+  // What nobody has read yet may be a policy that denies.
+  if (!loaded_ && polled && !source_->unread()) {
     loaded_ = true;
     // Nothing at all at the start may be a volume that is not mounted yet.
     if (store_.size(Kind::kNamespace) == 0 && known_files_.empty()) empty_since_ = now;
@@ -88,6 +87,24 @@ void ControlPlane::read_source(MonoTime now) {
   settle(std::move(changes));
   stats_.last_batch = MonoClock::now() - now;
   publish_statuses();
+}
+
+// Told once per change, and at every look at /ready.
+void ControlPlane::note_trouble(std::string trouble) {
+  const std::lock_guard lock(trouble_mutex_);
+  if (trouble == source_trouble_) return;
+  source_trouble_ = std::move(trouble);
+  if (source_trouble_.empty()) {
+    scope.info("all of {} can be read again", source_->root());
+  } else {
+    scope.error("{}; what was read before stays in effect, tried again every {} s",
+                log::escape(source_trouble_), kSourceRetry.count());
+  }
+}
+
+std::string ControlPlane::source_trouble() const {
+  const std::lock_guard lock(trouble_mutex_);
+  return source_trouble_;
 }
 
 void ControlPlane::apply(const FileEvent& event, std::vector<ObjectChange>* changes) {
@@ -127,6 +144,10 @@ void ControlPlane::release_held(MonoTime now, std::vector<ObjectChange>* changes
     it = held_.erase(it);
     // If it came back meanwhile, the source has told that or will.
     if (::access((source_->root() + "/" + path).c_str(), F_OK) == 0) continue;
+    if (errno != ENOENT && errno != ENOTDIR) {  // nobody can tell
+      held_[path] = now + kConfirm;
+      continue;
+    }
     apply({path, layer_of(path), true, {}, {}}, changes);
   }
 }

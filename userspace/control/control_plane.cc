@@ -85,6 +85,7 @@ ControlPlane::ControlPlane(Settings settings, pki::PublicKey token_key,
       door_(settings_.admission.options(rt::raise_descriptor_limit(), kDescriptorsPerConnection)),
       server_(hooks()) {
   readiness_.pending(std::string(kConfigurationTask));
+  readiness_.note("configuration", [this] { return source_trouble(); });
   readiness_.check("xds", [this] { return server_.trouble(MonoClock::now()); });
 }
 
@@ -173,6 +174,7 @@ Duration ControlPlane::next_wake(MonoTime now) const {
   if (!ready_ && empty_since_ != MonoTime{}) next = std::min(next, empty_since_ + kConfirm);
   if (analyze_due_) next = std::min(next, next_analysis_);
   if (loaded_ && enrolled_.dirty()) next = std::min(next, next_save_);
+  if (files_.owes()) next = std::min(next, retry_files_);
   if (retry_source_ != MonoTime{}) next = std::min(next, retry_source_);
   for (const auto& [path, when] : held_) next = std::min(next, when);
   return std::max<Duration>(next - now, Duration(0));
@@ -262,6 +264,9 @@ void ControlPlane::timers(MonoTime now) {
     board_.set_findings(config::analyze(store_, settings_.names()));
     stats_.last_analysis = MonoClock::now() - now;
     publish_statuses();
+  }
+  if (files_.owes() && now >= retry_files_) {
+    retry_files_ = now + kSourceRetry;
     files_.retry();
   }
   // Before the pods are known nobody can say which of them are alive.

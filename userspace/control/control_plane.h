@@ -98,6 +98,8 @@ class ControlPlane {
 
   // The loop's steps. REQUIRE the lock.
   void read_source(MonoTime now);
+  void note_trouble(std::string trouble);
+  std::string source_trouble() const;  // any thread
   void take_reports();
   void count_enrolled(const std::string& node);
   void count_enrolled_again(const std::vector<config::ObjectChange>& pods);
@@ -136,10 +138,12 @@ class ControlPlane {
   ControlStats stats_;
   bool loaded_ = false, problems_changed_ = true, analyze_due_ = true;
   MonoTime last_batch_{}, empty_since_{}, next_analysis_{}, next_save_{}, next_identity_{},
-      next_rotation_{}, retry_source_{};
+      next_rotation_{}, retry_source_{}, retry_files_{};
 
   PodIndex pods_;   // thread safe
   Access access_;   // immutable, over pods_
+  mutable std::mutex trouble_mutex_;
+  std::string source_trouble_;  // under trouble_mutex_
   std::mutex reports_mutex_;
   std::vector<Report> reports_;  // under reports_mutex_
   UniqueFd wake_;                // eventfd

@@ -5,6 +5,7 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <sys/inotify.h>
 #include <sys/stat.h>
 
@@ -84,7 +85,14 @@ int DirectorySource::fd() const { return inotify_.get(); }
 void DirectorySource::watch(const std::string& relative) {
   const std::string path = relative.empty() ? root_ : root_ + "/" + relative;
   const int id = inotify_add_watch(inotify_.get(), path.c_str(), kMask);
-  if (id < 0) return;  // gone again, or out of watches: the next scan tries again
+  if (id < 0) {
+    // Gone again is no trouble; out of watches or memory is.
+    if (errno != ENOENT && errno != ENOTDIR && watch_trouble_.empty()) {
+      watch_trouble_ = fail_errno(errno, "watch " + path).error().detail +
+                       "; fs.inotify.max_user_watches may be too low; it is read again and again";
+    }
+    return;
+  }
   watches_[id] = relative;
   watched_[relative] = id;
 }
@@ -95,6 +103,8 @@ bool DirectorySource::drain_events(std::map<std::string, bool>* touched) {
   bool precise = true;
   for (;;) {
     const ssize_t n = read(inotify_.get(), buffer, sizeof buffer);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0 && errno != EAGAIN) return false;
     if (n <= 0) return precise;
     for (ssize_t at = 0; at < n;) {
       const auto* event = reinterpret_cast<const inotify_event*>(buffer + at);
@@ -118,13 +128,28 @@ bool DirectorySource::drain_events(std::map<std::string, bool>* touched) {
   }
 }
 
-void DirectorySource::look_at(const std::string& relative,
-                              const std::function<void(const FileEvent&)>& tell) {
+// The file is there, as far as anybody can tell, and its content is owed.
+void DirectorySource::cannot_read(const std::string& relative, const Error& why, const Tell& tell) {
+  Known& entry = files_[relative];
+  entry.size = -1;  // whatever it looks like next time, it is read
+  entry.seen = true;
+  // What is too large stays so until it changes; everything else may pass.
+  if (why.reason != Reason::kLimitExceeded) unread_.insert(relative);
+  if (std::exchange(entry.problem, why.detail) == why.detail) return;
+  tell({relative, layer_of(relative), false, {}, why.detail});
+}
+
+void DirectorySource::look_at(const std::string& relative, const Tell& tell) {
   const std::string path = root_ + "/" + relative;
   FileEvent event{relative, layer_of(relative), false, {}, {}};
   struct stat info {};
   const auto known = files_.find(relative);
-  if (stat(path.c_str(), &info) != 0 || !S_ISREG(info.st_mode)) {
+  const bool found = stat(path.c_str(), &info) == 0;
+  if (!found && errno != ENOENT && errno != ENOTDIR) {
+    return cannot_read(relative, fail_errno(errno, "stat").error(), tell);
+  }
+  unread_.erase(relative);
+  if (!found || !S_ISREG(info.st_mode)) {
     if (known == files_.end()) return;
     files_.erase(known);
     event.removed = true;
@@ -139,66 +164,103 @@ void DirectorySource::look_at(const std::string& relative,
       return;
   }
   auto bytes = read_file(path, static_cast<size_t>(info.st_size));
-  const uint64_t hash = bytes ? hash_of(*bytes) : 0;
+  if (!bytes) return cannot_read(relative, bytes.error(), tell);
+  const uint64_t hash = hash_of(*bytes);
   Known& entry = files_[relative];
-  const bool same = known != files_.end() && bytes && entry.size >= 0 && entry.content_hash == hash;
-  entry = {hash, modified, bytes ? static_cast<int64_t>(info.st_size) : -1, info.st_ino, true};
+  const bool same = known != files_.end() && entry.problem.empty() && entry.content_hash == hash;
+  entry = {hash, modified, info.st_size, info.st_ino, true, {}};
   if (same) return;
-  if (bytes)
-    event.bytes = std::move(*bytes);
-  else
-    event.problem = bytes.error().detail;
+  event.bytes = std::move(*bytes);
   tell(event);
 }
 
-Status DirectorySource::scan(const std::string& relative, int depth,
-                             const std::function<void(const FileEvent&)>& tell) {
-  if (depth > kMaxManifestDepth)
-    return fail(Reason::kLimitExceeded, Fault::kConfig,
-                fmt::format("\"{}/{}\": folders are nested deeper than {}", root_, relative,
-                            kMaxManifestDepth));
+// What was known in the folder stays: a folder that cannot be read is not an empty one.
+void DirectorySource::cannot_list(const std::string& relative, Error why) {
+  const std::string prefix = relative.empty() ? "" : relative + "/";
+  for (auto it = files_.lower_bound(prefix); it != files_.end() && it->first.starts_with(prefix); ++it) {
+    it->second.seen = true;
+  }
+  if (!folder_trouble_) folder_trouble_ = std::move(why);
+}
+
+void DirectorySource::scan(const std::string& relative, int depth, const Tell& tell) {
+  const std::string path = relative.empty() ? root_ : root_ + "/" + relative;
+  if (depth > kMaxManifestDepth) {
+    return cannot_list(relative, Error{Reason::kLimitExceeded, Fault::kConfig, Retry::kNo,
+                                       fmt::format("\"{}\": folders are nested deeper than {}", path,
+                                                   kMaxManifestDepth)});
+  }
   // Watched before it is read, so that nothing slips in between.
   watch(relative);
-  const std::string path = relative.empty() ? root_ : root_ + "/" + relative;
   dirent** entries = nullptr;
   const int count = scandir(path.c_str(), &entries, nullptr, alphasort);
   if (count < 0) {
-    if (errno == ENOENT && !relative.empty()) return {};
-    return fail_errno(errno, path);
+    if (errno == ENOENT && !relative.empty()) return;
+    return cannot_list(relative, fail_errno(errno, path).error());
   }
-  Status status;
   for (int i = 0; i < count; ++i) {
-    const std::string name = entries[i]->d_name;
+    const char* const name = entries[i]->d_name;
+    if (name[0] != '.') scan_entry(join(relative, name), name, depth, tell);
     free(entries[i]);
-    if (!status || name.front() == '.') continue;
-    const std::string child = join(relative, name);
-    struct stat info {};
-    if (stat((root_ + "/" + child).c_str(), &info) != 0) continue;
-    if (S_ISDIR(info.st_mode))
-      status = scan(child, depth + 1, tell);
-    else if (is_manifest(name) && (files_.contains(child) || files_.size() < kMaxManifestFiles))
-      look_at(child, tell);
   }
   free(entries);
-  return status;
 }
 
-Status DirectorySource::poll(const std::function<void(const FileEvent&)>& tell) {
-  std::map<std::string, bool> touched;
-  if (!drain_events(&touched)) rescan_ = true;
-  if (!rescan_) {
-    for (const auto& [path, unused] : touched) look_at(path, tell);
-    return {};
+void DirectorySource::scan_entry(const std::string& child, const char* name, int depth,
+                                 const Tell& tell) {
+  struct stat info {};
+  const bool found = stat((root_ + "/" + child).c_str(), &info) == 0;
+  if (!found && errno != ENOENT && errno != ENOTDIR && !is_manifest(name)) {
+    return cannot_list(child, fail_errno(errno, root_ + "/" + child).error());  // a folder, perhaps
   }
+  if (found && S_ISDIR(info.st_mode)) return scan(child, depth + 1, tell);
+  if (!is_manifest(name)) return;
+  if (!files_.contains(child) && files_.size() >= kMaxManifestFiles) {
+    too_many_ = true;
+    return;
+  }
+  look_at(child, tell);
+}
+
+void DirectorySource::rescan(const Tell& tell) {
   for (auto& [path, known] : files_) known.seen = false;
-  Status status = scan("", 0, tell);
-  if (!status) return status;
-  rescan_ = false;
+  folder_trouble_.reset();
+  watch_trouble_.clear();
+  too_many_ = false;
+  scan("", 0, tell);
+  rescan_ = folder_trouble_.has_value() || !watch_trouble_.empty();
   std::vector<std::string> gone;
   for (const auto& [path, known] : files_)
     if (!known.seen) gone.push_back(path);
   for (const std::string& path : gone) look_at(path, tell);
+}
+
+Status DirectorySource::poll(const Tell& tell) {
+  std::map<std::string, bool> touched;
+  if (!drain_events(&touched)) rescan_ = true;
+  for (const std::string& path : unread_) touched[path] = true;
+  if (rescan_) {
+    rescan(tell);
+  } else {
+    for (const auto& [path, unused] : touched) look_at(path, tell);
+  }
+  if (folder_trouble_) return fail(*folder_trouble_);
   return {};
+}
+
+std::string DirectorySource::trouble() const {
+  std::vector<std::string> out;
+  if (folder_trouble_) out.push_back(folder_trouble_->detail);
+  if (!unread_.empty()) {
+    const std::string& first = *unread_.begin();
+    out.push_back(fmt::format("{} cannot be read ({})", first, files_.at(first).problem));
+    if (unread_.size() > 1) out.back() += fmt::format(" and {} more files", unread_.size() - 1);
+  }
+  if (!watch_trouble_.empty()) out.push_back(watch_trouble_);
+  if (too_many_) {
+    out.push_back(fmt::format("more than {} manifests; the rest is not read", kMaxManifestFiles));
+  }
+  return fmt::format("{}", fmt::join(out, "; "));
 }
 
 }  // namespace meltemi::control

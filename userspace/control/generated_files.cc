@@ -58,12 +58,22 @@ void GeneratedFiles::write(const std::string& file, const std::string& content) 
   }
 }
 
+void GeneratedFiles::unlink(const std::string& file) {
+  const std::string path = directory_ + "/" + file;
+  if (::unlink(path.c_str()) == 0 || errno == ENOENT) {
+    undeleted_.erase(file);
+  } else if (const int why = errno; undeleted_.insert(file).second) {
+    scope.error("{}", fail_errno(why, "remove " + path).error().to_string());
+  }
+}
+
 bool GeneratedFiles::put(const std::string& file, std::string content) {
   const auto known = wanted_.find(file);
   if (known != wanted_.end() && known->second == content) return false;
   const auto old = left_over_.find(file);
   const bool same = old != left_over_.end() && old->second == content;
   if (old != left_over_.end()) left_over_.erase(old);
+  undeleted_.erase(file);
   if (!same) write(file, content);
   wanted_[file] = std::move(content);
   return true;
@@ -72,21 +82,22 @@ bool GeneratedFiles::put(const std::string& file, std::string content) {
 bool GeneratedFiles::erase(const std::string& file) {
   if (wanted_.erase(file) == 0) return false;
   failed_.erase(file);
-  ::unlink((directory_ + "/" + file).c_str());
+  unlink(file);
   return true;
 }
 
 void GeneratedFiles::sweep() {
   for (const auto& [file, content] : left_over_) {
     scope.info("{}/{} is not wanted any more", directory_, file);
-    ::unlink((directory_ + "/" + file).c_str());
+    unlink(file);
   }
   left_over_.clear();
 }
 
 bool GeneratedFiles::retry() {
   for (const std::string& file : std::set<std::string>(failed_)) write(file, wanted_.at(file));
-  return failed_.empty();
+  for (const std::string& file : std::set<std::string>(undeleted_)) unlink(file);
+  return !owes();
 }
 
 const std::string* GeneratedFiles::find(const std::string& file) const {

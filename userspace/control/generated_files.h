@@ -26,8 +26,9 @@ class GeneratedFiles {
   bool erase(const std::string& file);
   // What a former process left and this one has not put again. Call once everything was put.
   void sweep();
-  // Writes what could not be written before. True if nothing is left.
+  // Writes and removes what could not be before. True if nothing is left.
   bool retry();
+  bool owes() const { return !failed_.empty() || !undeleted_.empty(); }
   const std::string& directory() const { return directory_; }
   // Content as it should be; null if there is no such file.
   const std::string* find(const std::string& file) const;
@@ -37,11 +38,12 @@ class GeneratedFiles {
  private:
   explicit GeneratedFiles(std::string directory) : directory_(std::move(directory)) {}
   void write(const std::string& file, const std::string& content);
+  void unlink(const std::string& file);
 
   std::string directory_;
   std::map<std::string, std::string> wanted_;
   std::map<std::string, std::string> left_over_;
-  std::set<std::string> failed_;
+  std::set<std::string> failed_, undeleted_;
 };
 
 }  // namespace meltemi::control

@@ -5,6 +5,7 @@
 #include <ifaddrs.h>
 
 #include <algorithm>
+#include <cerrno>
 
 #include "userspace/base/log.h"
 #include "userspace/pki/rotation.h"
@@ -24,10 +25,10 @@ bool is_link_local(const IpAddress& ip) {
 
 }  // namespace
 
-std::vector<IpAddress> local_addresses() {
+Result<std::vector<IpAddress>> local_addresses() {
   std::vector<IpAddress> out = {*IpAddress::parse("127.0.0.1"), *IpAddress::parse("::1")};
   ifaddrs* all = nullptr;
-  if (getifaddrs(&all) != 0) return out;
+  if (getifaddrs(&all) != 0) return fail_errno(errno, "getifaddrs");
   for (const ifaddrs* at = all; at != nullptr; at = at->ifa_next) {
     if (at->ifa_addr == nullptr) continue;
     const int family = at->ifa_addr->sa_family;
@@ -55,9 +56,10 @@ std::vector<std::string> control_plane_names(const std::string& root_namespace) 
 }
 
 Status ServerIdentity::issue(WallTime now) {
-  addresses_ = local_addresses();
-  const auto made = MELTEMI_TRY(ca_->issue_server(key_, names_, addresses_, now));
+  auto addresses = MELTEMI_TRY(local_addresses());
+  const auto made = MELTEMI_TRY(ca_->issue_server(key_, names_, addresses, now));
   MELTEMI_TRY(sys::write_file_atomically(certificate_file(), made.chain_pem, 0644));
+  addresses_ = std::move(addresses);  // only now: what was not written is tried again
   due_ = pki::rotation_due(made.not_before, made.not_after, 0.5);
   scope.info("server certificate for {} names and {} addresses, valid until {}", names_.size(),
              addresses_.size(), format_rfc3339(made.not_after));
@@ -74,8 +76,11 @@ Result<ServerIdentity> ServerIdentity::create(pki::CertificateAuthority* ca, std
 }
 
 Status ServerIdentity::refresh(WallTime now, bool issuer_changed) {
-  if (!issuer_changed && now < due_ && local_addresses() == addresses_) return {};
-  return issue(now);
+  issuer_changed_ |= issuer_changed;
+  if (!issuer_changed_ && now < due_ && MELTEMI_TRY(local_addresses()) == addresses_) return {};
+  MELTEMI_TRY(issue(now));
+  issuer_changed_ = false;
+  return {};
 }
 
 }  // namespace meltemi::control

@@ -34,10 +34,11 @@ class ServerIdentity {
   pki::PrivateKey key_;
   std::vector<IpAddress> addresses_;
   WallTime due_{};
+  bool issuer_changed_ = false;  // since the certificate was issued
 };
 
 // The addresses of this network namespace, loopback included, link-local left out. Sorted.
-std::vector<IpAddress> local_addresses();
+Result<std::vector<IpAddress>> local_addresses();
 // The names under which peers know a control plane: meltemid and istiod in `root_namespace`.
 std::vector<std::string> control_plane_names(const std::string& root_namespace);
 

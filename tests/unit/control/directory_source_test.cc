@@ -5,6 +5,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <poll.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 
 #include <cstdlib>
@@ -16,6 +17,7 @@ namespace meltemi::control {
 namespace {
 
 using ::testing::ElementsAre;
+using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 
 class DirectorySourceTest : public ::testing::Test {
@@ -98,6 +100,71 @@ TEST_F(DirectorySourceTest, AFileThatIsTooLargeIsAProblemNotAnEnd) {
   EXPECT_THAT(poll(**source), ElementsAre("+ok.yaml:0=fine", "!z.yaml:0="));
   put("z.yaml", "small again");
   EXPECT_THAT(poll(**source), ElementsAre("+z.yaml:0=small again"));
+}
+
+// No descriptor may be opened while it lives.
+class NoDescriptors {
+ public:
+  NoDescriptors() {
+    getrlimit(RLIMIT_NOFILE, &before_);
+    const rlimit none{0, before_.rlim_max};
+    setrlimit(RLIMIT_NOFILE, &none);
+  }
+  ~NoDescriptors() { setrlimit(RLIMIT_NOFILE, &before_); }
+
+ private:
+  rlimit before_{};
+};
+
+TEST_F(DirectorySourceTest, AFileWhoseReadFailedIsReadWithoutAnotherEvent) {
+  put("a.yaml", "1");
+  auto source = DirectorySource::open(root_);
+  ASSERT_TRUE(source);
+  poll(**source);
+  put("a.yaml", "2");
+  put("deny.yaml", "D");
+  {
+    const NoDescriptors none;
+    EXPECT_THAT(poll(**source), ElementsAre("!a.yaml:0=", "!deny.yaml:0="));
+    EXPECT_THAT(poll(**source), IsEmpty()) << "said once";
+    EXPECT_TRUE((*source)->owes());
+    EXPECT_TRUE((*source)->unread());
+    EXPECT_THAT((*source)->trouble(), HasSubstr("a.yaml cannot be read (open: Too many open files"));
+    EXPECT_THAT((*source)->trouble(), HasSubstr("and 1 more files"));
+  }
+  EXPECT_THAT(poll(**source), ElementsAre("+a.yaml:0=2", "+deny.yaml:0=D"));
+  EXPECT_FALSE((*source)->owes());
+  EXPECT_EQ((*source)->trouble(), "");
+}
+
+TEST_F(DirectorySourceTest, AFolderThatCannotBeListedIsNotEmptyAndIsListedLater) {
+  put("a/x.yaml", "X");
+  auto source = DirectorySource::open(root_);
+  ASSERT_TRUE(source);
+  poll(**source);
+  put("b/y.yaml", "Y");
+  {
+    const NoDescriptors none;
+    std::vector<std::string> told;
+    EXPECT_FALSE((*source)->poll([&](const FileEvent& e) { told.push_back(e.path); }));
+    EXPECT_THAT(told, IsEmpty());
+    EXPECT_TRUE((*source)->owes());
+  }
+  EXPECT_THAT(poll(**source), ElementsAre("+b/y.yaml:0=Y"));
+  EXPECT_FALSE((*source)->owes());
+}
+
+TEST_F(DirectorySourceTest, AFolderNestedTooDeepKeepsNothingElseFromBeingRead) {
+  std::string deep = "a";
+  for (int i = 0; i <= kMaxManifestDepth; ++i) deep += "/d";
+  put(deep + "/x.yaml", "X");
+  put("z.yaml", "Z");
+  auto source = DirectorySource::open(root_);
+  ASSERT_TRUE(source);
+  std::vector<std::string> told;
+  EXPECT_FALSE((*source)->poll([&](const FileEvent& e) { told.push_back(e.path); }));
+  EXPECT_THAT(told, ElementsAre("z.yaml"));
+  EXPECT_THAT((*source)->trouble(), HasSubstr("nested deeper"));
 }
 
 TEST_F(DirectorySourceTest, AMissingRootIsNamed) {

@@ -141,5 +141,22 @@ TEST_F(FloodTest, AProcessThatHadNoDescriptorAnswersAgainByItself) {
   EXPECT_TRUE(eventually([&] { return ready(); }));
 }
 
+// The manifest of a policy that comes while no descriptor is left is in force once there are some.
+TEST_F(FloodTest, APolicyThatCouldNotBeReadIsInForceOnceItCan) {
+  const auto page = [&](const std::string& path) {
+    return output_of(
+        fmt::format("curl -s --max-time 5 --noproxy '*' http://127.0.0.1:{}{}", pages, path));
+  };
+  set_descriptors(5);
+  std::ofstream(root + "/config/deny.yaml")
+      << "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n"
+         "metadata: {name: deny, namespace: shop}\nspec: {action: DENY, rules: [{}]}\n";
+  std::this_thread::sleep_for(100ms);  // its event has passed; without a descriptor nobody can ask
+  set_descriptors(kDescriptors);
+  EXPECT_TRUE(eventually(
+      [&] { return page("/debug/config_dump").find("shop/deny") != std::string::npos; }));
+  EXPECT_TRUE(eventually([&] { return page("/ready") == "ready\n"; }));
+}
+
 }  // namespace
 }  // namespace meltemi::control
