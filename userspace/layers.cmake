@@ -47,22 +47,23 @@ endforeach()
 foreach(name net pki)
   set(MELTEMI_LAYER_${name} 3)
 endforeach()
-foreach(name xds telemetry config)
+foreach(name xds http telemetry config)
   set(MELTEMI_LAYER_${name} 4)
 endforeach()
 foreach(name agent cni control cli sandbox ztunnel waypoint)
   set(MELTEMI_LAYER_${name} 5)
 endforeach()
 # The edges inside a layer: a tunnel asks pki who a certificate's holder is, so that there is one
-# profile; the CLI carries the sandbox.
+# profile; the CLI carries the sandbox; telemetry fills pages of the HTTP server.
 set(MELTEMI_SIBLING_net pki)
 set(MELTEMI_SIBLING_cli sandbox)
+set(MELTEMI_SIBLING_telemetry http)
 
 set(MELTEMI_FOLDERS
   userspace/base
   userspace/codec userspace/model userspace/rt userspace/sys
   userspace/net userspace/pki
-  userspace/xds userspace/telemetry userspace/config
+  userspace/xds userspace/http userspace/telemetry userspace/config
   userspace/agent userspace/cni userspace/control userspace/sandbox userspace/cli
   ztunnel waypoint)
 

@@ -103,9 +103,9 @@ Status App::start_workers() {
 
 Status App::start_operators() {
   operators_.admin().route("/config_dump", "GET",
-                           [this](const telemetry::HttpRequest&) { return dump(); });
-  operators_.admin().route("/", "GET", [](const telemetry::HttpRequest&) {
-    return telemetry::HttpResponse{200, "GET /config_dump\nPOST /logging?level=...\n"
+                           [this](const http::Request&) { return dump(); });
+  operators_.admin().route("/", "GET", [](const http::Request&) {
+    return http::Response{200, "GET /config_dump\nPOST /logging?level=...\n"
                                         "POST /quitquitquit\n"};
   });
   return operators_.start(settings_.operators, registry_, readiness_, settings_.logging.levels,
@@ -152,7 +152,7 @@ void App::shutdown(const std::function<bool()>& urgent) {
   scope.info("stopped");
 }
 
-telemetry::HttpResponse App::dump() {
+http::Response App::dump() {
   const model::SnapshotPtr mesh = store_.snapshot();
   ConfigDumpInput input;
   input.mesh = mesh.get();

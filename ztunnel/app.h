@@ -7,7 +7,6 @@
 #include <functional>
 
 #include "userspace/base/config.h"
-#include "userspace/telemetry/http_server.h"
 #include "ztunnel/certificates.h"
 #include "ztunnel/mesh_feed.h"
 #include "ztunnel/pod_manager.h"
@@ -34,7 +33,7 @@ class App {
   Status start_workers();
   Status start_operators();
   void mesh_changed();
-  telemetry::HttpResponse dump();
+  http::Response dump();
   void collect(telemetry::Exposition& out) const;
 
   const Settings& settings_;

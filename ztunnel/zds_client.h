@@ -10,7 +10,7 @@
 
 #include "userspace/codec/zds.h"
 #include "userspace/sys/packet.h"
-#include "userspace/telemetry/http_server.h"
+#include "userspace/telemetry/readiness.h"
 #include "ztunnel/pod_manager.h"
 
 namespace meltemi::ztunnel {

@@ -22,8 +22,9 @@
 #include "userspace/agent/node_probe.h"
 #include "userspace/base/log.h"
 #include "userspace/sys/files.h"
+#include "userspace/telemetry/admission_metrics.h"
 #include "userspace/telemetry/exposition.h"
-#include "userspace/telemetry/http_server.h"
+#include "userspace/telemetry/pages.h"
 
 namespace meltemi::agent {
 namespace {
@@ -189,17 +190,21 @@ Status run_agent(const Options& o) {
   Gauges gauges;
   telemetry::Registry registry;
   registry.add([&](telemetry::Exposition& out) { gauges.collect(out); });
-  telemetry::HttpServer health;
-  health.route("/metrics", "GET", [&](const telemetry::HttpRequest&) {
-    return telemetry::HttpResponse{.body = registry.text()};
+  telemetry::Readiness readiness;
+  readiness.check("xds", [&] {
+    return !control || control->synced() ? "" : "the control plane has not answered yet";
   });
-  health.route("/healthz/ready", "GET", [&](const telemetry::HttpRequest&) {
-    const bool ready = !control || control->synced();
-    return telemetry::HttpResponse{.status = ready ? 200 : 500,
-                                   .body = ready ? "ready\n" : "not ready, pending: xds\n"};
-  });
+  http::Router pages;
+  telemetry::add_metrics_routes(pages, registry);
+  telemetry::add_readiness_route(pages, readiness);
+  http::Server health;
+  telemetry::add_server_metrics(registry, health);
+  telemetry::add_admission_metrics(registry, health.admission());
   refresh_gauges(*loop, node, *bpf, gauges);
-  if (!o.health_listen.empty()) MELTEMI_TRY(health.start({*SocketAddress::parse(o.health_listen)}));
+  if (!o.health_listen.empty()) {
+    MELTEMI_TRY(health.listen(pages, *SocketAddress::parse(o.health_listen)));
+    MELTEMI_TRY(health.start());
+  }
 
   MELTEMI_TRY(loop->watch(signals.get(), EPOLLIN, [&](uint32_t) { loop->stop(); }));
   scope.info("agent of node {} serves {} (cgroup {}, pins {})", o.node_name, o.run_dir,

@@ -144,13 +144,21 @@ Status ControlPlane::start_servers() {
   options.max_connection_age = settings_.max_connection_age;
   MELTEMI_TRY(server_.start(options));
   for (const std::string& address : settings_.xds_listen) scope.info("xDS and CA on {}", address);
-  add_monitoring_routes(monitoring_, *this);
-  return monitoring_.start(
-      MELTEMI_TRY(parse_listen("monitoring-listen", settings_.monitoring_listen)));
+  return start_monitoring();
 }
 
 std::vector<SocketAddress> ControlPlane::monitoring_addresses() const {
-  return monitoring_.addresses();
+  return monitoring_addresses_;
+}
+
+Status ControlPlane::start_monitoring() {
+  add_monitoring_routes(pages_, registry_, *this);
+  telemetry::add_server_metrics(registry_, monitoring_);
+  for (const SocketAddress& address :
+       MELTEMI_TRY(parse_listen("monitoring-listen", settings_.monitoring_listen))) {
+    monitoring_addresses_.push_back(MELTEMI_TRY(monitoring_.listen(pages_, address)));
+  }
+  return monitoring_.start();
 }
 
 Status ControlPlane::run(int stop_fd) {

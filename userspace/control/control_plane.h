@@ -30,8 +30,7 @@
 #include "userspace/pki/authority.h"
 #include "userspace/pki/token.h"
 #include "userspace/rt/admission.h"
-#include "userspace/telemetry/http_server.h"
-#include "userspace/telemetry/readiness.h"
+#include "userspace/telemetry/pages.h"
 #include "userspace/xds/server.h"
 
 namespace meltemi::control {
@@ -93,6 +92,7 @@ class ControlPlane {
                ServerIdentity identity);
   xds::ServerHooks hooks();
   Status start_servers();
+  Status start_monitoring();
   void loop(int stop_fd);
   Duration next_wake(MonoTime now) const;
 
@@ -150,7 +150,10 @@ class ControlPlane {
   std::atomic<bool> ready_{false};
   rt::Admission door_;  // of all ports
   telemetry::Readiness readiness_;
-  telemetry::HttpServer monitoring_;
+  telemetry::Registry registry_;
+  http::Router pages_;
+  http::Server monitoring_{&door_};
+  std::vector<SocketAddress> monitoring_addresses_;
   xds::Server server_;  // last: its threads use all of the above
 };
 

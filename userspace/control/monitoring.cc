@@ -86,40 +86,36 @@ void collect_ca(Exposition& out, const ControlPlane& control) {
              static_cast<uint64_t>(std::chrono::system_clock::to_time_t(first)));
 }
 
-telemetry::HttpResponse as_json(std::string body) {
+http::Response as_json(std::string body) {
   return {.status = 200, .body = std::move(body), .content_type = "application/json"};
 }
 
 }  // namespace
 
-void add_monitoring_routes(telemetry::HttpServer& http, const ControlPlane& control) {
-  auto registry = std::make_shared<telemetry::Registry>();
-  registry->add([&control](Exposition& out) {
+void add_monitoring_routes(http::Router& pages, telemetry::Registry& registry,
+                           const ControlPlane& control) {
+  registry.add([&control](Exposition& out) {
     collect_xds(out, control);
     collect_config(out, control);
     collect_ca(out, control);
   });
-  telemetry::add_process_metrics(*registry, "meltemid");
-  telemetry::add_admission_metrics(*registry, control.door());
-  http.route("/metrics", "GET", [registry](const telemetry::HttpRequest&) {
-    return telemetry::HttpResponse{.status = 200, .body = registry->text(),
-                                   .content_type = "text/plain; version=0.0.4; charset=utf-8"};
-  });
-  http.route("/ready", "GET", [&control](const telemetry::HttpRequest&) {
+  telemetry::add_process_metrics(registry, "meltemid");
+  telemetry::add_admission_metrics(registry, control.door());
+  telemetry::add_metrics_routes(pages, registry);
+  pages.route("/ready", "GET", [&control](const http::Request&) {
     const auto verdict = control.readiness().verdict();
-    return telemetry::HttpResponse{.status = verdict.ready ? 200 : 503, .body = verdict.text};
+    return http::Response{verdict.ready ? 200 : 503, verdict.text};
   });
-  http.route("/version", "GET", [](const telemetry::HttpRequest&) {
-    return telemetry::HttpResponse{.status = 200, .body = MELTEMI_VERSION "\n"};
-  });
-  http.route("/debug/config_dump", "GET", [&control](const telemetry::HttpRequest&) {
-    return as_json(control.config_dump());
-  });
-  http.route("/debug/syncz", "GET",
-             [&control](const telemetry::HttpRequest&) { return as_json(control.syncz()); });
-  http.route("/debug/problems", "GET", [&control](const telemetry::HttpRequest&) {
-    return telemetry::HttpResponse{.status = 200, .body = control.problems_text()};
-  });
+  pages.route("/version", "GET",
+              [](const http::Request&) { return http::Response{200, MELTEMI_VERSION "\n"}; });
+  const auto debug = [&](std::string name, http::Handler handler) {
+    pages.route("/debug/" + std::move(name), "GET", std::move(handler), http::Access::kLoopback);
+  };
+  debug("config_dump",
+        [&control](const http::Request&) { return as_json(control.config_dump()); });
+  debug("syncz", [&control](const http::Request&) { return as_json(control.syncz()); });
+  debug("problems",
+        [&control](const http::Request&) { return http::Response{200, control.problems_text()}; });
 }
 
 std::string ControlPlane::config_dump() const {

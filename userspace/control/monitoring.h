@@ -1,13 +1,15 @@
-// What operators read of meltemid: /metrics, /ready, /debug. Must never show secrets.
+// What operators read of meltemid: /metrics and /ready from anywhere; /debug, which names objects,
+// accounts and nodes, only over loopback. Must never show secrets.
 #pragma once
 
-#include "userspace/telemetry/http_server.h"
+#include "userspace/telemetry/pages.h"
 
 namespace meltemi::control {
 
 class ControlPlane;
 
-// `control` must outlive the server's thread.
-void add_monitoring_routes(telemetry::HttpServer& http, const ControlPlane& control);
+// All arguments must outlive the server's thread.
+void add_monitoring_routes(http::Router& pages, telemetry::Registry& registry,
+                           const ControlPlane& control);
 
 }  // namespace meltemi::control

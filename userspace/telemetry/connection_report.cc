@@ -131,34 +131,50 @@ std::string_view response_flags(Reason reason) {
   }
 }
 
-TcpMetrics::TcpMetrics(Registry& registry, size_t workers) : table_(workers) {
-  registry.add([this](Exposition& out) { collect(out); });
-}
+// One scrape: family after family, each over all series.
+class TcpMetrics::Pass {
+ public:
+  explicit Pass(const TcpMetrics& metrics) : metrics_(metrics), walk_(metrics.table_) {}
 
-void TcpMetrics::collect(Exposition& out) const {
-  const auto totals = table_.totals();
-  for (size_t cell = 0; cell < std::size(kFamilies); ++cell) {
-    bool any = false;
-    for (const auto& [labels, cells] : totals) {
-      if (cells[cell] == 0) continue;
-      if (!any) out.family(kFamilies[cell].name, MetricType::kCounter, kFamilies[cell].help);
-      any = true;
-      std::array<std::string_view, kTcpLabels> values;
-      bool located = false;
-      for (size_t i = 0; i < kTcpLabels; ++i) {
-        values[i] = labels[i];
-        located |= i >= kFirstLocality && !labels[i].empty();
-      }
-      const size_t n = located ? kTcpLabels : kFirstLocality;
-      out.sample(kFamilies[cell].name, std::span(kLabelNames).first(n), std::span(values).first(n),
-                 cells[cell]);
+  bool operator()(Exposition& out) {
+    if (family_ == std::size(kFamilies)) {
+      folded_series(out, "tcp", metrics_.table_);
+      return false;
     }
+    const bool more = walk_.next(kSeriesPerPiece, [&](const auto& labels, const auto& sums) {
+      if (sums[family_] > 0) write(out, labels, sums[family_]);
+    });
+    if (!more) {
+      walk_.rewind();
+      headed_ = false;
+      ++family_;
+    }
+    return true;
   }
-  if (const uint64_t lost = table_.overflow()) {
-    out.family("meltemi_tcp_series_overflow_total", MetricType::kCounter,
-               "Label sets that were merged because a worker holds its maximum");
-    out.sample("meltemi_tcp_series_overflow_total", lost);
+
+ private:
+  void write(Exposition& out, const Table::LabelSet& labels, uint64_t sum) {
+    const FamilyText& family = kFamilies[family_];
+    if (!std::exchange(headed_, true)) out.family(family.name, MetricType::kCounter, family.help);
+    std::array<std::string_view, kTcpLabels> values;
+    bool located = false;
+    for (size_t i = 0; i < kTcpLabels; ++i) {
+      values[i] = labels[i];
+      located |= i >= kFirstLocality && !labels[i].empty();
+    }
+    const size_t n = located ? kTcpLabels : kFirstLocality;
+    out.sample(family.name, std::span(kLabelNames).first(n), std::span(values).first(n), sum);
   }
+
+  const TcpMetrics& metrics_;
+  Table::Walk walk_;
+  size_t family_ = 0;
+  bool headed_ = false;
+};
+
+TcpMetrics::TcpMetrics(Registry& registry, size_t workers, SeriesLimits limits)
+    : table_(workers, limits) {
+  registry.add_pieces([this] { return Registry::Pieces(Pass(*this)); });
 }
 
 ConnectionReport::ConnectionReport(TcpMetrics& metrics, size_t shard, FlowInfo info, MonoTime now)

@@ -45,14 +45,14 @@ inline constexpr size_t kTcpLabels = 27;
 class TcpMetrics {
  public:
   // `workers` shards. Registers the istio_tcp_* families.
-  TcpMetrics(Registry& registry, size_t workers);
+  TcpMetrics(Registry& registry, size_t workers, SeriesLimits limits = {});
   using Table = SeriesTable<kTcpLabels, 5>;
   enum CellIndex : size_t { kOpened, kClosed, kReceived, kSent, kFailed };
 
  private:
   friend class ConnectionReport;
   friend void report_early_failure(TcpMetrics&, size_t, const FlowInfo&, Reason, std::string_view);
-  void collect(Exposition& out) const;
+  class Pass;
   Table table_;
 };
 

@@ -85,15 +85,42 @@ void Exposition::sample(std::string_view name, std::span<const std::string_view>
 }
 
 void Registry::add(Collector collector) {
+  add_pieces([collector = std::move(collector)]() -> Pieces {
+    return [&collector](Exposition& out) {
+      collector(out);
+      return false;
+    };
+  });
+}
+
+void Registry::add_pieces(std::function<Pieces()> start) {
   std::lock_guard lock(mutex_);
-  collectors_.push_back(std::move(collector));
+  collectors_.push_back(std::move(start));
+}
+
+Registry::Pieces Registry::start(size_t i) const {
+  std::lock_guard lock(mutex_);
+  return i < collectors_.size() ? collectors_[i]() : nullptr;
+}
+
+bool Registry::Reading::more(std::string& out) {
+  if (!current_) current_ = registry_->start(next_++);
+  if (!current_) {
+    out += "# EOF\n";
+    return false;
+  }
+  Exposition piece;
+  if (!current_(piece)) current_ = nullptr;
+  out += piece.take();
+  return true;
 }
 
 std::string Registry::text() const {
-  Exposition out;
-  std::lock_guard lock(mutex_);
-  for (const Collector& c : collectors_) c(out);
-  return out.take() + "# EOF\n";
+  std::string out;
+  Reading reading = read();
+  while (reading.more(out)) {
+  }
+  return out;
 }
 
 SimpleMetric::SimpleMetric(Registry& registry, std::string_view name, MetricType type,

@@ -37,12 +37,34 @@ class Exposition {
 class Registry {
  public:
   using Collector = std::function<void(Exposition&)>;
+  // Writes the next piece (some tens of KB) at each call; false: that was the last.
+  using Pieces = std::function<bool(Exposition&)>;
+
   void add(Collector collector);
-  std::string text() const;  // whole body, with `# EOF`
+  // For families that may have many series: `start` begins one pass over them.
+  void add_pieces(std::function<Pieces()> start);
+
+  // One scrape, made piece by piece as the client reads: what it holds does not grow with the number
+  // of series. The registry must outlive it.
+  class Reading {
+   public:
+    // Appends the next piece to `out`; false: that was the last, `# EOF` included.
+    bool more(std::string& out);
+
+   private:
+    friend class Registry;
+    explicit Reading(const Registry& registry) : registry_(&registry) {}
+    const Registry* registry_;
+    size_t next_ = 0;
+    Pieces current_;
+  };
+  Reading read() const { return Reading(*this); }
+  std::string text() const;  // all pieces at once; for tests
 
  private:
+  Pieces start(size_t i) const;  // null after the last collector
   mutable std::mutex mutex_;
-  std::vector<Collector> collectors_;
+  std::vector<std::function<Pieces()>> collectors_;
 };
 
 // A counter or gauge family with few label sets that change off the data path (xDS, certificates,

@@ -17,6 +17,21 @@ struct PeerLabels {
 PeerLabels peer_labels(const Peer& peer, Security security);
 std::string_view security_name(Security security);  // connection_security_policy
 
+// Series that one piece of a scrape is made of: some tens of KB with 25 labels each.
+inline constexpr size_t kSeriesPerPiece = 64;
+
+// meltemi_series_folded_total{metrics,limit}: what a table counted under `other`.
+template <typename Table>
+void folded_series(Exposition& out, std::string_view metrics, const Table& table) {
+  static constexpr std::string_view kLabels[] = {"metrics", "limit"};
+  if (table.folded_by_source() + table.folded_by_total() == 0) return;
+  const std::string_view source[] = {metrics, "source"}, total[] = {metrics, "total"};
+  out.family("meltemi_series_folded_total", MetricType::kCounter,
+             "Label sets counted under other, because their source or the table has its most");
+  out.sample("meltemi_series_folded_total", kLabels, source, table.folded_by_source());
+  out.sample("meltemi_series_folded_total", kLabels, total, table.folded_by_total());
+}
+
 // The fields of one log line, rendered for the log's format as they are added.
 class LogFields {
  public:

@@ -3,7 +3,7 @@
 
 #include <fmt/format.h>
 
-#include "userspace/telemetry/exposition.h"
+#include "userspace/telemetry/admission_metrics.h"
 
 namespace meltemi::telemetry {
 
@@ -25,26 +25,28 @@ Status OperatorSettings::check() const {
   return {};
 }
 
-Status OperatorPorts::start(const OperatorSettings& settings, const Registry& registry,
+Status OperatorPorts::start(const OperatorSettings& settings, Registry& registry,
                             const Readiness& readiness, std::string default_levels,
                             std::function<void()> quit) {
   add_admin_routes(admin_, std::move(default_levels), std::move(quit));
   add_metrics_routes(metrics_, registry);
   add_readiness_route(readiness_, readiness);
-  const auto listen = [](HttpServer& server, std::string_view row, const std::string& at) {
-    Status started = server.start({*SocketAddress::parse(at)});
-    if (!started) started.error().detail = fmt::format("--{}: {}", row, started.error().detail);
-    return started;
+  add_server_metrics(registry, server_);
+  if (own_admission_) add_admission_metrics(registry, server_.admission());
+  const auto listen = [this](http::Router& router, std::string_view row,
+                             const std::string& at) -> Status {
+    auto bound = server_.listen(router, *SocketAddress::parse(at));
+    if (bound) return {};
+    Error error = bound.error();
+    error.detail = fmt::format("--{}: {}", row, error.detail);
+    return fail(std::move(error));
   };
   MELTEMI_TRY(listen(admin_, "admin-listen", settings.admin_listen));
   MELTEMI_TRY(listen(metrics_, "metrics-listen", settings.metrics_listen));
-  return listen(readiness_, "readiness-listen", settings.readiness_listen);
+  MELTEMI_TRY(listen(readiness_, "readiness-listen", settings.readiness_listen));
+  return server_.start();
 }
 
-void OperatorPorts::stop() {
-  admin_.stop();
-  metrics_.stop();
-  readiness_.stop();
-}
+void OperatorPorts::stop() { server_.stop(); }
 
 }  // namespace meltemi::telemetry

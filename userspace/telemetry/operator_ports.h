@@ -1,5 +1,5 @@
 // The three ports at which operators look into a proxy: admin (loopback by default), metrics and
-// readiness, with Istio's numbers. Must never serve users' traffic.
+// readiness, with Istio's numbers, all served by one thread. Must never serve users' traffic.
 #pragma once
 
 #include <functional>
@@ -7,7 +7,7 @@
 
 #include "userspace/base/config.h"
 #include "userspace/base/error.h"
-#include "userspace/telemetry/http_server.h"
+#include "userspace/telemetry/pages.h"
 
 namespace meltemi::telemetry {
 
@@ -22,16 +22,21 @@ struct OperatorSettings {
 
 class OperatorPorts {
  public:
+  // `admission`: of the process, swept and reported by its owner; null: the pages have their own.
+  explicit OperatorPorts(rt::Admission* admission = nullptr)
+      : own_admission_(!admission), server_(admission) {}
   // For routes of the process's own; before start().
-  HttpServer& admin() { return admin_; }
+  http::Router& admin() { return admin_; }
   // Adds the routes that all processes share, and listens. `default_levels`: what POST /logging?reset goes
   // back to. `quit` is called at most once. Error: a port in use, naming the row.
-  Status start(const OperatorSettings& settings, const Registry& registry,
-               const Readiness& readiness, std::string default_levels, std::function<void()> quit);
+  Status start(const OperatorSettings& settings, Registry& registry, const Readiness& readiness,
+               std::string default_levels, std::function<void()> quit);
   void stop();  // idempotent
 
  private:
-  HttpServer admin_, metrics_, readiness_;
+  http::Router admin_, metrics_, readiness_;
+  const bool own_admission_;
+  http::Server server_;
 };
 
 }  // namespace meltemi::telemetry

@@ -59,7 +59,7 @@ HttpMetrics::Table::LabelSet label_set(const RequestInfo& r, const model::Symbol
           d.workload, d.canonical_service, d.canonical_revision, d.ns, d.principal, d.app,
           d.version, d.cluster,
           model::Symbol(r.grpc ? "grpc" : "http"), model::Symbol(http_response_flags(reason)),
-          model::Symbol(security_name(r.security)), model::Symbol(fmt::to_string(status)),
+          model::Symbol(security_name(r.security)), model::Symbol(response_code_label(status)),
           model::Symbol(grpc_status)};
 }
 
@@ -120,22 +120,67 @@ std::string_view http_response_flags(Reason reason) {
   }
 }
 
-HttpMetrics::HttpMetrics(Registry& registry, size_t workers, std::string reporter)
-    : table_(workers), reporter_(reporter) {
-  registry.add([this](Exposition& out) { collect(out); });
+std::string_view grpc_status_label(std::string_view status) {
+  static constexpr std::string_view kCodes[] = {"0", "1", "2",  "3",  "4",  "5",  "6",  "7", "8",
+                                                "9", "10", "11", "12", "13", "14", "15", "16"};
+  if (status.empty()) return {};
+  const auto* it = std::find(std::begin(kCodes), std::end(kCodes), status);
+  return it == std::end(kCodes) ? "other" : *it;
 }
 
-void HttpMetrics::collect(Exposition& out) const {
-  const auto totals = table_.totals();
-  if (totals.empty()) return;
-  out.family("istio_requests_total", MetricType::kCounter, "HTTP and gRPC requests");
-  for (const auto& [labels, cells] : totals) {
-    out.sample("istio_requests_total", kLabelNames, values_of(labels), cells[0]);
+std::string response_code_label(int status) {
+  if (status == 0) return {};  // none was sent
+  return status >= 100 && status <= 599 ? fmt::to_string(status) : "other";
+}
+
+// One scrape: the counter over all series, then each histogram.
+class HttpMetrics::Pass {
+ public:
+  explicit Pass(const HttpMetrics& metrics) : metrics_(metrics), walk_(metrics.table_) {}
+
+  bool operator()(Exposition& out) {
+    if (walk_.empty() || family_ > std::size(kHistograms)) {
+      folded_series(out, "http", metrics_.table_);
+      return false;
+    }
+    if (!std::exchange(headed_, true)) head(out);
+    // A series has some twenty samples in a histogram.
+    const size_t count = family_ == 0 ? kSeriesPerPiece : kSeriesPerPiece / 16;
+    const bool more = walk_.next(count, [&](const auto& labels, const auto& cells) {
+      if (family_ == 0) {
+        out.sample("istio_requests_total", kLabelNames, values_of(labels), cells[0]);
+      } else {
+        write_histogram(out, kHistograms[family_ - 1], values_of(labels), cells);
+      }
+    });
+    if (!more) {
+      walk_.rewind();
+      headed_ = false;
+      ++family_;
+    }
+    return true;
   }
-  for (const HistogramText& h : kHistograms) {
-    out.family(h.name, MetricType::kHistogram, h.help);
-    for (const auto& [labels, cells] : totals) write_histogram(out, h, values_of(labels), cells);
+
+ private:
+  void head(Exposition& out) const {
+    if (family_ == 0) {
+      out.family("istio_requests_total", MetricType::kCounter, "HTTP and gRPC requests");
+    } else {
+      const HistogramText& h = kHistograms[family_ - 1];
+      out.family(h.name, MetricType::kHistogram, h.help);
+    }
   }
+
+  const HttpMetrics& metrics_;
+  Table::Walk walk_;
+  size_t family_ = 0;
+  bool headed_ = false;
+};
+
+HttpMetrics::HttpMetrics(Registry& registry, size_t workers, std::string reporter,
+                         SeriesLimits limits)
+    : table_(workers, limits), reporter_(reporter) {
+  registry.add_pieces([this] { return Registry::Pieces(Pass(*this)); });
 }
 
 RequestReport::RequestReport(HttpMetrics& metrics, size_t shard, RequestInfo info, MonoTime now)

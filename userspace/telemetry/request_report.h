@@ -38,7 +38,10 @@ inline constexpr std::array<double, 19> kIstioBuckets = {
 
 class HttpMetrics {
  public:
-  HttpMetrics(Registry& registry, size_t workers, std::string reporter);
+  // A series has three histograms, 63 samples of some 700 bytes: fewer of them fit into a scrape.
+  static constexpr SeriesLimits kLimits = {.total = 2000, .per_source = 500};
+  HttpMetrics(Registry& registry, size_t workers, std::string reporter,
+              SeriesLimits limits = kLimits);
   // count, then three histograms of buckets + (+Inf) and a sum (durations in microseconds).
   static constexpr size_t kHistogram = kIstioBuckets.size() + 2;
   static constexpr size_t kCells = 1 + 3 * kHistogram;
@@ -46,7 +49,7 @@ class HttpMetrics {
 
  private:
   friend class RequestReport;
-  void collect(Exposition& out) const;
+  class Pass;
   Table table_;
   model::Symbol reporter_;
 };
@@ -67,13 +70,18 @@ class HttpSeriesCache {
     Reason reason = Reason::kOk;
     int status = 0;
     bool grpc = false;
-    std::string grpc_status;
+    std::string_view grpc_status;
   };
   std::vector<Slot> slots_{kSlots};
 };
 
 // Whether a request that ends so is logged: if not, RequestInfo needs no text.
 bool access_log_wanted(Reason reason);
+
+// What a peer says, as a value of a closed set: "0" to "16", "100" to "599", else "other"; "" stays.
+// Static storage.
+std::string_view grpc_status_label(std::string_view status);
+std::string response_code_label(int status);
 
 class RequestReport {
  public:
@@ -86,7 +94,7 @@ class RequestReport {
   void received(uint64_t bytes) { received_ += bytes; }  // request body
   void sent(uint64_t bytes) { sent_ += bytes; }          // response body
   void set_response(int status) { status_ = status; }
-  void set_grpc_status(std::string_view status) { grpc_status_ = status; }
+  void set_grpc_status(std::string_view status) { grpc_status_ = grpc_status_label(status); }
   void set_attempts(int attempts) { attempts_ = attempts; }
   void upstream_time(Duration d) { upstream_time_ = d; }
   // Ends the request, once. `detail` goes to the log. `cache`: of the calling worker, or null.
@@ -103,7 +111,7 @@ class RequestReport {
   uint64_t received_ = 0, sent_ = 0;
   int status_ = 0, attempts_ = 0;
   Duration upstream_time_{};
-  std::string grpc_status_;
+  std::string_view grpc_status_;  // static storage
   bool finished_ = false;
 };
 

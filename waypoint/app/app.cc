@@ -200,11 +200,11 @@ void App::publish_certificate(const pki::WorkloadCertificatePtr& certificate) {
 // --- operators --------------------------------------------------------------------------------
 
 Status App::start_operators() {
-  operators_.admin().route("/config_dump", "GET", [this](const telemetry::HttpRequest&) {
-    return telemetry::HttpResponse{200, feed_->dump_json(), "application/json"};
+  operators_.admin().route("/config_dump", "GET", [this](const http::Request&) {
+    return http::Response{200, feed_->dump_json(), "application/json"};
   });
-  operators_.admin().route("/settings", "GET", [this](const telemetry::HttpRequest&) {
-    return telemetry::HttpResponse{200, table_.dump_json(), "application/json"};
+  operators_.admin().route("/settings", "GET", [this](const http::Request&) {
+    return http::Response{200, table_.dump_json(), "application/json"};
   });
   return operators_.start(settings_.operators, registry_, readiness_, settings_.logging.levels,
                           [this] { quit_ = true; });

@@ -10,7 +10,7 @@
 
 #include "userspace/model/store.h"
 #include "userspace/telemetry/exposition.h"
-#include "userspace/telemetry/http_server.h"
+#include "userspace/telemetry/readiness.h"
 #include "userspace/xds/delta_client.h"
 #include "waypoint/app/settings.h"
 #include "waypoint/xds/store.h"
