@@ -20,15 +20,37 @@
 namespace meltemi::sandbox {
 namespace {
 
-// What Docker and containerd leave to a container, without NET_RAW: it would allow setting the mark
-// that exempts a socket from capture.
+// What Docker and containerd leave to a container. CAP_MKNOD makes device nodes that nobody can open:
+// every writable file system of a container is mounted without devices.
 constexpr int kKeptCapabilities[] = {
-    CAP_CHOWN,      CAP_DAC_OVERRIDE, CAP_FSETID,     CAP_FOWNER,  CAP_MKNOD,
-    CAP_SETGID,     CAP_SETUID,       CAP_SETFCAP,    CAP_SETPCAP, CAP_NET_BIND_SERVICE,
-    CAP_SYS_CHROOT, CAP_KILL,         CAP_AUDIT_WRITE};
+    CAP_CHOWN,      CAP_DAC_OVERRIDE, CAP_FSETID,      CAP_FOWNER,  CAP_MKNOD,
+    CAP_SETGID,     CAP_SETUID,       CAP_SETFCAP,     CAP_SETPCAP, CAP_NET_BIND_SERVICE,
+    CAP_SYS_CHROOT, CAP_KILL,         CAP_AUDIT_WRITE, CAP_NET_RAW};
 
-// File systems without files of the machine; /proc, /sys and /dev are shared, the rest is not
-// needed.
+// Of the machine's directories these are empty in a container: run-time state and keys (the mesh's CA
+// among them), what users left lying about, and their homes.
+constexpr const char* kHidden[] = {"/run", "/tmp", "/root", "/home"};
+
+constexpr const char* kDevices[] = {"/dev/null",   "/dev/zero",    "/dev/full",
+                                    "/dev/random", "/dev/urandom", "/dev/tty"};
+struct Link {
+  const char *path, *target;
+};
+constexpr Link kDeviceLinks[] = {{"/dev/fd", "/proc/self/fd"},
+                                 {"/dev/stdin", "/proc/self/fd/0"},
+                                 {"/dev/stdout", "/proc/self/fd/1"},
+                                 {"/dev/stderr", "/proc/self/fd/2"},
+                                 {"/dev/ptmx", "pts/ptmx"}};
+// As containerd masks and protects them: what the kernel does not keep apart by namespace.
+constexpr const char* kMasked[] = {"/proc/acpi",        "/proc/kcore",        "/proc/keys",
+                                   "/proc/latency_stats", "/proc/timer_list", "/proc/timer_stats",
+                                   "/proc/sched_debug", "/proc/scsi",         "/sys/firmware",
+                                   "/sys/devices/virtual/powercap"};
+constexpr const char* kProtected[] = {"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys",
+                                      "/proc/sysrq-trigger"};
+
+// File systems without files of the machine: a container has its own /proc, /sys and /dev, the rest is
+// not needed.
 const std::set<std::string, std::less<>> kVirtualTypes = {
     "proc",        "sysfs",    "devtmpfs", "devpts",     "cgroup",   "cgroup2",    "bpf",
     "mqueue",      "debugfs",  "tracefs",  "securityfs", "pstore",   "hugetlbfs",  "autofs",
@@ -116,7 +138,6 @@ Result<ContainerRoot> ContainerRoot::prepare(Options options) {
         {i == 0 ? root.root_ : root.root_ + lowers[i],
          fmt::format("lowerdir={0},upperdir={1}/upper,workdir={1}/work", lowers[i], layer)});
   }
-  for (const char* path : {"/proc", "/sys", "/dev"}) root.shared_.push_back(path);
   root.options_ = std::move(options);
   return root;
 }
@@ -124,18 +145,66 @@ Result<ContainerRoot> ContainerRoot::prepare(Options options) {
 int ContainerRoot::mount_layers() const {
   for (size_t i = 0; i < overlays_.size(); ++i) {
     const Overlay& o = overlays_[i];
-    if (::mount("overlay", o.target.c_str(), "overlay", 0, o.options.c_str()) < 0 && i == 0)
+    if (::mount("overlay", o.target.c_str(), "overlay", MS_NODEV, o.options.c_str()) < 0 && i == 0)
       return errno;  // another file system that cannot be overlaid (FUSE, NFS) is left out
   }
-  for (const std::string& path : shared_) {
-    const int tree = clone_tree(path.c_str());
-    if (tree < 0) return errno;
-    char target[4096];
-    if (root_.size() + path.size() >= sizeof target) return ENAMETOOLONG;
-    ::memcpy(target, root_.data(), root_.size());
-    ::memcpy(target + root_.size(), path.c_str(), path.size() + 1);
-    if (::move_mount(tree, "", AT_FDCWD, target, MOVE_MOUNT_F_EMPTY_PATH) < 0) return errno;
+  return 0;
+}
+
+// In the new root, while the process has all capabilities: /proc of its own PID namespace, /sys of its
+// network namespace, the cgroup file system from its own cgroup down; all but /proc/PID read-only.
+int ContainerRoot::mount_kernel_files() const {
+  constexpr unsigned long kPlain = MS_NOSUID | MS_NODEV | MS_NOEXEC;
+  if (::mount("proc", "/proc", "proc", kPlain, nullptr) < 0) return errno;
+  if (::mount("sysfs", "/sys", "sysfs", kPlain | MS_RDONLY, nullptr) < 0) return errno;
+  if (::unshare(CLONE_NEWCGROUP | CLONE_NEWIPC) < 0) return errno;
+  if (::mount("cgroup2", "/sys/fs/cgroup", "cgroup2", kPlain | MS_RDONLY, nullptr) < 0) return errno;
+  for (const char* path : kHidden) {
+    const char* mode = ::strcmp(path, "/tmp") == 0 ? "mode=1777" : "mode=0755";
+    if (::mount("tmpfs", path, "tmpfs", MS_NOSUID | MS_NODEV, mode) < 0 && errno != ENOENT)
+      return errno;
+  }
+  return 0;
+}
+
+int ContainerRoot::make_devices(const int* trees) const {
+  constexpr unsigned long kPlain = MS_NOSUID | MS_NODEV | MS_NOEXEC;
+  if (::mount("tmpfs", "/dev", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=0755,size=64m") < 0)
+    return errno;
+  for (size_t i = 0; i < std::size(kDevices); ++i) {
+    if (const int e = make_parent_and_file(kDevices[i]); e != 0) return e;
+    if (::move_mount(trees[i], "", AT_FDCWD, kDevices[i], MOVE_MOUNT_F_EMPTY_PATH) < 0) return errno;
+    ::close(trees[i]);
+  }
+  for (const Link& link : kDeviceLinks)
+    if (::symlink(link.target, link.path) < 0) return errno;
+  if (::mkdir("/dev/pts", 0755) < 0 || ::mkdir("/dev/shm", 01777) < 0) return errno;
+  if (::mount("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC,
+              "newinstance,ptmxmode=0666,mode=0620,gid=5") < 0)
+    return errno;
+  if (::mount("shm", "/dev/shm", "tmpfs", kPlain, "mode=1777,size=64m") < 0) return errno;
+  return 0;
+}
+
+int ContainerRoot::protect_proc() const {
+  for (const char* path : kProtected) {
+    const int tree = clone_tree(path);
+    if (tree < 0 && errno == ENOENT) continue;
+    mount_attr attributes{};
+    attributes.attr_set = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC;
+    if (tree < 0 ||
+        ::mount_setattr(tree, "", AT_EMPTY_PATH, &attributes, sizeof attributes) < 0 ||
+        ::move_mount(tree, "", AT_FDCWD, path, MOVE_MOUNT_F_EMPTY_PATH) < 0)
+      return errno;
     ::close(tree);
+  }
+  for (const char* path : kMasked) {
+    struct stat st{};
+    if (::stat(path, &st) < 0) continue;
+    const bool masked = S_ISDIR(st.st_mode)
+                            ? ::mount("tmpfs", path, "tmpfs", MS_RDONLY, "size=0") == 0
+                            : ::mount("/dev/null", path, nullptr, MS_BIND, nullptr) == 0;
+    if (!masked) return errno;
   }
   return 0;
 }
@@ -146,12 +215,10 @@ int ContainerRoot::attach_volumes(const int* trees) const {
     const int made = is_directory(trees[i]) ? make_path(m.target.c_str())
                                             : make_parent_and_file(m.target.c_str());
     if (made != 0) return made;
-    if (m.read_only) {
-      mount_attr attributes{};
-      attributes.attr_set = MOUNT_ATTR_RDONLY;
-      if (::mount_setattr(trees[i], "", AT_EMPTY_PATH, &attributes, sizeof attributes) < 0)
-        return errno;
-    }
+    mount_attr attributes{};
+    attributes.attr_set = MOUNT_ATTR_NODEV | (m.read_only ? MOUNT_ATTR_RDONLY : 0);
+    if (::mount_setattr(trees[i], "", AT_EMPTY_PATH, &attributes, sizeof attributes) < 0)
+      return errno;
     if (::move_mount(trees[i], "", AT_FDCWD, m.target.c_str(), MOVE_MOUNT_F_EMPTY_PATH) < 0)
       return errno;
     ::close(trees[i]);
@@ -173,6 +240,9 @@ int ContainerRoot::enter() const {
   int trees[kMaxContainerMounts];
   for (size_t i = 0; i < options_.mounts.size(); ++i)
     if ((trees[i] = clone_tree(options_.mounts[i].source.c_str())) < 0) return errno;
+  int devices[std::size(kDevices)];
+  for (size_t i = 0; i < std::size(kDevices); ++i)
+    if ((devices[i] = clone_tree(kDevices[i])) < 0) return errno;
   int fifo = -1;
   if (!options_.stdin_fifo.empty() &&
       (fifo = ::open(options_.stdin_fifo.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC)) < 0)
@@ -183,9 +253,12 @@ int ContainerRoot::enter() const {
   if (::syscall(SYS_pivot_root, ".", ".") < 0) return errno;
   if (::umount2(".", MNT_DETACH) < 0) return errno;
   if (::chdir("/") < 0) return errno;
+  if (const int e = mount_kernel_files(); e != 0) return e;
+  if (const int e = make_devices(devices); e != 0) return e;
   if (const int e = attach_volumes(trees); e != 0) return e;
   if (const int e = write_file("/etc/resolv.conf", options_.resolv_conf); e != 0) return e;
   if (const int e = write_file("/etc/hosts", options_.hosts); e != 0) return e;
+  if (const int e = protect_proc(); e != 0) return e;
 
   if (::unshare(CLONE_NEWUTS) < 0) return errno;
   if (::sethostname(options_.hostname.data(), options_.hostname.size()) < 0) return errno;
@@ -197,7 +270,8 @@ int ContainerRoot::enter() const {
     ::fcntl(fifo, F_SETFL, ::fcntl(fifo, F_GETFL) & ~O_NONBLOCK);
     if (::dup2(fifo, 0) < 0) return errno;
   }
-  return drop_capabilities();
+  if (const int e = drop_capabilities(); e != 0) return e;
+  return options_.any_syscall ? 0 : filter_.install();
 }
 
 int drop_capabilities() {
@@ -212,11 +286,15 @@ int drop_capabilities() {
 
 Result<ContainerNamespaces> ContainerNamespaces::of(pid_t pid) {
   ContainerNamespaces out;
-  for (const auto& [name, fd] : {std::pair("mnt", &out.mount), std::pair("uts", &out.uts)}) {
+  for (const auto& [name, fd] :
+       {std::pair("pid", &out.pid), std::pair("mnt", &out.mount), std::pair("ipc", &out.ipc),
+        std::pair("uts", &out.uts), std::pair("cgroup", &out.cgroup)}) {
     const std::string path = fmt::format("/proc/{}/ns/{}", pid, name);
     fd->reset(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
     if (!fd->valid()) return fail_errno(errno, "open " + path);
   }
+  const std::string status = MELTEMI_TRY(sys::read_file(fmt::format("/proc/{}/status", pid)));
+  out.any_syscall = status.find("\nSeccomp:\t0") != std::string::npos;
   std::string environment = MELTEMI_TRY(sys::read_file(fmt::format("/proc/{}/environ", pid)));
   for (size_t at = 0; at < environment.size();) {
     const size_t end = std::min(environment.find('\0', at), environment.size());
@@ -228,9 +306,12 @@ Result<ContainerNamespaces> ContainerNamespaces::of(pid_t pid) {
 
 int ContainerNamespaces::enter() const {
   if (::setns(uts.get(), CLONE_NEWUTS) < 0) return errno;
+  if (::setns(ipc.get(), CLONE_NEWIPC) < 0) return errno;
+  if (::setns(cgroup.get(), CLONE_NEWCGROUP) < 0) return errno;
   if (::setns(mount.get(), CLONE_NEWNS) < 0) return errno;
   if (::chdir("/") < 0) return errno;
-  return drop_capabilities();
+  if (const int e = drop_capabilities(); e != 0) return e;
+  return any_syscall ? 0 : filter_.install();
 }
 
 Result<sys::Process> exec_in_container(pid_t pid, const ExecOptions& options) {
@@ -243,6 +324,7 @@ Result<sys::Process> exec_in_container(pid_t pid, const ExecOptions& options) {
   spawn.replace_environment = true;
   spawn.netns = &netns;
   spawn.cgroup = &cgroup;
+  spawn.pid_namespace = namespaces.pid.get();
   spawn.stdin_fd = options.stdin_fd;
   spawn.stdout_fd = options.stdout_fd;
   spawn.stderr_fd = options.stderr_fd;

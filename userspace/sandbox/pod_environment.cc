@@ -165,7 +165,25 @@ Result<Files> volume_files(const PodContext& c, const kube::Volume& volume) {
   return Files{};  // emptyDir
 }
 
-Status write_files(const std::string& directory, const Files& files) {
+// What is secret is for root only, unless the volume says otherwise: a program that gives up root names
+// the mode that it needs.
+constexpr mode_t kOpenFile = 0644, kSecretFile = 0600;
+
+mode_t mode_of(const kube::Volume& volume) {
+  if (volume.has_secret())
+    return volume.secret().default_mode() != 0 ? volume.secret().default_mode() : kSecretFile;
+  if (volume.has_projected()) {
+    const auto& projected = volume.projected();
+    if (projected.default_mode() != 0) return projected.default_mode();
+    for (const kube::VolumeProjection& source : projected.sources())
+      if (source.has_service_account_token() || source.has_secret()) return kSecretFile;
+  }
+  if (volume.has_config_map() && volume.config_map().default_mode() != 0)
+    return volume.config_map().default_mode();
+  return kOpenFile;
+}
+
+Status write_files(const std::string& directory, const Files& files, mode_t mode) {
   MELTEMI_TRY(sys::make_directories(directory, 0755));
   for (const auto& [name, content] : files) {
     const std::filesystem::path relative(name);
@@ -176,7 +194,7 @@ Status write_files(const std::string& directory, const Files& files) {
                       name));
     const std::string path = directory + "/" + name;
     MELTEMI_TRY(sys::make_directories(std::filesystem::path(path).parent_path(), 0755));
-    MELTEMI_TRY(sys::write_file_atomically(path, content, 0644));
+    MELTEMI_TRY(sys::write_file_atomically(path, content, mode));
   }
   return {};
 }
@@ -197,7 +215,7 @@ Status write_token_volume(const PodContext& c) {
       MELTEMI_TRY(c.tokens->sign(subject_of(*c.pod), "https://kubernetes.default.svc"));
   files["namespace"] = c.pod->ns();
   if (const auto root = sys::read_file(c.layout->root_cert())) files["ca.crt"] = *root;
-  return write_files(fmt::format("{}/{}", c.volume_dir, kTokenVolume), files);
+  return write_files(fmt::format("{}/{}", c.volume_dir, kTokenVolume), files, kSecretFile);
 }
 
 }  // namespace
@@ -281,7 +299,7 @@ Result<std::vector<std::string>> container_environment(const PodContext& c,
 Status write_volumes(const PodContext& c) {
   for (const kube::Volume& volume : c.pod->as<kube::Pod>().spec().volumes()) {
     const Files files = MELTEMI_TRY(volume_files(c, volume));
-    MELTEMI_TRY(write_files(c.volume_dir + "/" + volume.name(), files));
+    MELTEMI_TRY(write_files(c.volume_dir + "/" + volume.name(), files, mode_of(volume)));
   }
   if (wants_token(c)) MELTEMI_TRY(write_token_volume(c));
   return {};
@@ -304,6 +322,8 @@ Result<std::vector<ContainerRoot::Mount>> container_mounts(const PodContext& c,
   if (!token_mounted && wants_token(c))
     out.push_back(
         {fmt::format("{}/{}", c.volume_dir, kTokenVolume), std::string(kServiceAccountPath), true});
+  // The mesh's programs, which may lie where a container sees nothing of the machine.
+  out.push_back({c.bin_dir, c.bin_dir, true});
   return out;
 }
 

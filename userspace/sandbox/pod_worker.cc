@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <filesystem>
 
 #include "userspace/base/log.h"
@@ -70,6 +71,31 @@ void set_terminated(Container* c, int wait_status) {
     t->set_exit_code(WEXITSTATUS(wait_status));
   }
   t->set_reason(t->exit_code() == 0 ? "Completed" : "Error");
+}
+
+// securityContext.seccompProfile.type of the container or, where it has none, of the pod.
+bool is_unconfined(const kube::PodSpec& pod, const kube::Container& container) {
+  for (const google::protobuf::Value* context : {&container.security_context(), &pod.security_context()}) {
+    const auto& fields = context->struct_value().fields();
+    const auto profile = fields.find("seccompProfile");
+    if (profile == fields.end()) continue;
+    const auto type = profile->second.struct_value().fields().find("type");
+    return type != profile->second.struct_value().fields().end() &&
+           type->second.string_value() == "Unconfined";
+  }
+  return false;
+}
+
+// Whether the process neither handles nor ignores a signal. False if it cannot be told.
+bool has_default_action(pid_t pid, int number) {
+  const auto status = sys::read_file(fmt::format("/proc/{}/status", pid));
+  if (!status) return false;
+  for (const std::string_view set : {"\nSigCgt:\t", "\nSigIgn:\t"}) {
+    const size_t at = status->find(set);
+    if (at == std::string::npos) return false;
+    if (std::strtoull(status->c_str() + at + set.size(), nullptr, 16) >> (number - 1) & 1) return false;
+  }
+  return true;
 }
 
 uint16_t port_number(const kube::IntOrString& port, const kube::Container& container) {
@@ -310,6 +336,7 @@ class PodWorker::Life {
     root.resolv_conf = resolv_conf(pod_.ns());
     root.hosts = hosts_file(pod_, shared.pod_ips);
     root.working_directory = c.spec->working_dir();
+    root.any_syscall = is_unconfined(spec(), *c.spec);
     if (c.spec->stdin()) MELTEMI_TRY(make_stdin(c, &root));
     return launch(c, &spawn, std::move(root));
   }
@@ -329,6 +356,7 @@ class PodWorker::Life {
     spawn->stdout_fd = spawn->stderr_fd = output.get();
     spawn->new_session = true;
     spawn->new_mount_namespace = true;
+    spawn->new_pid_namespace = true;
     spawn->prepare = [&entered] { return entered.enter(); };
     c.process = MELTEMI_TRY(sys::Process::spawn(*spawn));
     c.running = true;
@@ -574,9 +602,17 @@ class PodWorker::Life {
     return std::chrono::seconds(spec().termination_grace_period_seconds());
   }
 
+  // SIGTERM; a program that has nothing to say to it ends at once. The kernel ignores it for process 1 of
+  // a PID namespace, which containers' programs are, unless they handle it; to wait out the grace for
+  // those would help nobody.
+  static void ask_to_end(Container& c) {
+    (void)c.process.signal(SIGTERM);
+    if (has_default_action(c.process.pid(), SIGTERM)) (void)c.process.signal(SIGKILL);
+  }
+
   void stop_container(Container& c, MonoTime deadline) {
     if (!c.running) return;
-    (void)c.process.signal(SIGTERM);
+    ask_to_end(c);
     pollfd p{c.process.pidfd(), POLLIN, 0};
     while (true) {
       const auto left = std::chrono::ceil<milliseconds>(deadline - MonoClock::now());
@@ -594,7 +630,7 @@ class PodWorker::Life {
     // All at once, then wait for each.
     report();
     for (const auto& c : containers_)
-      if (c->running) (void)c->process.signal(SIGTERM);
+      if (c->running) ask_to_end(*c);
     const MonoTime deadline = MonoClock::now() + grace();
     for (const auto& c : containers_) stop_container(*c, deadline);
     for (const auto& c : containers_) reap(*c);

@@ -145,7 +145,7 @@ class Supervisor {
           layout_.log_dir(), layout_.ca_dir(), layout_.pods_dir(), layout_.deletions_dir()})
       MELTEMI_TRY(sys::make_directories(directory, 0755));
     MELTEMI_TRY(sys::mount_bpffs(layout_.bpf_dir()));
-    if (::mount("meltemi", layout_.pods_dir().c_str(), "tmpfs", 0, "mode=0755") < 0)
+    if (::mount("meltemi", layout_.pods_dir().c_str(), "tmpfs", MS_NOSUID | MS_NODEV, "mode=0700") < 0)
       return fail_errno(errno, "mount a tmpfs on " + layout_.pods_dir());
     tokens_.emplace(MELTEMI_TRY(TokenIssuer::create(layout_)));
     for (int i = 1; i <= options_.nodes; ++i) {

@@ -170,7 +170,8 @@ Status tune_namespace(const Netns& netns, bool forwards) {
     MELTEMI_TRY(sys::write_sysctl("net/ipv6/conf/all/accept_dad", "0"));
     MELTEMI_TRY(sys::write_sysctl("net/ipv6/conf/default/accept_dad", "0"));
     MELTEMI_TRY(sys::write_sysctl("net/ipv6/conf/default/accept_ra", "0"));
-    if (!forwards) return {};
+    // As containerd: a pod's ports are its own, so that none needs a privilege.
+    if (!forwards) return sys::write_sysctl("net/ipv4/ip_unprivileged_port_start", "0");
     MELTEMI_TRY(sys::write_sysctl("net/ipv4/ip_forward", "1"));
     return sys::write_sysctl("net/ipv6/conf/all/forwarding", "1");
   });

@@ -1,24 +1,17 @@
 #include "userspace/sys/confine.h"
 
 #include <errno.h>
-#include <linux/audit.h>
 #include <linux/capability.h>
-#include <linux/filter.h>
-#include <linux/sched.h>
-#include <linux/seccomp.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstddef>
+
+#include "userspace/sys/seccomp.h"
 
 namespace meltemi::sys {
 namespace {
-
-// x86-64 only, as the build (-march): numbers of another ABI mean other calls.
-constexpr uint32_t kArchitecture = AUDIT_ARCH_X86_64;
-constexpr uint32_t kX32Bit = 0x40000000;
 
 // What all daemons of the mesh, libc, libstdc++, OpenSSL and gRPC call while they serve.
 constexpr int kDaemon[] = {
@@ -109,66 +102,6 @@ Status keep_capabilities(std::span<const int> kept) {
   return {};
 }
 
-// A classic BPF program over seccomp_data. Instructions that jump to a verdict jump forward to it; the
-// list is cut into blocks, each with its own "allow" behind it, since a jump reaches 255 instructions.
-class Filter {
- public:
-  explicit Filter(std::vector<int> allowed) {
-    load(offsetof(seccomp_data, arch));
-    unless(BPF_JEQ, kArchitecture, SECCOMP_RET_KILL_PROCESS);
-    load(offsetof(seccomp_data, nr));
-    when(BPF_JGE, kX32Bit, SECCOMP_RET_KILL_PROCESS);
-    when(BPF_JEQ, SYS_clone3, SECCOMP_RET_ERRNO | ENOSYS);
-    if (!kSanitized) only_threads();
-    constexpr size_t kBlock = 200;
-    for (size_t at = 0; at < allowed.size(); at += kBlock)
-      block(std::span(allowed).subspan(at, std::min(kBlock, allowed.size() - at)));
-    put(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM);
-  }
-
-  Status install() {
-    sock_fprog program{static_cast<unsigned short>(code_.size()), code_.data()};
-    if (::syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &program) == 0)
-      return {};
-    return fail_errno(errno, "seccomp");
-  }
-
- private:
-  void put(uint16_t code, uint32_t k, uint8_t when_true = 0, uint8_t when_false = 0) {
-    code_.push_back({code, when_true, when_false, k});
-  }
-  void load(size_t offset) { put(BPF_LD | BPF_W | BPF_ABS, static_cast<uint32_t>(offset)); }
-  void when(uint16_t test, uint32_t value, uint32_t verdict) {
-    put(BPF_JMP | test | BPF_K, value, 0, 1);
-    put(BPF_RET | BPF_K, verdict);
-  }
-  void unless(uint16_t test, uint32_t value, uint32_t verdict) {
-    put(BPF_JMP | test | BPF_K, value, 1, 0);
-    put(BPF_RET | BPF_K, verdict);
-  }
-  // clone: with CLONE_THREAD and without any CLONE_NEW*; ends with the number loaded again.
-  void only_threads() {
-    constexpr uint32_t kNamespaces = CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC |
-                                     CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNET;
-    put(BPF_JMP | BPF_JEQ | BPF_K, SYS_clone, 0, 6);
-    load(offsetof(seccomp_data, args[0]));  // the low half: all flags of clone are there
-    put(BPF_JMP | BPF_JSET | BPF_K, CLONE_THREAD, 0, 2);
-    put(BPF_JMP | BPF_JSET | BPF_K, kNamespaces, 1, 0);
-    put(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
-    put(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM);
-    load(offsetof(seccomp_data, nr));
-  }
-  void block(std::span<const int> calls) {
-    for (size_t i = 0; i < calls.size(); ++i)
-      put(BPF_JMP | BPF_JEQ | BPF_K, static_cast<uint32_t>(calls[i]),
-          static_cast<uint8_t>(calls.size() - i), 0);
-    put(BPF_JMP | BPF_JA, 1);
-    put(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
-  }
-
-  std::vector<sock_filter> code_;
-};
-
 }  // namespace
 
 std::vector<int> allowed_syscalls(uint32_t groups) {
@@ -189,7 +122,9 @@ Status confine(const Confinement& confinement) {
   MELTEMI_TRY(prctl_or_fail(PR_SET_NO_NEW_PRIVS, 1, 0, "prctl(PR_SET_NO_NEW_PRIVS)"));
   MELTEMI_TRY(keep_capabilities(confinement.capabilities));
   if (!kSanitized) MELTEMI_TRY(prctl_or_fail(PR_SET_DUMPABLE, 0, 0, "prctl(PR_SET_DUMPABLE)"));
-  return Filter(allowed_syscalls(confinement.syscalls)).install();
+  const std::vector<int> calls = allowed_syscalls(confinement.syscalls);
+  if (const int e = SeccompFilter::only(calls).install(true); e != 0) return fail_errno(e, "seccomp");
+  return {};
 }
 
 }  // namespace meltemi::sys

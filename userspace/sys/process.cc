@@ -89,9 +89,9 @@ int become(const ChildPlan& plan) {
 }
 
 // A full copy of this process, not vfork: `prepare` may be anything.
-pid_t clone_child(const Cgroup* cgroup, int* pidfd) {
+pid_t clone_child(const Cgroup* cgroup, bool new_pid_namespace, int* pidfd) {
   clone_args args{};
-  args.flags = CLONE_PIDFD;
+  args.flags = CLONE_PIDFD | (new_pid_namespace ? CLONE_NEWPID : 0);
   args.pidfd = reinterpret_cast<uint64_t>(pidfd);
   args.exit_signal = SIGCHLD;
   if (cgroup != nullptr) {
@@ -100,6 +100,27 @@ pid_t clone_child(const Cgroup* cgroup, int* pidfd) {
   }
   return static_cast<pid_t>(::syscall(SYS_clone3, &args, sizeof args));
 }
+
+// While it lives, children of the calling thread begin in another PID namespace. The thread itself never
+// moves: that is how setns(2) treats PID namespaces.
+class ChildrenIn {
+ public:
+  explicit ChildrenIn(int pid_namespace) {
+    if (pid_namespace < 0) return;
+    home_.reset(::open("/proc/thread-self/ns/pid", O_RDONLY | O_CLOEXEC));
+    if (!home_.valid() || ::setns(pid_namespace, CLONE_NEWPID) < 0) error_ = errno;
+  }
+  ~ChildrenIn() {
+    if (home_.valid() && error_ == 0) ::setns(home_.get(), CLONE_NEWPID);
+  }
+  ChildrenIn(const ChildrenIn&) = delete;
+  ChildrenIn& operator=(const ChildrenIn&) = delete;
+  int error() const { return error_; }
+
+ private:
+  UniqueFd home_;
+  int error_ = 0;
+};
 
 }  // namespace
 
@@ -144,7 +165,9 @@ Result<Process> Process::spawn(const SpawnOptions& options) {
   ::sigdelset(&plan.signal_mask, SIGINT);
   ::sigdelset(&plan.signal_mask, SIGCHLD);
   int pidfd = -1;
-  const pid_t pid = clone_child(options.cgroup, &pidfd);
+  const ChildrenIn there(options.pid_namespace);
+  if (there.error() != 0) return fail_errno(there.error(), "enter a PID namespace");
+  const pid_t pid = clone_child(options.cgroup, options.new_pid_namespace, &pidfd);
   if (pid < 0) return fail_errno(errno, "start " + options.argv[0]);
   if (pid == 0) {
     const int error = become(plan);

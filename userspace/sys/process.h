@@ -38,6 +38,8 @@ struct SpawnOptions {
   int stdin_fd = -1, stdout_fd = -1, stderr_fd = -1;  // -1: /dev/null for stdin, else inherited
   bool new_session = false;                           // setsid
   bool new_mount_namespace = false;                   // private mounts, for `prepare`
+  bool new_pid_namespace = false;                     // the child is its process 1
+  int pid_namespace = -1;                             // /proc/PID/ns/pid to start it in; -1: the caller's
   int parent_death_signal = 0;                        // 0: none
   // Runs in the child just before exec, async-signal-safe calls only (mount, open, write). Returns
   // an errno or 0.

@@ -1,6 +1,8 @@
 // The loop: posted work, timers, hooks, retiring, workers.
 #include <poll.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <thread>
 
@@ -206,6 +208,29 @@ TEST_P(LoopTest, WorkersRunAndHandDescriptorsOver) {
   (*pool)->worker(0).add_load(2);
   EXPECT_EQ((*pool)->least_loaded().index(), 2u);
   (*pool)->stop();
+}
+
+// The descriptor of the ring that this process has; -1: none.
+int own_ring() {
+  for (int fd = 3; fd < 256; ++fd) {
+    char target[64] = {};
+    const std::string link = "/proc/self/fd/" + std::to_string(fd);
+    if (::readlink(link.c_str(), target, sizeof target - 1) > 0 &&
+        std::string_view(target).find("[io_uring]") != std::string_view::npos)
+      return fd;
+  }
+  return -1;
+}
+
+TEST_P(LoopTest, ARingIsRestrictedOnceItRuns) {
+  if (loop().backend() != Backend::kUring) GTEST_SKIP() << "no ring";
+  const int ring = own_ring();
+  ASSERT_GE(ring, 0);
+  // What would let a ring reach other files.
+  constexpr unsigned kRegisterFiles = 2;
+  int file = 0;
+  EXPECT_EQ(::syscall(SYS_io_uring_register, ring, kRegisterFiles, &file, 1), -1);
+  EXPECT_EQ(errno, EACCES);
 }
 
 }  // namespace
