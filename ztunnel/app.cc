@@ -62,6 +62,7 @@ Status App::start() {
   }
   MELTEMI_TRY(start_operators());
   store_.on_change([this] { mesh_changed(); });
+  certificates_->start();
   MELTEMI_TRY(feed_->start());
   if (!settings_.shared()) {
     std::string ns, name, account;
@@ -166,6 +167,7 @@ http::Response App::dump() {
   input.pods = pods_->rows();
   input.certificates = certificates_->entries();
   input.config_json = table_.dump_json();
+  input.control_plane = feed_->control_plane();
   return {200, config_dump(input), "application/json"};
 }
 

@@ -71,13 +71,47 @@ Certificates::Certificates(const Settings& settings, pki::Signer signer, Shared&
           manager_options(settings), std::move(signer),
           [this](const model::Identity& identity, const pki::WorkloadCertificatePtr& certificate) {
             publish(identity, certificate);
-          })) {}
+          })) {
+  if (const std::string path = settings.key_socket(); !path.empty()) {
+    keys_ = std::make_unique<KeyClient>(
+        path, [this](const pki::WorkloadCertificatePtr& certificate) { restored(certificate); });
+  }
+}
 
 Certificates::~Certificates() { stop(); }
 
-void Certificates::stop() { manager_->stop(); }
+void Certificates::start() {
+  if (keys_) keys_->start();
+}
+
+void Certificates::stop() {
+  if (keys_) keys_->stop();
+  manager_->stop();
+}
+
+void Certificates::restored(const pki::WorkloadCertificatePtr& certificate) {
+  {
+    const std::lock_guard lock(mutex_);
+    if (!wanted_.contains(certificate->identity)) {
+      unclaimed_[certificate->identity] = certificate;
+      return;
+    }
+  }
+  manager_->restore(certificate);
+}
+
+void Certificates::claim(const model::Identity& identity) {
+  pki::WorkloadCertificatePtr kept;
+  {
+    const std::lock_guard lock(mutex_);
+    if (!wanted_.insert(identity).second) return;
+    if (auto node = unclaimed_.extract(identity)) kept = std::move(node.mapped());
+  }
+  if (kept) manager_->restore(kept);
+}
 
 void Certificates::want(const model::Identity& identity, bool urgent) {
+  claim(identity);
   manager_->want(identity, urgent);
 }
 
@@ -90,10 +124,14 @@ void Certificates::follow(const model::Snapshot& mesh) {
     }
   });
   for (const model::Identity& id : needed) {
-    if (!followed_.contains(id)) manager_->want(id);
+    if (!followed_.contains(id)) want(id, false);
   }
   for (const model::Identity& id : followed_) {
-    if (!needed.contains(id)) manager_->forget(id);
+    if (needed.contains(id)) continue;
+    manager_->forget(id);
+    if (keys_) keys_->forget(std::string(id.uri()));
+    const std::lock_guard lock(mutex_);
+    wanted_.erase(id);
   }
   followed_ = std::move(needed);
 }
@@ -111,7 +149,9 @@ void Certificates::publish(const model::Identity& identity,
     context = *std::move(made);
     scope.info("certificate of {} is valid until {}", identity.uri(),
                format_rfc3339(certificate->not_after));
+    if (keys_) keys_->keep(certificate);
   } else {
+    if (keys_) keys_->forget(std::string(identity.uri()));
     scope.error("certificate of {} has expired and could not be renewed", identity.uri());
   }
   for (size_t i = 0; i < shared_.pool->size(); ++i) {

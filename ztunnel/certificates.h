@@ -4,12 +4,15 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <set>
 #include <string>
 
 #include "userspace/model/store.h"
 #include "userspace/pki/certificate_manager.h"
+#include "ztunnel/key_client.h"
 #include "ztunnel/proxy_worker.h"
 #include "ztunnel/settings.h"
 
@@ -19,6 +22,8 @@ class Certificates {
  public:
   Certificates(const Settings& settings, pki::Signer signer, Shared& shared);
   ~Certificates();
+  // Takes back what the agent kept of an earlier life; returns when that is known.
+  void start();
   void want(const model::Identity& identity, bool urgent);
   // Fetches ahead what the workloads of this node need and forgets what none needs any more.
   void follow(const model::Snapshot& mesh);
@@ -27,10 +32,18 @@ class Certificates {
 
  private:
   void publish(const model::Identity& identity, const pki::WorkloadCertificatePtr& certificate);
+  void restored(const pki::WorkloadCertificatePtr& certificate);
+  // Hands over a certificate that the agent kept, now that its identity is wanted.
+  void claim(const model::Identity& identity);
+
   Shared& shared_;
   model::Symbol node_;
   std::set<model::Identity> followed_;  // of follow(), one thread
+  std::mutex mutex_;                   // guards the next two
+  std::set<model::Identity> wanted_;
+  std::map<model::Identity, pki::WorkloadCertificatePtr> unclaimed_;  // kept, not wanted so far
   std::unique_ptr<pki::CertificateManager> manager_;
+  std::unique_ptr<KeyClient> keys_;  // null: nobody keeps them
 };
 
 // A signer that asks the CA of the settings: the local directory's, or the control plane's.

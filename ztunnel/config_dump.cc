@@ -208,6 +208,20 @@ Json dump(const pki::CertificateEntry& e) {
   return j;
 }
 
+// How much of the rest is the control plane's present opinion.
+Json control_plane(const xds::ClientStatus& status) {
+  const WallTime now = std::chrono::system_clock::now();
+  const auto seconds = std::chrono::floor<std::chrono::seconds>(xds::staleness(status, now));
+  return {{"connected", status.state == xds::StreamState::kConnected},
+          {"lastWord", format_rfc3339(status.state == xds::StreamState::kConnected
+                                          ? now
+                                          : status.last_word)},
+          {"staleSeconds", seconds.count()},
+          {"servingSavedState", status.serving_saved},
+          {"savedStateRefused", status.saved_refusal},
+          {"lastError", status.last_error}};
+}
+
 Json workload_state(const ConfigDumpInput& in) {
   Json out = Json::object();
   for (const auto& pod : in.pods) {
@@ -249,6 +263,7 @@ std::string config_dump(const ConfigDumpInput& in) {
   j["certificates"] = Json::array();
   for (const auto& e : in.certificates) j["certificates"].push_back(dump(e));
   j["workloadState"] = workload_state(in);
+  if (in.control_plane) j["controlPlane"] = control_plane(*in.control_plane);
   return j.dump(2, ' ', false, Json::error_handler_t::replace);
 }
 

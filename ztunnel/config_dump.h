@@ -2,11 +2,13 @@
 // `istioctl ztunnel-config` reads it. Must never contain a private key.
 #pragma once
 
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "userspace/model/store.h"
 #include "userspace/pki/certificate_manager.h"
+#include "userspace/xds/delta_client.h"
 #include "ztunnel/pod_manager.h"
 
 namespace meltemi::ztunnel {
@@ -17,6 +19,7 @@ struct ConfigDumpInput {
   std::vector<PodManager::Row> pods;
   std::vector<FlowRow> flows;
   std::string config_json;  // object
+  std::optional<xds::ClientStatus> control_plane;
 };
 std::string config_dump(const ConfigDumpInput& input);
 

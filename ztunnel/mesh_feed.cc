@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "userspace/base/log.h"
+#include "userspace/telemetry/staleness.h"
 #include "userspace/xds/workload_convert.h"
 #include "ztunnel/local_config.h"
 
@@ -41,7 +42,20 @@ Status MeshFeed::start() {
   client_->subscribe(xds::kTypeAuthorization,
                      [this](const xds::Update& u) { return on_policies(u); });
   client_->subscribe(xds::kTypeAddress, [this](const xds::Update& u) { return on_addresses(u); });
+  if (const std::string directory = settings_.state_directory(); !directory.empty()) {
+    xds::ClientSettings discovery = settings_.discovery;
+    discovery.state_dir = directory;
+    client_->keep(discovery.last_good("ztunnel.state", "ztunnel"));
+  }
+  readiness_.note("control plane", [this] {
+    return xds::staleness_note(client_->status(), std::chrono::system_clock::now());
+  });
   return client_->start();
+}
+
+std::optional<xds::ClientStatus> MeshFeed::control_plane() const {
+  if (!client_) return std::nullopt;
+  return client_->status();
 }
 
 void MeshFeed::stop() {
@@ -103,6 +117,8 @@ void MeshFeed::collect(telemetry::Exposition& out) const {
   out.family("istio_xds_connection_terminations_total", telemetry::MetricType::kCounter,
              "xDS streams that failed");
   out.sample("istio_xds_connection_terminations_total", kReason, kError, status.failures);
+  telemetry::add_staleness(out, xds::staleness(status, std::chrono::system_clock::now()),
+                           status.serving_saved);
 }
 
 }  // namespace meltemi::ztunnel

@@ -1,6 +1,6 @@
 // Where the mesh's state comes from: the control plane's delta xDS, or a local file. Applies each
 // response as one batch; what cannot be converted is refused by name and the rest is used. What is
-// known stays when the control plane goes away.
+// known stays when the control plane goes away, and is kept on disk for a start without one.
 #pragma once
 
 #include <memory>
@@ -25,6 +25,8 @@ class MeshFeed {
   Status start();
   void stop();  // idempotent
   bool synced() const;
+  // Nothing where there is none.
+  std::optional<xds::ClientStatus> control_plane() const;
 
  private:
   std::vector<xds::Rejection> on_addresses(const xds::Update& update);

@@ -127,6 +127,26 @@ Result<uint32_t> Settings::workers(uint32_t cores) const {
   return n == 0 ? cores : n;
 }
 
+namespace {
+
+std::string directory_of(const std::string& path) {
+  const size_t slash = path.rfind('/');
+  return slash == std::string::npos ? "." : path.substr(0, std::max<size_t>(slash, 1));
+}
+
+}  // namespace
+
+std::string Settings::state_directory() const {
+  if (discovery.keeps_state()) return discovery.state_dir;
+  if (discovery.state_dir == "none" || !shared()) return {};
+  return directory_of(zds_socket);
+}
+
+std::string Settings::key_socket() const {
+  if (!shared() || !listener_fds) return {};
+  return directory_of(zds_socket) + "/keys.sock";
+}
+
 Duration Settings::drain() const {
   if (drain_deadline > Duration::zero()) return drain_deadline;
   if (grace_seconds > 10) return seconds(grace_seconds - 5);

@@ -62,6 +62,10 @@ struct Settings {
   // What cannot be said by one row. Errors name the row and the fix.
   Status check() const;
   bool shared() const { return proxy_mode == "shared"; }
+  // Where the last good configuration is kept: as told, else beside the ZDS socket; "": nowhere.
+  std::string state_directory() const;
+  // Where the agent keeps keys; "": nobody does.
+  std::string key_socket() const;
   // "n", "n%" of the cores, "0" for all; default max(2, a quarter of the cores).
   Result<uint32_t> workers(uint32_t cores) const;
   // How long open connections may live after SIGTERM: the deadline, else from the pod's grace.

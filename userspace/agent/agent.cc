@@ -7,6 +7,7 @@
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/file.h>
+#include <sys/resource.h>
 #include <sys/signalfd.h>
 #include <unistd.h>
 
@@ -16,6 +17,7 @@
 #include "userspace/agent/bpf_store.h"
 #include "userspace/agent/capture.h"
 #include "userspace/agent/control_link.h"
+#include "userspace/agent/key_keeper.h"
 #include "userspace/agent/local_server.h"
 #include "userspace/agent/loop.h"
 #include "userspace/agent/node.h"
@@ -25,6 +27,7 @@
 #include "userspace/telemetry/admission_metrics.h"
 #include "userspace/telemetry/exposition.h"
 #include "userspace/telemetry/pages.h"
+#include "userspace/telemetry/staleness.h"
 
 namespace meltemi::agent {
 namespace {
@@ -81,11 +84,22 @@ Result<UniqueFd> signal_fd() {
   return fd;
 }
 
+// Four descriptors a pod and one a kept key: more than the usual soft limit of 1024.
+void raise_descriptor_limit() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  if (::setrlimit(RLIMIT_NOFILE, &limit) != 0) scope.warn("the limit of descriptors stays");
+}
+
 // What the health server shows, copied from the loop's thread once a second.
 class Gauges {
  public:
-  void set(const Node::Numbers& numbers, const std::array<uint64_t, MELTEMI_COUNTERS>& counters) {
+  void set(const Node::Numbers& numbers, const std::array<uint64_t, MELTEMI_COUNTERS>& counters,
+           const KeyKeeper& keys) {
     const std::lock_guard lock(mutex_);
+    keys_kept_ = keys.kept();
+    keys_refused_ = keys.refused();
     numbers_ = numbers;
     counters_ = counters;
   }
@@ -97,6 +111,11 @@ class Gauges {
     gauge(out, "meltemi_agent_pods_draining", "Pods that leave the mesh.", numbers_.draining);
     gauge(out, "meltemi_agent_ztunnel_connected", "1 while a ztunnel is connected.",
           numbers_.ztunnel_connected);
+    gauge(out, "meltemi_agent_keys_kept", "Certificates kept for ztunnel in memory files.",
+          keys_kept_);
+    out.family("meltemi_agent_keys_refused_total", telemetry::MetricType::kCounter,
+               "Keys and packets of ztunnel that were not taken.");
+    out.sample("meltemi_agent_keys_refused_total", keys_refused_);
     out.family("meltemi_agent_ztunnels_refused_total", telemetry::MetricType::kCounter,
                "Connections of ztunnels that take no listeners over ZDS.");
     out.sample("meltemi_agent_ztunnels_refused_total", numbers_.ztunnels_refused);
@@ -118,19 +137,23 @@ class Gauges {
   }
   mutable std::mutex mutex_;
   Node::Numbers numbers_;
+  uint64_t keys_kept_ = 0, keys_refused_ = 0;
   std::array<uint64_t, MELTEMI_COUNTERS> counters_{};
 };
 
-void refresh_gauges(Loop& loop, const Node& node, const BpfStore& bpf, Gauges& gauges) {
-  if (const auto counters = bpf.counters()) gauges.set(node.numbers(), *counters);
-  loop.after(std::chrono::seconds(1),
-             [l = &loop, n = &node, b = &bpf, g = &gauges] { refresh_gauges(*l, *n, *b, *g); });
+void refresh_gauges(Loop& loop, const Node& node, const BpfStore& bpf, const KeyKeeper& keys,
+                    Gauges& gauges) {
+  if (const auto counters = bpf.counters()) gauges.set(node.numbers(), *counters, keys);
+  loop.after(std::chrono::seconds(1), [l = &loop, n = &node, b = &bpf, k = &keys, g = &gauges] {
+    refresh_gauges(*l, *n, *b, *k, *g);
+  });
 }
 
 }  // namespace
 
 Status run_agent(const Options& o) {
   MELTEMI_TRY(check(o));
+  raise_descriptor_limit();
   MELTEMI_TRY(sys::make_directories(o.run_dir, 0700));
   const UniqueFd lock = MELTEMI_TRY(lock_run_directory(o.run_dir));
   const UniqueFd signals = MELTEMI_TRY(signal_fd());
@@ -175,12 +198,14 @@ Status run_agent(const Options& o) {
     node.handle(std::move(request), std::move(reply));
   });
   MELTEMI_TRY(local.listen(o.run_dir + "/agent.sock"));
+  KeyKeeper keys(*loop);
+  MELTEMI_TRY(keys.listen(o.run_dir + "/keys.sock"));
   node.start_reconciling();
 
   if (!o.xds_address.empty()) {
-    control = std::make_unique<ControlLink>(o, *loop, [&](auto changed, const auto& removed) {
-      node.apply(std::move(changed), removed);
-      serve_ztunnel();
+    control = std::make_unique<ControlLink>(o, *loop, [&](auto changed, const auto& removed, bool saved) {
+      node.apply(std::move(changed), removed, saved);
+      if (!saved) serve_ztunnel();
     });
     MELTEMI_TRY(control->start());
   } else {
@@ -189,10 +214,19 @@ Status run_agent(const Options& o) {
 
   Gauges gauges;
   telemetry::Registry registry;
-  registry.add([&](telemetry::Exposition& out) { gauges.collect(out); });
+  registry.add([&](telemetry::Exposition& out) {
+    gauges.collect(out);
+    if (!control) return;
+    const xds::ClientStatus status = control->status();
+    telemetry::add_staleness(out, xds::staleness(status, std::chrono::system_clock::now()),
+                             status.serving_saved);
+  });
   telemetry::Readiness readiness;
   readiness.check("xds", [&] {
     return !control || control->synced() ? "" : "the control plane has not answered yet";
+  });
+  readiness.note("control plane", [&] {
+    return control ? xds::staleness_note(control->status(), std::chrono::system_clock::now()) : "";
   });
   http::Router pages;
   telemetry::add_metrics_routes(pages, registry);
@@ -200,7 +234,7 @@ Status run_agent(const Options& o) {
   http::Server health;
   telemetry::add_server_metrics(registry, health);
   telemetry::add_admission_metrics(registry, health.admission());
-  refresh_gauges(*loop, node, *bpf, gauges);
+  refresh_gauges(*loop, node, *bpf, keys, gauges);
   if (!o.health_listen.empty()) {
     MELTEMI_TRY(health.listen(pages, *SocketAddress::parse(o.health_listen)));
     MELTEMI_TRY(health.start());

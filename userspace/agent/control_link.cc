@@ -49,6 +49,10 @@ ControlLink::ControlLink(const Options& options, Loop& loop, Sink sink)
       client_(channel_of(options), node_of(options)) {
   client_.subscribe(xds::kTypePodEnrolment,
                     [this](const xds::Update& update) { return receive(update); });
+  client_.keep({.path = options.run_dir + "/agent.state",
+                .owner = {"meltemi-agent", options.node_name, options.cluster_id,
+                          options.trust_domain},
+                .max_age = options.max_stale_age});
 }
 
 Status ControlLink::start() {
@@ -71,8 +75,9 @@ std::vector<xds::Rejection> ControlLink::receive(const xds::Update& update) {
       rejected.push_back({std::string(resource.name), e.error().detail});
   }
   std::vector<std::string> removed(update.removed.begin(), update.removed.end());
-  loop_.post([this, changed = std::move(changed), removed = std::move(removed)]() mutable {
-    sink_(std::move(changed), std::move(removed));
+  loop_.post([this, saved = update.saved, changed = std::move(changed),
+              removed = std::move(removed)]() mutable {
+    sink_(std::move(changed), std::move(removed), saved);
   });
   return rejected;
 }

@@ -16,15 +16,16 @@ namespace meltemi::agent {
 
 class ControlLink {
  public:
-  // What arrives, on the loop's thread.
+  // What arrives, on the loop's thread. `saved`: from the last good state in the run directory,
+  // because the control plane has not spoken yet.
   using Sink = std::function<void(std::vector<meltemi::node::v1::PodEnrolment> changed,
-                                  std::vector<std::string> removed)>;
+                                  std::vector<std::string> removed, bool saved)>;
 
   ControlLink(const Options& options, Loop& loop, Sink sink);
   Status start();
   void report(const meltemi::node::v1::NodeReport& report);
   bool synced() const { return client_.synced(); }  // any thread
-  bool connected() const { return client_.status().state == xds::StreamState::kConnected; }
+  xds::ClientStatus status() const { return client_.status(); }  // any thread
 
  private:
   std::vector<xds::Rejection> receive(const xds::Update& update);

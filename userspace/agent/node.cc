@@ -475,9 +475,10 @@ Node::Numbers Node::numbers() const {
 // --- wishes --------------------------------------------------------------------------------------
 
 void Node::apply(std::vector<wire::PodEnrolment> changed_pods,
-                 const std::vector<std::string>& removed) {
+                 const std::vector<std::string>& removed, bool saved) {
   for (wire::PodEnrolment& e : changed_pods) {
     Pod& pod = find_or_add(e.uid(), e.namespace_(), e.name());
+    if (saved && pod.record.decision) continue;
     pod.record.decision = std::move(e);
     pod.hopeless = false;
     pod.applied.reset();  // also ztunnel is told again: the service account may be another

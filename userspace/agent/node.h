@@ -51,9 +51,9 @@ class Node {
   Status serve_ztunnel(const std::string& zds_path);
   void start_reconciling();
 
-  // From xDS.
+  // From xDS. `saved`: from the disk of this node, so what restore() knows of a pod is not older.
   void apply(std::vector<meltemi::node::v1::PodEnrolment> changed,
-             const std::vector<std::string>& removed);
+             const std::vector<std::string>& removed, bool saved);
   // From the agent's socket.
   void handle(meltemi::local::v1::Request request, LocalServer::Reply reply);
 

@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include "userspace/base/address.h"
+#include "userspace/xds/settings.h"
 
 namespace meltemi::agent {
 namespace {
@@ -65,6 +66,7 @@ ConfigTable option_table(Options& o) {
                 std::chrono::minutes(5), "How long a CNI ADD waits if it names no deadline.")
       .boolean(&o.uninstall, "uninstall", "",
                "Detach every hook, remove every pin and probe address, and exit.");
+  xds::describe_max_stale_age(table, &o.max_stale_age);
   return table;
 }
 

@@ -34,6 +34,7 @@ struct Options {
   Duration reconcile_interval = std::chrono::seconds(5);
   Duration drain_timeout = std::chrono::seconds(60);
   Duration add_timeout = std::chrono::seconds(20);
+  Duration max_stale_age{};  // of the last good decisions
   bool uninstall = false;
 };
 

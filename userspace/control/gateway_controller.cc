@@ -12,6 +12,7 @@ namespace kube = config::kube;
 
 constexpr std::string_view kTokenDir = "/var/run/secrets/tokens";
 constexpr std::string_view kRootDir = "/var/run/secrets/istio";
+constexpr std::string_view kStateDir = "/var/run/meltemi";
 constexpr std::string_view kServiceAccountAnnotation = "gateway.istio.io/service-account";
 constexpr int64_t kTokenLifetimeSeconds = 43200;
 
@@ -51,11 +52,12 @@ void env_field(kube::Container* container, std::string_view name, std::string_vi
   variable->mutable_value_from()->mutable_field_ref()->set_field_path(std::string(path));
 }
 
-void mount(kube::Container* container, std::string_view name, std::string_view path) {
+void mount(kube::Container* container, std::string_view name, std::string_view path,
+           bool read_only = true) {
   kube::VolumeMount* volume = container->add_volume_mounts();
   volume->set_name(std::string(name));
   volume->set_mount_path(std::string(path));
-  volume->set_read_only(true);
+  volume->set_read_only(read_only);
 }
 
 void fill_container(kube::Container* c, const Object& gateway, const WaypointSettings& s) {
@@ -80,6 +82,7 @@ void fill_container(kube::Container* c, const Object& gateway, const WaypointSet
   env(c, "TRUST_DOMAIN", s.names.trust_domain);
   env(c, "CLUSTER_ID", s.names.cluster_id);
   env(c, "LOG_LEVEL", s.log_level);
+  env(c, "STATE_DIR", kStateDir);
   const auto port = [&](std::string_view name, uint16_t number) {
     kube::ContainerPort* p = c->add_ports();
     p->set_name(std::string(name));
@@ -96,6 +99,7 @@ void fill_container(kube::Container* c, const Object& gateway, const WaypointSet
   ready->set_failure_threshold(4);
   mount(c, "istio-token", kTokenDir);
   mount(c, "istiod-ca-cert", kRootDir);
+  mount(c, "state", kStateDir, /*read_only=*/false);
 }
 
 void fill_volumes(kube::PodSpec* spec) {
@@ -108,6 +112,11 @@ void fill_volumes(kube::PodSpec* spec) {
   kube::Volume* root = spec->add_volumes();
   root->set_name("istiod-ca-cert");
   root->mutable_config_map()->set_name(std::string(kRootCertConfigMap));
+  // The last good configuration and the own key outlive the container, not the pod: in memory, as a key
+  // must not be on a disk.
+  kube::Volume* state = spec->add_volumes();
+  state->set_name("state");
+  state->mutable_empty_dir()->mutable_medium()->set_string_value("Memory");
 }
 
 Object deployment_of(const Object& gateway, const WaypointSettings& settings) {

@@ -70,6 +70,7 @@ struct CertificateManager::Impl : std::enable_shared_from_this<Impl> {
     std::vector<std::pair<model::Identity, uint64_t>> fetch;
     std::vector<std::function<void()>> calls;
   };
+  Work restored;  // for the thread; under the lock
 
   double unit() { return std::uniform_real_distribution<double>(0, 1)(rng); }
   void kick() {
@@ -236,7 +237,7 @@ void CertificateManager::Impl::fetch(const model::Identity& identity, uint64_t g
 void CertificateManager::Impl::run() {
   std::unique_lock lock(mutex);
   while (!stopping) {
-    Work work;
+    Work work = std::exchange(restored, {});
     const WallTime now = std::chrono::system_clock::now();
     const MonoTime mono = MonoClock::now();
     for (Answer& answer : std::exchange(answers, {})) settle(std::move(answer), work);
@@ -308,6 +309,15 @@ void CertificateManager::forget(const model::Identity& identity) {
   for (const Waiter& waiter : waiters) {
     waiter.done(fail(Reason::kIdentityUnavailable, Fault::kConfig, "no workload has it any more"));
   }
+}
+
+void CertificateManager::restore(const WorkloadCertificatePtr& certificate) {
+  const std::lock_guard lock(impl_->mutex);
+  Entry& entry = impl_->entry_of(certificate->identity, false);
+  const auto& mine = entry.shown.certificate;
+  if (impl_->stopping || (mine && mine->not_after >= certificate->not_after)) return;
+  impl_->succeed(entry, certificate, impl_->restored);
+  impl_->kick();
 }
 
 WorkloadCertificatePtr CertificateManager::current(const model::Identity& identity) const {

@@ -55,6 +55,9 @@ class CertificateManager {
   // Starts to fetch and keep `identity`. Urgent requests (a connection waits) go before prefetches.
   void want(const model::Identity& identity, bool urgent = false);
   void forget(const model::Identity& identity);
+  // Wants the identity and takes a certificate of an earlier life for it, unless a longer one is there.
+  // It is renewed when it is due. The listener is told, as of a renewal.
+  void restore(const WorkloadCertificatePtr& certificate);
   // The valid certificate, or null. Takes a short lock; workers keep what the listener gave them.
   WorkloadCertificatePtr current(const model::Identity& identity) const;
   // current(), else want(urgent) and `done` once, on the manager's thread, when there is one, when

@@ -21,7 +21,7 @@ constexpr int kDaemon[] = {
     SYS_fstat, SYS_lstat, SYS_newfstatat, SYS_statx, SYS_statfs, SYS_fstatfs, SYS_access, SYS_faccessat,
     SYS_faccessat2, SYS_lseek, SYS_ftruncate, SYS_fallocate, SYS_rename, SYS_renameat, SYS_renameat2,
     SYS_unlink, SYS_unlinkat, SYS_mkdir, SYS_mkdirat, SYS_rmdir, SYS_readlink, SYS_readlinkat,
-    SYS_fchmod, SYS_fchmodat, SYS_chmod, SYS_fsync, SYS_fdatasync, SYS_flock, SYS_getdents64,
+    SYS_utimensat, SYS_fchmod, SYS_fchmodat, SYS_chmod, SYS_fsync, SYS_fdatasync, SYS_flock, SYS_getdents64,
     SYS_getcwd, SYS_umask, SYS_dup, SYS_dup2, SYS_dup3, SYS_fcntl, SYS_ioctl, SYS_pipe, SYS_pipe2,
     SYS_memfd_create, SYS_inotify_init1,
     SYS_inotify_add_watch, SYS_inotify_rm_watch,

@@ -9,12 +9,14 @@
 #include <condition_variable>
 #include <deque>
 #include <mutex>
+#include <optional>
 #include <random>
 #include <thread>
 #include <unordered_map>
 #include <unordered_set>
 
 #include "envoy/service/discovery/v3/ads.grpc.pb.h"
+#include "userspace/base/config.h"
 #include "userspace/base/log.h"
 #include "userspace/xds/grpc_runtime.h"
 
@@ -139,11 +141,19 @@ struct DeltaClient::Impl {
   mutable std::mutex status_mutex;
   ClientStatus status;  // without types
 
+  std::unique_ptr<LastGood> last_good;
+  std::optional<SavedTypes> saved;  // loaded, and not handed to the handlers yet
+  MonoTime patience_ends{};         // then it is
+
   // The client's thread only.
   std::unique_ptr<Stream> stream;
   bool node_sent = false, answered = false;
 
   Type* find(std::string_view type_url);
+  void load_saved();
+  void serve_saved();
+  void serve_saved(Type& type, const SavedResources& resources);
+  void save(const Type& type, const Update& update, const std::vector<Rejection>& rejections);
   void set_state(StreamState state, std::string error);
   void run();
   // Runs one stream to its end; returns why it ended.
@@ -171,12 +181,95 @@ void DeltaClient::Impl::set_state(StreamState state, std::string error) {
   {
     const std::lock_guard lock(status_mutex);
     changed = status.state != state;
+    const bool was_connected = status.state == StreamState::kConnected;
     status.state = state;
     status.last_error = std::move(error);
     if (state == StreamState::kConnected && changed) ++status.connects;
     if (!status.last_error.empty()) ++status.failures;
+    // The keepalive's answers are words too: the stream's end is when the last one was due.
+    if (changed && (state == StreamState::kConnected || was_connected)) {
+      status.last_word = std::chrono::system_clock::now();
+    }
+    if (state == StreamState::kConnected) status.serving_saved = false;
   }
+  if (changed && last_good) last_good->set_connected(state == StreamState::kConnected);
   if (changed && state_listener) state_listener(state);
+}
+
+// The versions go with the first requests, so that the server sends only what changed.
+void DeltaClient::Impl::load_saved() {
+  if (!last_good) return;
+  auto loaded = last_good->load();
+  if (!loaded) {
+    if (loaded.error().reason == Reason::kNotFound) return;
+    const std::lock_guard lock(status_mutex);
+    status.saved_refusal = loaded.error().detail;
+    return;
+  }
+  for (const auto& [url, resources] : loaded->types) {
+    Type* type = find(url);
+    if (type == nullptr || type->named) continue;
+    for (const auto& [name, resource] : resources) type->versions[name] = resource->version;
+  }
+  {
+    const std::lock_guard lock(status_mutex);
+    status.last_word = loaded->last_word;
+  }
+  saved = std::move(loaded->types);
+  patience_ends = MonoClock::now() + kAnswerPatience;
+}
+
+void DeltaClient::Impl::serve_saved() {
+  if (!saved) return;
+  const SavedTypes kept = *std::exchange(saved, std::nullopt);
+  size_t count = 0;
+  // In the order of registration, as from the server: nothing names what is not there yet.
+  for (const auto& type : types) {
+    const auto it = kept.find(type->type_url);
+    if (it == kept.end()) continue;
+    serve_saved(*type, it->second);
+    count += it->second.size();
+  }
+  const std::lock_guard lock(status_mutex);
+  if (answered) return;
+  status.serving_saved = true;
+  scope.warn("the control plane does not answer: serving {} resources of the last good state, {} old",
+             count,
+             format_duration(std::chrono::floor<std::chrono::seconds>(
+                 std::max<Duration>(std::chrono::system_clock::now() - status.last_word, {}))));
+}
+
+void DeltaClient::Impl::serve_saved(Type& type, const SavedResources& resources) {
+  Update update{.type_url = type.type_url, .resources = {}, .removed = {}, .saved = true};
+  for (const auto& [name, resource] : resources) {
+    update.resources.push_back({name, resource->version, resource->body});
+    type.versions[name] = resource->version;
+  }
+  const std::vector<Rejection> rejections = type.handler(update);
+  for (const Rejection& rejection : rejections) {
+    scope.warn("saved {} {} is not used: {}", type.type_url, log::escape(rejection.name),
+               log::escape(rejection.reason));
+    type.versions[rejection.name].clear();
+    last_good->set(type.type_url, rejection.name, nullptr);
+  }
+  const std::lock_guard lock(status_mutex);
+  type.shown.synced = true;
+  type.shown.resources = type.versions.size();
+}
+
+// What was refused stays as it was: the last good one.
+void DeltaClient::Impl::save(const Type& type, const Update& update,
+                             const std::vector<Rejection>& rejections) {
+  if (!last_good) return;
+  std::unordered_set<std::string_view> refused;
+  for (const Rejection& rejection : rejections) refused.insert(rejection.name);
+  for (const ReceivedResource& r : update.resources) {
+    if (refused.contains(r.name)) continue;
+    last_good->set(type.type_url, r.name,
+                   std::make_shared<SavedResource>(std::string(r.version), std::string(r.body)));
+  }
+  for (const std::string_view name : update.removed) last_good->set(type.type_url, name, nullptr);
+  last_good->answered(type.type_url);
 }
 
 void DeltaClient::Impl::send(Request request) {
@@ -222,6 +315,9 @@ void DeltaClient::Impl::names_request(Type& type) {
     if (!wanted.contains(name)) request.add_resource_names_unsubscribe(name);
   }
   std::erase_if(type.versions, [&](const auto& entry) { return !wanted.contains(entry.first); });
+  if (last_good && !saved) {
+    last_good->retain(type.type_url, [&](const std::string& name) { return wanted.contains(name); });
+  }
   type.subscribed = std::move(wanted);
   // An empty first request would ask for everything.
   if (request.resource_names_subscribe().empty() && request.resource_names_unsubscribe().empty()) {
@@ -302,6 +398,7 @@ void DeltaClient::Impl::handle(Response& response) {
     scope.info("connected to {}", channel.address);
     set_state(StreamState::kConnected, "");
   }
+  serve_saved();  // a change is told on top of what it changes
   Type* type = find(response.type_url());
   if (type == nullptr) {  // not ours to judge; acknowledged so that the server goes on
     Request ack;
@@ -315,6 +412,7 @@ void DeltaClient::Impl::handle(Response& response) {
   for (Rejection& rejection : type->handler(update)) rejections.push_back(std::move(rejection));
   type->answered = true;
   remember(*type, update, rejections);
+  save(*type, update, rejections);
   acknowledge(*type, response, rejections);
   const std::lock_guard lock(status_mutex);
   type->shown.synced = true;
@@ -341,9 +439,17 @@ Error DeltaClient::Impl::run_stream() {
   std::unique_lock lock(inbox->mutex);
   bool cancelled = false, ended = false;
   for (;;) {
-    inbox->wake.wait(lock, [&] {
+    const auto something = [&] {
       return !inbox->events.empty() || inbox->names_changed || (inbox->stopping && !cancelled);
-    });
+    };
+    if (!saved) {
+      inbox->wake.wait(lock, something);
+    } else if (!inbox->wake.wait_for(lock, patience_ends - MonoClock::now(), something)) {
+      lock.unlock();
+      serve_saved();
+      lock.lock();
+      continue;
+    }
     if (inbox->stopping && !cancelled) {
       cancelled = true;
       stream->cancel();
@@ -383,6 +489,7 @@ bool DeltaClient::Impl::wait_backoff(unsigned failures, std::mt19937_64& rng) {
 void DeltaClient::Impl::run() {
   std::mt19937_64 rng(std::random_device{}());
   unsigned failures = 0;
+  load_saved();
   do {
     const MonoTime began = MonoClock::now();
     const Error why = run_stream();
@@ -396,6 +503,7 @@ void DeltaClient::Impl::run() {
     }
     if (failures == 1 || failures == 8) scope.warn("no stream: {}", why.to_string());
     set_state(StreamState::kConnecting, why.to_string());
+    serve_saved();
   } while (wait_backoff(failures, rng));
   set_state(StreamState::kStopped, "");
 }
@@ -429,6 +537,10 @@ void DeltaClient::set_names(std::string_view type_url, std::set<std::string> nam
   impl_->inbox->wake.notify_one();
 }
 
+void DeltaClient::keep(LastGoodOptions options) {
+  impl_->last_good = std::make_unique<LastGood>(std::move(options));
+}
+
 void DeltaClient::on_state(std::function<void(StreamState)> listener) {
   impl_->state_listener = std::move(listener);
 }
@@ -436,6 +548,7 @@ void DeltaClient::on_state(std::function<void(StreamState)> listener) {
 Status DeltaClient::start() {
   MELTEMI_TRY(check_address(impl_->channel.address));
   init_grpc();
+  impl_->status.last_word = std::chrono::system_clock::now();
   impl_->set_state(StreamState::kConnecting, "");
   impl_->thread = std::thread([impl = impl_.get()] { impl->run(); });
   return {};
@@ -450,6 +563,21 @@ void DeltaClient::stop() {
   if (!impl_->thread.joinable()) return;
   impl_->thread.join();
   close_dropped_channels();
+}
+
+Duration staleness(const ClientStatus& status, WallTime now) {
+  if (status.state == StreamState::kConnected) return Duration::zero();
+  return std::max<Duration>(now - status.last_word, Duration::zero());
+}
+
+std::string staleness_note(const ClientStatus& status, WallTime now) {
+  if (status.state == StreamState::kConnected) return {};
+  const std::string age =
+      format_duration(std::chrono::floor<std::chrono::seconds>(staleness(status, now)));
+  std::string out = fmt::format("no word of the control plane for {}", age);
+  if (status.serving_saved) out += ", serving the last good state on disk";
+  if (!status.saved_refusal.empty()) out += "; the one on disk is refused: " + status.saved_refusal;
+  return out;
 }
 
 ClientStatus DeltaClient::status() const {

@@ -1,7 +1,8 @@
 // One aggregated delta xDS stream per process, all types on it (facts: ztunnel §3). Reconnects for
 // ever with backoff, resumes by version, and keeps what it has while the control plane is away.
 // Handlers run on the client's own thread, one batch at a time. Never keeps resources, only names
-// and versions.
+// and versions; a LastGood keeps them on disk, and if the control plane does not answer at once after
+// a start the handlers get those first.
 #pragma once
 
 #include <functional>
@@ -13,10 +14,14 @@
 
 #include "userspace/base/error.h"
 #include "userspace/xds/channel.h"
+#include "userspace/xds/last_good.h"
 
 namespace meltemi::xds {
 
 inline constexpr size_t kMaxMessageBytes = 200u << 20;  // of one response
+// How long a start waits for the control plane before the saved state is served: above an answer's
+// usual time (0.1 s), below what an app's connection notices.
+inline constexpr Duration kAnswerPatience = std::chrono::milliseconds(500);
 
 struct ReceivedResource {
   std::string_view name;
@@ -29,6 +34,7 @@ struct Update {
   std::vector<ReceivedResource> resources;  // added or changed
   std::vector<std::string_view> removed;
   bool first_of_stream = false;  // first response for this type since (re)connecting
+  bool saved = false;            // from the last good state on disk: nobody has confirmed it yet
 };
 struct Rejection {
   std::string name;
@@ -49,14 +55,23 @@ struct ClientStatus {
   std::string last_error;  // of the last attempt that failed; "" after a success
   uint64_t connects = 0;   // streams that got an answer
   uint64_t failures = 0;   // attempts that failed, ever
+  WallTime last_word{};    // when the control plane was last heard; of the saved state before that,
+                           // and of the client's start if there is none
+  bool serving_saved = false;  // the saved state is served, and no stream has answered yet
+  std::string saved_refusal;   // why the saved state was not used; "" if it was, or there is none
   struct Type {
     std::string type_url;
-    bool synced = false;  // at least one response was handled, ever
+    bool synced = false;  // at least one response, or the saved state, was handled
     size_t resources = 0;
     uint64_t responses = 0, nacks = 0, bytes = 0;
   };
   std::vector<Type> types;
 };
+
+// 0 while the stream lives, else the time since the control plane's last word.
+Duration staleness(const ClientStatus& status, WallTime now);
+// For a readiness page: "" while the stream lives, else how old what is served is.
+std::string staleness_note(const ClientStatus& status, WallTime now);
 
 class DeltaClient {
  public:
@@ -73,6 +88,8 @@ class DeltaClient {
   // The whole set of names wanted now, any thread, handlers included. The difference is sent. A
   // name that is dropped is forgotten without a call of the handler.
   void set_names(std::string_view type_url, std::set<std::string> names);
+  // Before start(). Keeps what handlers accept, and begins with what is kept.
+  void keep(LastGoodOptions options);
   // Called on the client's thread whenever `state` changes. Before start().
   void on_state(std::function<void(StreamState)> listener);
 
@@ -81,7 +98,8 @@ class DeltaClient {
   Status start();
   void stop();  // idempotent; joins. Not from a handler.
   ClientStatus status() const;
-  // True when each wildcard type got its first response (a named type without names needs none).
+  // True when each wildcard type got its first response or its saved state (a named type without
+  // names needs none).
   bool synced() const;
 
  private:

@@ -1,6 +1,8 @@
 // Rows, and what is derived from them; see settings.h.
 #include "userspace/xds/settings.h"
 
+#include <fmt/format.h>
+
 namespace meltemi::xds {
 namespace {
 
@@ -33,6 +35,27 @@ void ClientSettings::describe(ConfigTable& t) {
   t.text(&auth_token, "auth-token", "AUTH_TOKEN", "File with the bearer token.");
   t.duration(&secret_ttl, "secret-ttl", "SECRET_TTL", std::chrono::seconds(10),
              std::chrono::hours(24 * 365), "Lifetime asked for in certificate requests.");
+  t.text(&state_dir, "state-dir", "STATE_DIR",
+         "Directory of the last good configuration, served when the control plane is away at a "
+         "start; empty: ztunnel's is beside its ZDS socket, a waypoint has none; none: not kept.");
+  describe_max_stale_age(t, &max_stale_age);
+}
+
+// No limit by default: what is refused is not served, and certificates, which end by themselves, bound
+// how long a node without a control plane carries traffic.
+void describe_max_stale_age(ConfigTable& t, Duration* age) {
+  t.duration(age, "max-stale-age", "MAX_STALE_AGE", Duration::zero(),
+             std::chrono::hours(24 * 365),
+             "Refuse the last good configuration at a start when the control plane's last word is "
+             "older, and serve nothing until it answers; 0s: any age is used.");
+}
+
+LastGoodOptions ClientSettings::last_good(std::string_view file, std::string subscriber) const {
+  LastGoodOptions out;
+  out.path = fmt::format("{}/{}", state_dir, file);
+  out.owner = {std::move(subscriber), node_name, cluster_id, trust_domain};
+  out.max_age = max_stale_age;
+  return out;
 }
 
 ChannelOptions ClientSettings::control_plane() const {

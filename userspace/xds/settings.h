@@ -7,6 +7,8 @@
 #include "userspace/base/clock.h"
 #include "userspace/base/config.h"
 #include "userspace/xds/channel.h"
+#include "userspace/xds/delta_client.h"
+#include "userspace/xds/last_good.h"
 
 namespace meltemi::xds {
 
@@ -24,12 +26,20 @@ struct ClientSettings {
   std::string ca_server_name;  // empty: as server_name
   std::string auth_token = "./var/run/secrets/tokens/istio-token";
   Duration secret_ttl = std::chrono::hours(24);
+  std::string state_dir;  // of the last good configuration; "none": not kept
+  Duration max_stale_age{};
 
   void describe(ConfigTable& table);  // the rows; `this` must outlive the table
   ChannelOptions control_plane() const;
   ChannelOptions certificate_authority() const;
+  bool keeps_state() const { return !state_dir.empty() && state_dir != "none"; }
+  // REQUIRES: keeps_state().
+  LastGoodOptions last_good(std::string_view file, std::string subscriber) const;
   // The node that `role` ("ztunnel", "waypoint") says it is; metadata as above and SERVICE_ACCOUNT.
   Node node(std::string_view role, std::string_view service_account, std::string_view domain) const;
 };
+
+// The row of --max-stale-age, the same for whoever keeps a last good state.
+void describe_max_stale_age(ConfigTable& table, Duration* age);
 
 }  // namespace meltemi::xds

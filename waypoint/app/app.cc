@@ -170,8 +170,32 @@ Status App::start_certificate() {
       [this](const model::Identity&, const pki::WorkloadCertificatePtr& certificate) {
         publish_certificate(certificate);
       });
+  restore_certificate(identity);
   certificates_->want(identity, true);
   return {};
+}
+
+// What an earlier life of this pod's waypoint had, so that it serves while the control plane is away.
+void App::restore_certificate(const model::Identity& identity) {
+  if (!settings_.discovery.keeps_state()) return;
+  auto file = IdentityFile::open(settings_.discovery.state_dir, settings_.keys_on_disk);
+  if (!file) return scope.error("the key is not kept: {}", file.error().detail);
+  auto kept = file->load(identity, std::chrono::system_clock::now());
+  {
+    const std::lock_guard lock(identity_mutex_);
+    identity_file_ = *std::move(file);
+  }
+  if (kept) return certificates_->restore(*kept);
+  if (kept.error().reason == Reason::kNotFound) return;
+  scope.warn("{} is not used: {}", identity_file_->path(), kept.error().detail);
+}
+
+void App::keep_certificate(const pki::WorkloadCertificate& certificate) {
+  const std::lock_guard lock(identity_mutex_);
+  if (!identity_file_) return;
+  if (const Status saved = identity_file_->save(certificate); !saved) {
+    scope.error("the key is not kept: {}", saved.error().detail);
+  }
 }
 
 void App::publish_certificate(const pki::WorkloadCertificatePtr& certificate) {
@@ -187,6 +211,7 @@ void App::publish_certificate(const pki::WorkloadCertificatePtr& certificate) {
     scope.info("certificate of {} is valid until {}", certificate->identity.uri(),
                format_rfc3339(certificate->not_after));
     readiness_.done(kCertificateTask);
+    keep_certificate(*certificate);
   } else {
     scope.error("the certificate has expired and could not be renewed");
     readiness_.pending(kCertificateTask);

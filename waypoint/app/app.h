@@ -6,10 +6,13 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
+#include <optional>
 
 #include "userspace/pki/certificate_manager.h"
 #include "userspace/rt/listener.h"
 #include "waypoint/app/config_feed.h"
+#include "waypoint/app/identity_file.h"
 #include "waypoint/proxy/acceptor.h"
 
 namespace meltemi::waypoint {
@@ -46,6 +49,8 @@ class App {
   std::unique_ptr<rt::Listener> listen(UniqueFd fd, Accept accept);  // on worker 0
   void publish(const SnapshotPtr& snapshot);
   void follow_bound(const Snapshot& snapshot);  // on worker 0
+  void restore_certificate(const model::Identity& identity);
+  void keep_certificate(const pki::WorkloadCertificate& certificate);
   void publish_certificate(const pki::WorkloadCertificatePtr& certificate);
   void collect(telemetry::Exposition& out) const;
   size_t connections();
@@ -65,6 +70,8 @@ class App {
   std::map<SocketAddress, std::pair<std::string, std::unique_ptr<rt::Listener>>> bound_;
   std::unique_ptr<rt::Listener> hbone_;
   std::unique_ptr<ConfigFeed> feed_;
+  std::mutex identity_mutex_;
+  std::optional<IdentityFile> identity_file_;  // guarded by identity_mutex_; none: the key is not kept
   std::unique_ptr<pki::CertificateManager> certificates_;
   telemetry::OperatorPorts operators_;
   std::atomic<bool> quit_{false};

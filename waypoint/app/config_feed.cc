@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "userspace/base/log.h"
+#include "userspace/telemetry/staleness.h"
 #include "userspace/xds/workload_convert.h"
 #include "waypoint/app/static_config.h"
 
@@ -60,6 +61,14 @@ Status ConfigFeed::start() {
   });
   client_->subscribe_named(xds::kTypeRoute, [this](const xds::Update& u) {
     return on_resources(XdsType::kRoute, u);
+  });
+  if (settings_.discovery.keeps_state()) {
+    client_->keep(settings_.discovery.last_good(
+        "waypoint.state", fmt::format("waypoint/{}/{}", settings_.discovery.pod_namespace,
+                                      settings_.gateway_name)));
+  }
+  readiness_.note("control plane", [this] {
+    return xds::staleness_note(client_->status(), std::chrono::system_clock::now());
   });
   return client_->start();
 }
@@ -151,6 +160,8 @@ void ConfigFeed::collect(telemetry::Exposition& out) const {
   static constexpr std::string_view kReason[] = {"reason"};
   static constexpr std::string_view kError[] = {"ConnectionError"};
   out.sample("istio_xds_connection_terminations_total", kReason, kError, status.failures);
+  telemetry::add_staleness(out, xds::staleness(status, std::chrono::system_clock::now()),
+                           status.serving_saved);
 }
 
 }  // namespace meltemi::waypoint

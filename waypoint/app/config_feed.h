@@ -1,7 +1,7 @@
 // Where a waypoint's configuration comes from: xDS or a static file. Keeps the resources, refuses bad ones
 // by name, and publishes a snapshot when everything that it names is there (or patience ends), so that a
 // route never points at a cluster whose endpoints are still on the way. What is known stays when the
-// control plane goes away.
+// control plane goes away, and is kept on disk for a start without one.
 #pragma once
 
 #include <functional>

@@ -48,6 +48,8 @@ void Settings::describe(ConfigTable& t) {
   t.duration(&drain_timeout, "drain-timeout", "DRAIN_TIMEOUT", seconds(0), hours(24),
              "How long requests under way may go on after SIGTERM.");
   t.boolean(&access_log, "access-log", "ACCESS_LOG", "One line for every request.");
+  t.boolean(&keys_on_disk, "keys-on-disk", "KEYS_ON_DISK",
+            "Keep the own key in state-dir even if that is not in memory (tmpfs).");
   operators.describe(t);
 }
 

@@ -33,6 +33,7 @@ struct Settings {
   Duration config_patience = std::chrono::seconds(2);
   Duration drain_timeout = std::chrono::seconds(30);
   bool access_log = true;
+  bool keys_on_disk = false;
 
   // The rows; `this` must outlive the table.
   void describe(ConfigTable& table);

@@ -1,6 +1,7 @@
-// ZDS and the agent's socket: any packet is decoded or refused, and what was decoded means the same
+// ZDS, kept keys and the agent's socket: any packet is decoded or refused, and what was decoded means the same
 // after being encoded again.
 #include "tests/fuzz/codec/input.h"
+#include "userspace/codec/key_packet.h"
 #include "userspace/codec/local_frame.h"
 #include "userspace/codec/zds.h"
 
@@ -35,6 +36,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     if (encoded && ack->error.size() < 1000)
       fuzz::require(zds::decode_ack(as_bytes(*encoded), fds).value() == *ack);
   }
+  if (const auto kept = keys::decode(packet, fds))
+    fuzz::require(keys::decode(as_bytes(keys::encode(*kept)), fds).value() == *kept);
   if (const auto hello = zds::decode_hello(packet))
     fuzz::require(zds::decode_hello(as_bytes(zds::encode(*hello))).value() == *hello);
   return 0;

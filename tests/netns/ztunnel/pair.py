@@ -168,7 +168,7 @@ class Node:
 
     def wait_ready(self):
         deadline = time.monotonic() + 60
-        while self.get("/healthz/ready", 15021) != "ready\n":
+        while not self.get("/healthz/ready", 15021).startswith("ready\n"):
             if self.ztunnel.popen.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"ztunnel {self.letter} is not ready:\n{self.log()}")
             time.sleep(0.1)

@@ -196,6 +196,32 @@ class XdsTest(unittest.TestCase):
         self.everywhere(set={ADDRESS: self.workload(p.b, [f"{NAMESPACE}/never"])})
         self.assertIn(client.popen.stdout.readline().strip(), ("reset", "eof"))
 
+    def test_a_killed_ztunnel_serves_its_last_good_state_without_the_control_plane(self):
+        p = self.pair
+        self.everywhere(set={ADDRESS: self.everything(), POLICY: self.policy("other", "x")})
+        p.start()
+        self.echo_server()
+        self.assertTrue(self.exchange())
+        self.assertIn("meltemi_xds_staleness_seconds 0\n", p.a.metrics())
+        self.everywhere(refuse=True)
+        deadline = time.monotonic() + 30
+        while not os.path.exists(f"{p.a.dir}/ztunnel.state") and time.monotonic() < deadline:
+            time.sleep(0.05)
+        p.a.ztunnel.popen.kill()
+        p.a.ztunnel.popen.wait()
+        p.a.start()
+        self.assertTrue(self.exchange(), "on what was kept")
+        self.assertIn("serving the last good state", p.a.get("/healthz/ready", 15021))
+        self.assertIn("meltemi_xds_serving_saved_state 1\n", p.a.metrics())
+        self.assertTrue(json.loads(p.a.get("/config_dump"))["controlPlane"]["servingSavedState"])
+        plane = self.planes["a"]
+        plane.poll()
+        after = len(plane.events)
+        self.everywhere(refuse=False)
+        again = plane.wait(event="subscribe", type=ADDRESS, after=after, timeout=60)
+        self.assertEqual(again["known"], sorted(self.everything()), "resumes by version")
+        self.assertTrue(self.exchange())
+
     def test_connections_wait_for_a_late_workload(self):
         p = self.pair
         late = self.workload(p.a)

@@ -308,6 +308,101 @@ TEST_F(StreamTest, TheServerMayBeAwayAtTheStart) {
   EXPECT_TRUE(got.wait_for({{"a", "one"}}));
 }
 
+TEST_F(StreamTest, TheLastGoodStateIsServedWithoutAControlPlaneAndResumedByVersion) {
+  start();
+  const uint16_t port = server->ports()[0];
+  const LastGoodOptions state{.path = directory + "/state", .owner = {"ztunnel", "n", "c", "t"}};
+  for (int i = 0; i < 50; ++i) put("r" + std::to_string(i), "1", "x");
+  put("changes", "1", "old");
+  put("goes", "1", "x");
+  put("e", "1", "endpoints", kE);
+  put("other", "1", "unwanted", kE);
+  {
+    Received got, named;
+    DeltaClient client(channel(), node());
+    client.subscribe(kA, got.handler());
+    client.subscribe_named(kE, named.handler());
+    client.set_names(kE, {"e", "other"});
+    client.keep(state);
+    ASSERT_TRUE(client.start());
+    ASSERT_TRUE(got.wait([&] { return got.resources.size() == 52; }));
+    ASSERT_TRUE(named.wait([&] { return named.resources.size() == 2; }));
+    EXPECT_EQ(staleness(client.status(), std::chrono::system_clock::now()), Duration::zero());
+    EXPECT_EQ(staleness_note(client.status(), {}), "");
+    client.set_names(kE, {"e"});
+    while (server->streams().empty() || server->streams()[0].types[1].names != 1) {
+      std::this_thread::yield();
+    }
+  }
+  server.reset();
+
+  // A new process, and nobody answers.
+  Received got, named;
+  bool saved = false;
+  DeltaClient client(channel(), node());
+  client.subscribe(kA, [&](const Update& update) {
+    saved |= update.saved;
+    return got.handler()(update);
+  });
+  client.subscribe_named(kE, named.handler());
+  client.set_names(kE, {"e"});
+  client.keep(state);
+  ASSERT_TRUE(client.start());
+  ASSERT_TRUE(named.wait_for({{"e", "endpoints"}})) << "what nobody wanted any more is not kept";
+  ASSERT_TRUE(got.wait([&] { return got.resources.size() == 52; }));
+  EXPECT_TRUE(saved);
+  EXPECT_TRUE(client.synced());
+  while (!client.status().serving_saved) std::this_thread::yield();
+  const ClientStatus status = client.status();
+  EXPECT_GE(staleness(status, status.last_word + 90s), 90s);
+  EXPECT_THAT(staleness_note(status, status.last_word + 90s),
+              HasSubstr("no word of the control plane for 1m30s, serving the last good state"));
+
+  // It comes back: only what changed is sent, and what went meanwhile goes.
+  start(port, /*ready=*/false);
+  for (int i = 0; i < 50; ++i) put("r" + std::to_string(i), "1", "x");
+  put("changes", "2", "new");
+  put("e", "1", "endpoints", kE);
+  server->set_ready();
+  ASSERT_TRUE(got.wait([&] { return got.resources.at("changes") == "new"; }));
+  EXPECT_EQ(got.last_batch, 1u);
+  EXPECT_FALSE(got.resources.contains("goes"));
+  EXPECT_FALSE(client.status().serving_saved);
+  EXPECT_EQ(staleness(client.status(), std::chrono::system_clock::now()), Duration::zero());
+}
+
+TEST_F(StreamTest, AStateThatIsTooOldIsNotServedAndTheReasonIsSaid) {
+  start();
+  put("a", "1", "one");
+  const LastGoodOptions state{.path = directory + "/state", .owner = {"ztunnel", "n", "c", "t"}};
+  {
+    Received got;
+    DeltaClient client(channel(), node());
+    client.subscribe(kA, got.handler());
+    client.keep(state);
+    ASSERT_TRUE(client.start());
+    ASSERT_TRUE(got.wait_for({{"a", "one"}}));
+  }
+  const uint16_t port = server->ports()[0];
+  server.reset();
+  LastGoodOptions limited = state;
+  limited.max_age = 1h;
+  limited.now = [] { return std::chrono::system_clock::now() + 2h; };
+  Received got;
+  DeltaClient client(channel(), node());
+  client.subscribe(kA, got.handler());
+  client.keep(limited);
+  ASSERT_TRUE(client.start());
+  while (client.status().failures < 3) std::this_thread::sleep_for(5ms);
+  EXPECT_FALSE(client.synced());
+  EXPECT_EQ(got.responses, 0);
+  EXPECT_THAT(staleness_note(client.status(), std::chrono::system_clock::now()),
+              HasSubstr("refused: the control plane's last word in it is 2h"));
+  start(port);
+  put("a", "1", "one");
+  EXPECT_TRUE(got.wait_for({{"a", "one"}}));
+}
+
 TEST_F(StreamTest, ABadTokenIsRefusedAndAFreshOneIsRead) {
   start();
   put("a", "1", "one");
