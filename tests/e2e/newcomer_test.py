@@ -82,6 +82,38 @@ class Waypoint(unittest.TestCase):
         self.assertEqual(SANDBOX.get("gateways", "-n", "taken"), [])
 
 
+class Manifests(unittest.TestCase):
+    def test_a_pod_with_hostname_and_subdomain_has_a_name_of_its_own(self):
+        SANDBOX.apply("""
+apiVersion: v1
+kind: Service
+metadata: {name: crew}
+spec: {clusterIP: None, selector: {app: crew}, ports: [{name: http, port: 80}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: first, labels: {app: crew}}
+spec:
+  hostname: mate
+  subdomain: crew
+  terminationGracePeriodSeconds: 1
+  containers: [{name: c, image: none, command: [sleep, infinity]}]
+""", ns="mesh")
+        SANDBOX.wait_ready("first", ns="mesh")
+        ip = SANDBOX.get("pod", "first", "-n", "mesh")["status"]["podIP"]
+        for name in ("mate.crew", "mate.crew.mesh.svc.cluster.local"):
+            wait(f"{name} resolves", lambda: ip in SANDBOX.exec(
+                "near", "getent", "ahostsv4", name, ns="mesh", check=False).out)
+        self.assertEqual(SANDBOX.exec("first", "hostname", "-f", ns="mesh").out,
+                         "mate.crew.mesh.svc.cluster.local\n")
+
+    def test_byte_order_marks_before_documents_are_taken(self):
+        account = "apiVersion: v1\nkind: ServiceAccount\nmetadata: {name: %s}\n"
+        SANDBOX.apply("\ufeff" + account % "one-bom" + "---\n\ufeff" + account % "two-boms")
+        names = [o["metadata"]["name"] for o in SANDBOX.get("sa")]
+        self.assertIn("two-boms", names)
+
+
 class Why(unittest.TestCase):
     def test_describe_lists_what_applies_and_who_acts_on_it(self):
         SANDBOX.apply("""

@@ -45,6 +45,24 @@ int first_bad_text_line(std::string_view bytes) {
   return 0;
 }
 
+// YAML 1.2 section 5.2 allows a byte order mark before each document, as files that were put one behind
+// the other have it; yaml-cpp knows it at the very beginning only. Lines stay what they were.
+std::string without_byte_order_marks(std::string_view bytes) {
+  constexpr std::string_view kMark = "\xef\xbb\xbf";
+  std::string out;
+  out.reserve(bytes.size());
+  bool may_begin = true;  // of the file, or behind a "---" or "..." line
+  while (!bytes.empty()) {
+    if (may_begin && bytes.starts_with(kMark)) bytes.remove_prefix(kMark.size());
+    const size_t end = std::min(bytes.find('\n'), bytes.size() - 1) + 1;
+    const std::string_view line = bytes.substr(0, std::min(end, bytes.size()));
+    may_begin = line.starts_with("---") || line.starts_with("...");
+    out += line;
+    bytes.remove_prefix(line.size());
+  }
+  return out;
+}
+
 bool is_indented_by_tab(std::string_view bytes, int line) {
   for (; line > 1 && !bytes.empty(); --line)
     bytes.remove_prefix(std::min(bytes.find('\n'), bytes.size() - 1) + 1);
@@ -280,7 +298,7 @@ ParsedDocuments parse_documents(std::string_view bytes, std::string_view file,
     fail_at(line, "not UTF-8 text, or a control character", "Save the file as UTF-8");
     return out;
   }
-  std::istringstream stream{std::string(bytes)};
+  std::istringstream stream(without_byte_order_marks(bytes));
   try {
     YAML::Parser parser(stream);
     TreeBuilder builder(limits);

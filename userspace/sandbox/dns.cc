@@ -131,6 +131,13 @@ std::string service_name(const Object& service) {
   return fmt::format("{}.{}.svc.{}", service.name(), service.ns(), kClusterDomain);
 }
 
+// "nginx-1.web.shop.svc.cluster.local" for a pod whose hostname and subdomain ask for it; else "".
+std::string pod_name_in(const config::Object& service, const config::Object& pod) {
+  const auto& spec = pod.as<config::kube::Pod>().spec();
+  if (spec.hostname().empty() || spec.subdomain() != service.name()) return {};
+  return spec.hostname() + "." + service_name(service);
+}
+
 }  // namespace
 
 DnsZone build_zone(const config::ObjectStore& store,
@@ -143,8 +150,14 @@ DnsZone build_zone(const config::ObjectStore& store,
     if (spec.type() == "ExternalName") {
       entry.cname = spec.external_name();
     } else if (spec.cluster_ip() == "None") {
-      for (const ObjectPtr& pod : endpoints_of(store, *service))
-        for (const IpAddress& ip : pod_ips(*pod)) entry.addresses.push_back(ip);
+      for (const ObjectPtr& pod : endpoints_of(store, *service)) {
+        const std::vector<IpAddress> ips = pod_ips(*pod);
+        entry.addresses.insert(entry.addresses.end(), ips.begin(), ips.end());
+        if (const std::string name = pod_name_in(*service, *pod); !name.empty()) {
+          std::vector<IpAddress>& own = zone.names[name].addresses;
+          own.insert(own.end(), ips.begin(), ips.end());
+        }
+      }
     } else {
       for (const IpAddress& ip : cluster_ips(*service)) entry.addresses.push_back(ip);
     }

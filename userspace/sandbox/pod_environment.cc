@@ -335,7 +335,13 @@ std::string resolv_conf(std::string_view ns) {
 
 std::string hosts_file(const config::Object& pod, const std::vector<IpAddress>& ips) {
   std::string out = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n";
-  for (const IpAddress& ip : ips) out += fmt::format("{}\t{}\n", ip.to_string(), pod.name());
+  const auto& spec = pod.as<kube::Pod>().spec();
+  const std::string host = spec.hostname().empty() ? pod.name() : spec.hostname();
+  const std::string full =
+      spec.subdomain().empty()
+          ? ""
+          : fmt::format("{}.{}.{}.svc.{}\t", host, spec.subdomain(), pod.ns(), kClusterDomain);
+  for (const IpAddress& ip : ips) out += fmt::format("{}\t{}{}\n", ip.to_string(), full, host);
   return out;
 }
 
