@@ -19,7 +19,14 @@
  *              tcp_fwmark_accept the app's socket inherits the mark and answers over lo; with
  *              fwmark_reflect so does the kernel's RST where nobody listens.
  *   own dials  Every other socket of ztunnel in a pod's netns, the inbound listeners included, carries the
- *              tunnel mark (MELTEMI_TUNNEL_MARK or PACKET_MARK) and is never captured.
+ *              tunnel mark (MELTEMI_TUNNEL_MARK or PACKET_MARK). A connect with that mark is let through
+ *              only for a process of ztunnel's cgroup (`cgroups`), and its socket is then attested
+ *              (`tunnel_sockets`); for anybody else in an enrolled pod it is refused: CAP_NET_RAW is
+ *              enough to set a mark.
+ *   guard      At the node's end of each of the pod's veths, out of the pod's reach, a tc program drops
+ *              every TCP SYN that comes out of an enrolled pod, is for no excluded destination, and
+ *              belongs to no attested socket of the pod's netns. Connections, not packets: what was
+ *              connected before enrolment flows on, and answers are never touched.
  *
  * A local process can reach the outbound listener's own port by connecting to it on loopback or on
  * the pod's own address: such a flow was not captured. ztunnel recognises it by its local address
@@ -47,7 +54,7 @@ typedef __u64 meltemi_u64;
 #define MELTEMI_ABI_ASSERT _Static_assert
 #endif
 
-#define MELTEMI_ABI_VERSION 1
+#define MELTEMI_ABI_VERSION 2
 
 /* --- marks and routing ----------------------------------------------------------------------- */
 
@@ -98,10 +105,13 @@ enum meltemi_pod_flags {
   MELTEMI_POD_DRAINING = 1u << 1,
   /* `excluded` has entries for this pod; without it the connect hook does not look. */
   MELTEMI_POD_EXCLUSIONS = 1u << 2,
+  /* The guard drops what ztunnel did not send. */
+  MELTEMI_POD_GUARDED = 1u << 3,
 };
 
 /* Value of `enrolled` (key: netns cookie, u64) and of each pod's `pod` array (key: 0). `address`
- * holds every non-loopback address that is local in the netns, the pod's own IPs first. Presence in
+ * holds every non-loopback address that is local in the netns, the pod's own IPs first, link-local
+ * ones of IPv6 last and as far as there is room. Presence in
  * `enrolled` is what turns capture on: written last, deleted first. */
 struct meltemi_pod {
   meltemi_u32 flags;
@@ -129,13 +139,45 @@ struct meltemi_exclusion {
 #define MELTEMI_EXCLUSION_FIXED_BITS 96u
 MELTEMI_ABI_ASSERT(sizeof(struct meltemi_exclusion) == 32, "meltemi_exclusion");
 
-/* Key of `probes` (value: u8, 1): a declared probe port of an enrolled pod of this node. */
+/* Key of `probes`: a declared probe port of an enrolled pod of this node. */
 struct meltemi_probe {
   struct meltemi_address address;
   meltemi_u32 port;     /* host order */
   meltemi_u32 reserved; /* 0 */
 };
 MELTEMI_ABI_ASSERT(sizeof(struct meltemi_probe) == 24, "meltemi_probe");
+
+/* Value of `probes`. */
+struct meltemi_probe_use {
+  meltemi_u64 passed; /* connections that policy was not asked about */
+};
+MELTEMI_ABI_ASSERT(sizeof(struct meltemi_probe_use) == 8, "meltemi_probe_use");
+
+/* --- who is who ------------------------------------------------------------------------------ */
+
+/* Value of `cgroups` (u32, bits; key: cgroup id, u64): what processes of a cgroup may do. A cgroup is
+ * what no process of a pod can change about itself. */
+enum meltemi_cgroup_role {
+  MELTEMI_CGROUP_TUNNEL = 1u << 0, /* exactly this cgroup: a ztunnel */
+  MELTEMI_CGROUP_PROBER = 1u << 1, /* this cgroup and below: the kubelet */
+};
+#define MELTEMI_MAX_CGROUPS 64u /* ztunnels that come and go, one kubelet */
+/* Depth of the cgroup hierarchy down to which a prober is looked for. */
+#define MELTEMI_CGROUP_DEPTH 16
+
+/* --- guard ----------------------------------------------------------------------------------- */
+
+/* Value of `guarded` (key: ifindex of the node's end of a pod's veth, u32). Written by the agent once;
+ * then the guard counts in it. */
+struct meltemi_guard {
+  meltemi_u64 netns_cookie; /* of the pod */
+  meltemi_u64 dropped;      /* SYNs that ztunnel did not send */
+  meltemi_u64 unreadable;   /* packets whose TCP header cannot be told: see guard.bpf.c */
+  struct meltemi_address last_to; /* of the last one dropped */
+  meltemi_u32 last_port;          /* host order; 0 with `unreadable` */
+  meltemi_u32 netns_id;           /* the pod's netns, as the node's netns numbers it (rtnetlink) */
+};
+MELTEMI_ABI_ASSERT(sizeof(struct meltemi_guard) == 48, "meltemi_guard");
 
 /* --- counters -------------------------------------------------------------------------------- */
 
@@ -150,7 +192,13 @@ enum meltemi_counter {
   MELTEMI_COUNT_OUTBOUND_DROPPED = 5, /* no outbound listener */
   MELTEMI_COUNT_INBOUND_DROPPED = 6,  /* no inbound listener, STRICT */
   MELTEMI_COUNT_INBOUND_PASSED = 7,   /* no inbound listener, not STRICT: plaintext to the app */
-  MELTEMI_COUNTERS = 8,
+  MELTEMI_COUNT_LINK_LOCAL_REFUSED = 8,  /* connects to fe80::/10 that no exclusion allows: EPERM */
+  MELTEMI_COUNT_MARK_REFUSED = 9,        /* ztunnel's mark, another process: EPERM */
+  MELTEMI_COUNT_PROBE_PASSED = 10,       /* connections to probe ports that policy was not asked about */
+  MELTEMI_COUNT_PROBE_REFUSED = 11,      /* not the kubelet's: sent as they were, policy is asked */
+  MELTEMI_COUNT_GUARD_DROPPED = 12,      /* meltemi_guard.dropped of all */
+  MELTEMI_COUNT_GUARD_UNREADABLE = 13,   /* meltemi_guard.unreadable of all */
+  MELTEMI_COUNTERS = 14,
 };
 
 /* --- limits ---------------------------------------------------------------------------------- */
@@ -158,5 +206,6 @@ enum meltemi_counter {
 #define MELTEMI_MAX_PODS 4096u        /* of one node */
 #define MELTEMI_MAX_EXCLUSIONS 65536u /* of one node */
 #define MELTEMI_MAX_PROBES 65536u     /* of one node */
+#define MELTEMI_MAX_GUARDS 8192u      /* of one node: two interfaces a pod */
 
 #endif /* MELTEMI_BPF_ABI_H */

@@ -28,7 +28,7 @@ static __always_inline int is_loopback(const struct meltemi_address* a) {
   return !a->half[0] && !a->word[2] && (!a->word[3] || a->word[3] == bpf_htonl(1));
 }
 
-/* fe80::/10: means nothing without its interface, so it is none of the mesh's business. */
+/* fe80::/10: means nothing without its interface. */
 static __always_inline int is_link_local_v6(const struct meltemi_address* a) {
   return (bpf_ntohl(a->word[0]) & 0xffc00000) == 0xfe800000;
 }

@@ -13,19 +13,6 @@
 const volatile meltemi_u32 capture_mark = MELTEMI_CAPTURE_MARK;
 const volatile meltemi_u32 tunnel_mark = MELTEMI_TUNNEL_MARK;
 
-static __always_inline int is_excluded(meltemi_u64 netns_cookie, const struct meltemi_address* to,
-                                       meltemi_u32 port) {
-  struct meltemi_exclusion key = {
-      .prefix_bits = MELTEMI_EXCLUSION_FIXED_BITS + 128,
-      .port = port,
-      .netns_cookie = netns_cookie,
-      .address = *to,
-  };
-  if (bpf_map_lookup_elem(&excluded, &key)) return 1;
-  key.port = 0;
-  return bpf_map_lookup_elem(&excluded, &key) != 0;
-}
-
 /* A socket bound to a device would skip the route over lo and leave the pod as plaintext wherever
  * the host answers ARP for everything (proxy_arp), so the binding is lifted first. */
 static __always_inline int capture(struct bpf_sock_addr* ctx, const struct bpf_sock* sk) {
@@ -38,12 +25,30 @@ static __always_inline int capture(struct bpf_sock_addr* ctx, const struct bpf_s
   return ALLOW;
 }
 
+/* A socket with ztunnel's mark. The mark proves nothing, CAP_NET_RAW is enough to set it: the process
+ * does, by its cgroup. Refused, not captured: should the agent ever take ztunnel for somebody else, its
+ * dials must not come back to it. */
+static __always_inline int on_tunnel_mark(struct bpf_sock_addr* ctx, struct bpf_sock* sk) {
+  meltemi_u64 cgroup = bpf_get_current_cgroup_id();
+  const meltemi_u32* roles = bpf_map_lookup_elem(&cgroups, &cgroup);
+  if (roles && (*roles & MELTEMI_CGROUP_TUNNEL)) {
+    if (bpf_sk_storage_get(&tunnel_sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE)) return ALLOW;
+    count(MELTEMI_COUNT_CAPTURE_FAILED); /* no memory: the guard would drop it */
+    return DENY;
+  }
+  meltemi_u64 cookie = bpf_get_netns_cookie(ctx);
+  if (!bpf_map_lookup_elem(&enrolled, &cookie)) return ALLOW;
+  count(MELTEMI_COUNT_MARK_REFUSED);
+  return DENY;
+}
+
 static __always_inline int on_connect(struct bpf_sock_addr* ctx, const struct meltemi_address* to) {
   /* An MPTCP subflow shows as TCP, on the socket that sends the SYN. */
   if (ctx->protocol != IPPROTO_TCP) return ALLOW;
   struct bpf_sock* sk = ctx->sk;
-  if (!sk || sk->mark == tunnel_mark) return ALLOW;
-  if (is_loopback(to) || is_link_local_v6(to)) return ALLOW;
+  if (!sk) return ALLOW;
+  if (sk->mark == tunnel_mark) return on_tunnel_mark(ctx, sk);
+  if (is_loopback(to)) return ALLOW;
 
   meltemi_u64 cookie = bpf_get_netns_cookie(ctx);
   const struct meltemi_pod* pod = bpf_map_lookup_elem(&enrolled, &cookie);
@@ -51,6 +56,12 @@ static __always_inline int on_connect(struct bpf_sock_addr* ctx, const struct me
   if ((pod->flags & MELTEMI_POD_EXCLUSIONS) && is_excluded(cookie, to, bpf_ntohs(ctx->user_port))) {
     count(MELTEMI_COUNT_EXCLUDED);
     return ALLOW;
+  }
+  /* Its route is bound to the interface after this hook, so that it cannot be led to lo, and ztunnel
+   * could not dial it: the address means nothing without that interface. */
+  if (is_link_local_v6(to)) {
+    count(MELTEMI_COUNT_LINK_LOCAL_REFUSED);
+    return DENY;
   }
   /* Rather no connection than a plaintext one. */
   int verdict = capture(ctx, sk);

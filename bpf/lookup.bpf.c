@@ -64,16 +64,23 @@ static __always_inline int is_probe(const struct meltemi_address* remote,
   struct meltemi_address v6 = probe_v6;
   if (!same_address(remote, &v4) && !same_address(remote, &v6)) return 0;
   struct meltemi_probe key = {.address = *local, .port = port};
-  return bpf_map_lookup_elem(&probes, &key) != 0;
+  struct meltemi_probe_use* use = bpf_map_lookup_elem(&probes, &key);
+  if (!use) return 0;
+  __sync_fetch_and_add(&use->passed, 1);
+  count(MELTEMI_COUNT_PROBE_PASSED);
+  return 1;
 }
 
 static __always_inline int steer(struct bpf_sk_lookup* ctx, const struct meltemi_address* local,
                                  const struct meltemi_address* remote) {
   meltemi_u32 key = 0;
   const struct meltemi_pod* pod = bpf_map_lookup_elem(&pod_config, &key);
-  if (!pod || is_loopback(local) || is_link_local_v6(local)) return SK_PASS;
+  if (!pod) return SK_PASS;
 
   int from_lo = ctx->ingress_ifindex == LOOPBACK_IFINDEX;
+  /* Loopback is the pod's own affair as long as it is loopback: with route_localnet a neighbour's
+   * packet may carry such an address, and meets the policy like any other. */
+  if (from_lo && is_loopback(local)) return SK_PASS;
   /* Came by the marked route: an address that is not the pod's, over lo. The same from the network
    * is an address added since the pod was enrolled, hence inbound: nobody outside may ever speak as
    * the pod. */

@@ -26,15 +26,44 @@ struct {
   __uint(pinning, LIBBPF_PIN_BY_NAME);
 } excluded SEC(".maps");
 
-/* Declared probe ports of the node's enrolled pods: probe -> 1. */
+/* Declared probe ports of the node's enrolled pods, and how often each was used. */
 struct {
   __uint(type, BPF_MAP_TYPE_HASH);
   __uint(max_entries, MELTEMI_MAX_PROBES);
   __type(key, struct meltemi_probe);
-  __type(value, meltemi_u8);
-  __uint(map_flags, BPF_F_NO_PREALLOC | BPF_F_RDONLY_PROG);
+  __type(value, struct meltemi_probe_use);
+  __uint(map_flags, BPF_F_NO_PREALLOC);
   __uint(pinning, LIBBPF_PIN_BY_NAME);
 } probes SEC(".maps");
+
+/* Cgroup id -> enum meltemi_cgroup_role. */
+struct {
+  __uint(type, BPF_MAP_TYPE_HASH);
+  __uint(max_entries, MELTEMI_MAX_CGROUPS);
+  __type(key, meltemi_u64);
+  __type(value, meltemi_u32);
+  __uint(map_flags, BPF_F_RDONLY_PROG);
+  __uint(pinning, LIBBPF_PIN_BY_NAME);
+} cgroups SEC(".maps");
+
+/* Sockets by which ztunnel dials out of a pod: attested at connect, gone with the socket. */
+struct {
+  __uint(type, BPF_MAP_TYPE_SK_STORAGE);
+  __type(key, int);
+  __type(value, meltemi_u32);
+  __uint(map_flags, BPF_F_NO_PREALLOC);
+  __uint(pinning, LIBBPF_PIN_BY_NAME);
+} tunnel_sockets SEC(".maps");
+
+/* Node's ends of the veths of enrolled pods. */
+struct {
+  __uint(type, BPF_MAP_TYPE_HASH);
+  __uint(max_entries, MELTEMI_MAX_GUARDS);
+  __type(key, meltemi_u32);
+  __type(value, struct meltemi_guard);
+  __uint(map_flags, BPF_F_NO_PREALLOC);
+  __uint(pinning, LIBBPF_PIN_BY_NAME);
+} guarded SEC(".maps");
 
 /* What the programs did, per CPU; see enum meltemi_counter. */
 struct {
@@ -44,6 +73,20 @@ struct {
   __type(value, meltemi_u64);
   __uint(pinning, LIBBPF_PIN_BY_NAME);
 } counters SEC(".maps");
+
+/* Whether the pod of this netns reaches `to` uncaptured. `port` in host order. */
+static __always_inline int is_excluded(meltemi_u64 netns_cookie, const struct meltemi_address* to,
+                                       meltemi_u32 port) {
+  struct meltemi_exclusion key = {
+      .prefix_bits = MELTEMI_EXCLUSION_FIXED_BITS + 128,
+      .port = port,
+      .netns_cookie = netns_cookie,
+      .address = *to,
+  };
+  if (bpf_map_lookup_elem(&excluded, &key)) return 1;
+  key.port = 0;
+  return bpf_map_lookup_elem(&excluded, &key) != 0;
+}
 
 static __always_inline void count(enum meltemi_counter counter) {
   meltemi_u32 key = counter;

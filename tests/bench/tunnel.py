@@ -15,6 +15,7 @@ import peers
 
 def goals(goal):
     out = [goal("connect", "p50_us", "captured", "direct", 1.05),
+           goal("guard", "p50_us", "guarded", "unguarded", 1.01),
            goal("bulk 1 stream", "cpu_s_per_gb", "meltemi", "haproxy-mtls", 0.6),
            goal("bulk 8 streams", "cpu_s_per_gb", "meltemi", "haproxy-mtls", 0.6),
            goal("connect-request-close", "cpu_us", "meltemi", "haproxy", 1.1)]
@@ -142,12 +143,14 @@ def rows_of(peer, args, table, wanted, loadgen, say, round_number):
 
 def connect_cost(args, table):
     """connect + accept + close in one namespace: to a listener directly, and to an address far away
-    that the capture programs bring to the same listener. The program alternates between the two."""
+    that the capture programs bring to the same listener. And requests of 64 bytes out of a pod with the
+    guard at its veth, and out of one without. The program alternates between the two."""
     program = os.path.join(os.path.dirname(args.bin), "tests", "meltemi-capture-bench")
-    out = subprocess.run(["taskset", "-c", "0", program, "--seconds", str(args.seconds)], check=True,
-                         text=True, stdout=subprocess.PIPE, timeout=60).stdout
-    for peer, figures in json.loads(out).items():
-        table.add("connect", peer, figures)
+    for row, options in (("connect", []), ("guard", ["--guard"])):
+        out = subprocess.run(["taskset", "-c", "0", program, *options, "--seconds", str(args.seconds)],
+                             check=True, text=True, stdout=subprocess.PIPE, timeout=60).stdout
+        for peer, figures in json.loads(out).items():
+            table.add(row, peer, figures)
 
 
 def idle_memory(loadgen, peer, table, connections=2000):

@@ -34,19 +34,11 @@ namespace {
 
 const log::Scope scope("agent");
 
-// The directory of a cgroup given absolute, or relative to the mount ("/" is the mount).
-Result<sys::Cgroup> open_cgroup(const std::string& path) {
-  const std::string mount = MELTEMI_TRY(sys::cgroup2_mount());
-  if (path == mount || path.starts_with(mount + "/")) return sys::Cgroup::open(path);
-  const std::string relative = path.starts_with('/') ? path.substr(1) : path;
-  return sys::Cgroup::open(relative.empty() ? mount : mount + "/" + relative);
-}
-
 ProbeAddresses probe_addresses(const Options& o) {
   return {*IpAddress::parse(o.probe_v4), *IpAddress::parse(o.probe_v6)};
 }
 
-Result<BpfOptions> bpf_options(const Options& o, uint64_t node_cookie) {
+BpfOptions bpf_options(const Options& o, uint64_t node_cookie) {
   BpfOptions out;
   out.directory = o.bpf_dir;
   out.capture_mark = static_cast<uint32_t>(o.capture_mark);
@@ -54,10 +46,6 @@ Result<BpfOptions> bpf_options(const Options& o, uint64_t node_cookie) {
   out.probe_v4 = probe_addresses(o).v4;
   out.probe_v6 = probe_addresses(o).v6;
   out.node_netns_cookie = node_cookie;
-  if (!o.prober_cgroup.empty()) {
-    const sys::Cgroup prober = MELTEMI_TRY(open_cgroup(o.prober_cgroup));
-    out.prober_cgroup = prober.path();
-  }
   return out;
 }
 
@@ -109,8 +97,12 @@ class Gauges {
     gauge(out, "meltemi_agent_pods_wanted", "Pods that are to be in the mesh.", numbers_.wanted);
     gauge(out, "meltemi_agent_pods_enrolled", "Pods that the kernel captures.", numbers_.enrolled);
     gauge(out, "meltemi_agent_pods_draining", "Pods that leave the mesh.", numbers_.draining);
+    gauge(out, "meltemi_agent_pods_guarded", "Enrolled pods that the guard watches.",
+          numbers_.guarded);
     gauge(out, "meltemi_agent_ztunnel_connected", "1 while a ztunnel is connected.",
           numbers_.ztunnel_connected);
+    gauge(out, "meltemi_agent_prober_known", "1 while the kubelet's cgroup is known.",
+          numbers_.prober_known);
     gauge(out, "meltemi_agent_keys_kept", "Certificates kept for ztunnel in memory files.",
           keys_kept_);
     out.family("meltemi_agent_keys_refused_total", telemetry::MetricType::kCounter,
@@ -123,8 +115,10 @@ class Gauges {
                "What the BPF programs of this node did.");
     static constexpr std::string_view kLabels[] = {"event"};
     static constexpr std::string_view kEvents[MELTEMI_COUNTERS] = {
-        "captured",     "excluded",         "capture_failed",  "probe_bound",
-        "probe_failed", "outbound_dropped", "inbound_dropped", "inbound_passed"};
+        "captured",        "excluded",           "capture_failed",     "probe_bound",
+        "probe_failed",    "outbound_dropped",   "inbound_dropped",    "inbound_passed",
+        "link_local_refused", "mark_refused",    "probe_passed",       "probe_refused",
+        "guard_dropped",   "guard_unreadable"};
     for (size_t i = 0; i < MELTEMI_COUNTERS; ++i)
       out.sample("meltemi_capture_events_total", kLabels, {&kEvents[i], 1}, counters_[i]);
   }
@@ -157,12 +151,12 @@ Status run_agent(const Options& o) {
   MELTEMI_TRY(sys::make_directories(o.run_dir, 0700));
   const UniqueFd lock = MELTEMI_TRY(lock_run_directory(o.run_dir));
   const UniqueFd signals = MELTEMI_TRY(signal_fd());
-  const sys::Cgroup cgroup = MELTEMI_TRY(open_cgroup(o.cgroup));
+  const sys::Cgroup cgroup = MELTEMI_TRY(sys::Cgroup::open_configured(o.cgroup));
   const sys::Netns home = MELTEMI_TRY(sys::Netns::current());
   const uint64_t cookie = MELTEMI_TRY(home.cookie());
   const uint64_t inode = MELTEMI_TRY(home.id()).inode;
   const std::unique_ptr<BpfStore> bpf =
-      MELTEMI_TRY(BpfStore::load(MELTEMI_TRY(bpf_options(o, cookie))));
+      MELTEMI_TRY(BpfStore::load(bpf_options(o, cookie)));
   MELTEMI_TRY(set_up_probe_addresses(probe_addresses(o)));
 
   const std::unique_ptr<Loop> loop = MELTEMI_TRY(Loop::create());
@@ -171,10 +165,11 @@ Status run_agent(const Options& o) {
   std::unique_ptr<ControlLink> control;
   NodeOptions node_options{.name = o.node_name,
                            .state_file = o.run_dir + "/enrolments.json",
+                           .prober_cgroup = o.prober_cgroup,
                            .reconcile_interval = o.reconcile_interval,
                            .drain_timeout = o.drain_timeout,
                            .add_timeout = o.add_timeout};
-  Node node(*loop, capture, *bpf, MELTEMI_TRY(open_cgroup(o.cgroup)), inode,
+  Node node(*loop, capture, *bpf, MELTEMI_TRY(sys::Cgroup::open_configured(o.cgroup)), inode,
             std::move(node_options), [&](const meltemi::node::v1::NodeReport& report) {
               if (control) control->report(report);
             });
@@ -278,7 +273,7 @@ Status uninstall_agent(const Options& o) {
   const UniqueFd lock = MELTEMI_TRY(lock_run_directory(o.run_dir));
   const uint64_t cookie = MELTEMI_TRY(MELTEMI_TRY(sys::Netns::current()).cookie());
   const std::unique_ptr<BpfStore> bpf =
-      MELTEMI_TRY(BpfStore::load(MELTEMI_TRY(bpf_options(o, cookie))));
+      MELTEMI_TRY(BpfStore::load(bpf_options(o, cookie)));
   Capture capture(
       *bpf, {static_cast<uint32_t>(o.capture_mark), static_cast<uint32_t>(o.tunnel_mark)}, cookie);
   unenrol_all(capture, o.run_dir + "/enrolments.json");

@@ -1,8 +1,6 @@
 // libbpf behind results; see bpf_store.h.
 #include "userspace/agent/bpf_store.h"
 
-#include <bpf/bpf.h>
-#include <bpf/libbpf.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fmt/format.h>
@@ -13,11 +11,8 @@
 #include <algorithm>
 #include <charconv>
 #include <cstring>
-#include <map>
 
-#include "skel/connect.skel.h"
-#include "skel/lookup.skel.h"
-#include "skel/probe.skel.h"
+#include "userspace/agent/bpf_store_impl.h"
 #include "userspace/base/log.h"
 #include "userspace/sys/files.h"
 
@@ -25,20 +20,6 @@ namespace meltemi::agent {
 namespace {
 
 const log::Scope scope("bpf");
-
-template <typename T, void (*Destroy)(T*)>
-struct SkeletonDeleter {
-  void operator()(T* skeleton) const { Destroy(skeleton); }
-};
-using ConnectSkeleton =
-    std::unique_ptr<meltemi_connect_skel,
-                    SkeletonDeleter<meltemi_connect_skel, meltemi_connect_skel__destroy>>;
-using ProbeSkeleton =
-    std::unique_ptr<meltemi_probe_skel,
-                    SkeletonDeleter<meltemi_probe_skel, meltemi_probe_skel__destroy>>;
-using LookupSkeleton =
-    std::unique_ptr<meltemi_lookup_skel,
-                    SkeletonDeleter<meltemi_lookup_skel, meltemi_lookup_skel__destroy>>;
 
 int to_log(enum libbpf_print_level level, const char* format, va_list arguments) {
   if (level == LIBBPF_DEBUG) return 0;
@@ -49,17 +30,6 @@ int to_log(enum libbpf_print_level level, const char* format, va_list arguments)
   while (text.ends_with('\n')) text.remove_suffix(1);
   scope.debug("{}", log::escape(text));
   return n;
-}
-
-std::unexpected<Error> load_failed(int error, std::string_view what) {
-  Error e = fail_errno(error, fmt::format("load {}", what)).error();
-  if (error == EPERM)
-    e.detail += "; needs CAP_BPF and CAP_NET_ADMIN (run as root)";
-  else if (error == EINVAL || error == ENOTSUP || error == EACCES)
-    e.detail +=
-        "; needs Linux 5.17 or newer with CONFIG_CGROUP_BPF (log level bpf=debug shows the "
-        "verifier)";
-  return fail(std::move(e));
 }
 
 // FNV-1a over every property of the maps that two versions of the programs must agree on.
@@ -88,6 +58,31 @@ class LayoutHash {
   uint64_t value_ = 0xcbf29ce484222325ull;
 };
 
+void remove_pins(const std::string& path) {
+  for (const std::string& name : list_directory(path)) remove_pins(path + "/" + name);
+  if (::rmdir(path.c_str()) < 0) ::unlink(path.c_str());
+}
+
+// A version directory is done with when no link is left in it: without a link its maps do nothing.
+bool has_links(const std::string& version) {
+  for (const std::string& cookie : list_directory(version + "/pods"))
+    if (::access(fmt::format("{}/pods/{}/link", version, cookie).c_str(), F_OK) == 0) return true;
+  return !list_directory(version + "/links").empty() || !list_directory(version + "/guards").empty();
+}
+
+}  // namespace
+
+std::unexpected<Error> load_failed(int error, std::string_view what) {
+  Error e = fail_errno(error, fmt::format("load {}", what)).error();
+  if (error == EPERM)
+    e.detail += "; needs CAP_BPF and CAP_NET_ADMIN (run as root)";
+  else if (error == EINVAL || error == ENOTSUP || error == EACCES)
+    e.detail +=
+        "; needs Linux 5.17 or newer with CONFIG_CGROUP_BPF (log level bpf=debug shows the "
+        "verifier)";
+  return fail(std::move(e));
+}
+
 std::vector<std::string> list_directory(const std::string& path) {
   std::vector<std::string> out;
   const std::unique_ptr<DIR, int (*)(DIR*)> dir(::opendir(path.c_str()), ::closedir);
@@ -99,19 +94,6 @@ std::vector<std::string> list_directory(const std::string& path) {
   return out;
 }
 
-void remove_pins(const std::string& path) {
-  for (const std::string& name : list_directory(path)) remove_pins(path + "/" + name);
-  if (::rmdir(path.c_str()) < 0) ::unlink(path.c_str());
-}
-
-// A version directory is done with when no link is left in it: without a link its maps do nothing.
-bool has_links(const std::string& version) {
-  for (const std::string& cookie : list_directory(version + "/pods"))
-    if (::access(fmt::format("{}/pods/{}/link", version, cookie).c_str(), F_OK) == 0) return true;
-  return !list_directory(version + "/links").empty();
-}
-
-// nullopt: nothing is pinned there.
 Result<std::optional<UniqueFd>> open_pin(const std::string& path) {
   UniqueFd fd(bpf_obj_get(path.c_str()));
   if (fd) return std::optional<UniqueFd>(std::move(fd));
@@ -131,24 +113,10 @@ Status pin(int fd, const std::string& path) {
   return {};
 }
 
-// Ends a link also where another process still holds it.
 void drop_link(UniqueFd link, const std::string& path) {
   bpf_link_detach(link.get());
   ::unlink(path.c_str());
 }
-
-struct Hook {
-  const char* name;
-  const bpf_program* program;
-  bpf_attach_type type;
-};
-
-struct PodMaps {
-  UniqueFd config;
-  UniqueFd listeners;
-};
-
-}  // namespace
 
 meltemi_address to_abi(const IpAddress& ip) {
   meltemi_address out;
@@ -156,45 +124,6 @@ meltemi_address to_abi(const IpAddress& ip) {
   std::memcpy(&out, ip.bytes().data(), sizeof out);
   return out;
 }
-
-struct BpfStore::Impl {
-  BpfOptions options;
-  std::string directory;  // of this layout's version
-  ConnectSkeleton connect;
-  ProbeSkeleton probe;
-  LookupSkeleton lookup;
-  std::map<uint64_t, PodMaps> pod_maps;
-
-  std::string maps_directory() const { return directory + "/maps"; }
-  std::string links_directory() const { return directory + "/links"; }
-  std::string pod_directory(uint64_t cookie) const {
-    return fmt::format("{}/pods/{}", directory, cookie);
-  }
-  std::array<Hook, 4> hooks() const {
-    return {{{"capture_v4", connect->progs.capture_v4, BPF_CGROUP_INET4_CONNECT},
-             {"capture_v6", connect->progs.capture_v6, BPF_CGROUP_INET6_CONNECT},
-             {"probe_from_v4", probe->progs.probe_from_v4, BPF_CGROUP_INET4_CONNECT},
-             {"probe_from_v6", probe->progs.probe_from_v6, BPF_CGROUP_INET6_CONNECT}}};
-  }
-  int enrolled_fd() const { return bpf_map__fd(connect->maps.enrolled); }
-  int excluded_fd() const { return bpf_map__fd(connect->maps.excluded); }
-  int probes_fd() const { return bpf_map__fd(connect->maps.probes); }
-  int counters_fd() const { return bpf_map__fd(connect->maps.counters); }
-
-  Status open_skeletons();
-  Status make_directories();
-  Status set_constants();
-  Status load_programs();
-  // The same pin below any other version directory, newest knowledge of links being irrelevant: a
-  // link is a link.
-  std::optional<std::string> foreign_pin(const std::string& relative) const;
-  Result<std::optional<UniqueFd>> take_link(const std::string& relative);
-  Status attach_hook(const Hook& hook, const sys::Cgroup& cgroup, uint64_t cgroup_id);
-  void remove_other_versions();
-  Result<UniqueFd> clone_lookup(const PodMaps& maps) const;
-  Result<const PodMaps*> maps_of(uint64_t cookie);
-  Result<UniqueFd> ensure_map(const bpf_map* like, const std::string& path) const;
-};
 
 // --- loading -------------------------------------------------------------------------------------
 
@@ -206,7 +135,7 @@ Status BpfStore::Impl::open_skeletons() {
     const ConnectSkeleton c(meltemi_connect_skel__open());
     const LookupSkeleton l(meltemi_lookup_skel__open());
     if (!c || !l) return load_failed(errno, "the BPF programs");
-    hash.add(c->obj);
+    hash.add(c->obj);  // with all maps that the programs share
     hash.add(l->obj);
     hash.add(options.layout_salt);
   }
@@ -216,7 +145,8 @@ Status BpfStore::Impl::open_skeletons() {
   connect.reset(meltemi_connect_skel__open_opts(&open_options));
   probe.reset(meltemi_probe_skel__open_opts(&open_options));
   lookup.reset(meltemi_lookup_skel__open_opts(&open_options));
-  if (!connect || !probe || !lookup) return load_failed(errno, "the BPF programs");
+  guard.reset(meltemi_guard_skel__open_opts(&open_options));
+  if (!connect || !probe || !lookup || !guard) return load_failed(errno, "the BPF programs");
   return {};
 }
 
@@ -226,7 +156,8 @@ Status BpfStore::Impl::make_directories() {
     return fail(Reason::kBadConfig, Fault::kConfig,
                 fmt::format("{} is not on a bpffs; mount one: mount -t bpf bpf {}",
                             options.directory, options.directory));
-  for (const std::string& path : {maps_directory(), links_directory(), directory + "/pods"})
+  for (const std::string& path : {maps_directory(), links_directory(), guards_directory(),
+                                  directory + "/pods"})
     MELTEMI_TRY(sys::make_directories(path, 0700));
   return {};
 }
@@ -235,13 +166,6 @@ Status BpfStore::Impl::set_constants() {
   connect->rodata->capture_mark = options.capture_mark;
   connect->rodata->tunnel_mark = options.tunnel_mark;
   probe->rodata->node_netns_cookie = options.node_netns_cookie;
-  if (!options.prober_cgroup.empty()) {
-    const sys::Cgroup prober = MELTEMI_TRY(sys::Cgroup::open(options.prober_cgroup));
-    const std::string mount = MELTEMI_TRY(sys::cgroup2_mount());
-    probe->rodata->prober_cgroup_id = MELTEMI_TRY(prober.id());
-    probe->rodata->prober_cgroup_level = static_cast<int>(std::count(
-        prober.path().begin() + static_cast<ptrdiff_t>(mount.size()), prober.path().end(), '/'));
-  }
   const meltemi_address v4 = to_abi(options.probe_v4), v6 = to_abi(options.probe_v6);
   std::memcpy(const_cast<meltemi_address*>(&probe->rodata->probe_v4), &v4, sizeof v4);
   std::memcpy(const_cast<meltemi_address*>(&probe->rodata->probe_v6), &v6, sizeof v6);
@@ -255,6 +179,8 @@ Status BpfStore::Impl::load_programs() {
     return load_failed(-e, "the connect hooks");
   if (const int e = meltemi_probe_skel__load(probe.get()); e < 0)
     return load_failed(-e, "the probe hooks");
+  if (const int e = meltemi_guard_skel__load(guard.get()); e < 0)
+    return load_failed(-e, "the guard");
   // The template of all pods' programs: loaded for its relocated instructions, never attached.
   if (const int e = meltemi_lookup_skel__load(lookup.get()); e < 0)
     return load_failed(-e, "the lookup program");
@@ -268,6 +194,8 @@ Result<std::unique_ptr<BpfStore>> BpfStore::load(BpfOptions options) {
   libbpf_set_print(to_log);
   auto impl = std::make_unique<Impl>();
   impl->options = std::move(options);
+  if (!impl->options.node_netns.valid())
+    impl->options.node_netns = MELTEMI_TRY(sys::Netns::current());
   MELTEMI_TRY(impl->open_skeletons());
   MELTEMI_TRY(impl->make_directories());
   MELTEMI_TRY(impl->set_constants());
@@ -526,10 +454,42 @@ Status BpfStore::remove_exclusions(uint64_t cookie) {
 
 Status BpfStore::add_probe(const IpAddress& pod, uint16_t port) {
   const meltemi_probe key{to_abi(pod), port, 0};
-  const uint8_t one = 1;
-  if (bpf_map_update_elem(impl_->probes_fd(), &key, &one, BPF_ANY) < 0)
+  const meltemi_probe_use none{};
+  // What is there keeps its count.
+  if (bpf_map_update_elem(impl_->probes_fd(), &key, &none, BPF_NOEXIST) < 0 && errno != EEXIST)
     return fail_errno(errno, "write the map of probes");
   return {};
+}
+
+Result<uint64_t> BpfStore::probes_passed(const IpAddress& pod, uint16_t port) const {
+  const meltemi_probe key{to_abi(pod), port, 0};
+  meltemi_probe_use use{};
+  if (bpf_map_lookup_elem(impl_->probes_fd(), &key, &use) == 0) return use.passed;
+  if (errno == ENOENT) return uint64_t{0};
+  return fail_errno(errno, "read the map of probes");
+}
+
+Status BpfStore::set_cgroup_roles(uint64_t cgroup_id, uint32_t roles) {
+  if (roles == 0) {
+    if (bpf_map_delete_elem(impl_->cgroups_fd(), &cgroup_id) < 0 && errno != ENOENT)
+      return fail_errno(errno, "delete from the map of cgroups");
+    return {};
+  }
+  if (bpf_map_update_elem(impl_->cgroups_fd(), &cgroup_id, &roles, BPF_ANY) < 0)
+    return fail_errno(errno, "write the map of cgroups");
+  return {};
+}
+
+Result<std::map<uint64_t, uint32_t>> BpfStore::cgroup_roles() const {
+  std::map<uint64_t, uint32_t> out;
+  uint64_t key = 0, next = 0;
+  for (const void* previous = nullptr;
+       bpf_map_get_next_key(impl_->cgroups_fd(), previous, &next) == 0; previous = &key) {
+    key = next;
+    uint32_t roles = 0;
+    if (bpf_map_lookup_elem(impl_->cgroups_fd(), &key, &roles) == 0) out.emplace(key, roles);
+  }
+  return out;
 }
 
 Status BpfStore::remove_probe(const IpAddress& pod, uint16_t port) {
@@ -559,6 +519,8 @@ Status BpfStore::uninstall() {
     if (link) drop_link(std::move(*link), path);
   }
   for (const uint64_t cookie : MELTEMI_TRY(pods())) MELTEMI_TRY(remove_pod(cookie));
+  for (const auto& [ifindex, guard] : MELTEMI_TRY(guards()))
+    MELTEMI_TRY(remove_guards(guard.netns_cookie));
   for (const std::string& name : list_directory(impl_->options.directory))
     if (name.starts_with('v')) remove_pins(impl_->options.directory + "/" + name);
   return {};

@@ -2,8 +2,9 @@
 // process. The only file that knows libbpf. One instance a node.
 //
 // Pins, below a directory on a bpffs:
-//   v<version>-<layout hash>/maps/{enrolled,excluded,probes,counters}
+//   v<version>-<layout hash>/maps/{enrolled,excluded,probes,cgroups,tunnel_sockets,guarded,counters}
 //   v<version>-<layout hash>/links/<program>              the node's cgroup hooks
+//   v<version>-<layout hash>/guards/<ifindex>             the guard at a pod's veth (tcx)
 //   v<version>-<layout hash>/pods/<cookie>/{config,listeners,link}
 // A new agent reuses the maps of its own layout and swaps the programs behind the pinned links
 // (one atomic syscall each), so that no connection ever meets a gap. Pins of another layout are
@@ -13,6 +14,7 @@
 
 #include <array>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -33,8 +35,9 @@ struct BpfOptions {
   uint32_t tunnel_mark = MELTEMI_TUNNEL_MARK;
   IpAddress probe_v4, probe_v6;
   uint64_t node_netns_cookie = 0;
-  std::string prober_cgroup;  // absolute path; empty: every process of the node netns may probe
+  sys::Netns node_netns;      // where pods' veths end; invalid: the calling thread's
   std::string layout_salt;    // tests: pretends to be another layout
+  bool without_tcx = false;   // tests: pretends to be a kernel before 6.6
 };
 
 meltemi_address to_abi(const IpAddress& ip);
@@ -73,6 +76,19 @@ class BpfStore {
   // Netns inode of a pod's link; 0 if that namespace is gone.
   Result<uint64_t> pod_netns_inode(uint64_t cookie) const;
 
+  // --- the guard (bpf_guard.cc) ------------------------------------------------------------------
+  // Guards the pod with this netns cookie at a device of the node's namespace; again: mends. It does
+  // nothing until the pod is in `enrolled` with MELTEMI_POD_GUARDED. tcx where the kernel has it (6.6),
+  // else a clsact filter. `netns_id`: the pod's namespace in the node's numbering.
+  Status attach_guard(uint32_t ifindex, uint64_t cookie, uint32_t netns_id);
+  // True if the kernel says that our program sees what this device receives, for this pod.
+  Result<bool> guard_attached(uint32_t ifindex, uint64_t cookie) const;
+  // All of a pod, also those whose device is gone; nothing there is success.
+  Status remove_guards(uint64_t cookie);
+  // By ifindex, with what was dropped since.
+  Result<std::map<uint32_t, meltemi_guard>> guards() const;
+  const sys::Netns& node_netns() const;
+
   // --- the node's maps ---------------------------------------------------------------------------
   Status set_enrolled(uint64_t cookie, const meltemi_pod& pod);  // turns capture on
   Status clear_enrolled(uint64_t cookie);
@@ -81,6 +97,11 @@ class BpfStore {
   Status remove_exclusions(uint64_t cookie);
   Status add_probe(const IpAddress& pod, uint16_t port);
   Status remove_probe(const IpAddress& pod, uint16_t port);
+  // Connections from the probe address that went to the app without policy, since add_probe.
+  Result<uint64_t> probes_passed(const IpAddress& pod, uint16_t port) const;
+  // Bits of meltemi_cgroup_role; 0 removes.
+  Status set_cgroup_roles(uint64_t cgroup_id, uint32_t roles);
+  Result<std::map<uint64_t, uint32_t>> cgroup_roles() const;
   // Sums over all CPUs.
   Result<std::array<uint64_t, MELTEMI_COUNTERS>> counters() const;
 

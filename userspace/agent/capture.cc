@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "userspace/base/log.h"
+#include "userspace/sys/netlink.h"
 
 namespace meltemi::agent {
 namespace {
@@ -15,7 +16,7 @@ const log::Scope scope("capture");
 // Pod IPs first: the first of a family becomes the source of captured connections.
 Result<std::vector<IpAddress>> ordered_addresses(const sys::Netns& netns,
                                                  const std::vector<IpAddress>& own) {
-  const std::vector<IpAddress> local = MELTEMI_TRY(local_addresses(netns));
+  const std::vector<IpAddress> local = MELTEMI_TRY(local_addresses(netns)).routable;
   std::vector<IpAddress> out;
   for (const IpAddress& ip : own)
     if (std::find(local.begin(), local.end(), ip) != local.end()) out.push_back(ip);
@@ -70,7 +71,69 @@ meltemi_pod Capture::config_of(const CapturedPod& pod, const CaptureSpec& spec,
   if (spec.strict) out.flags |= MELTEMI_POD_STRICT;
   if (!spec.exclude_cidrs.empty() || !spec.exclude_ports.empty())
     out.flags |= MELTEMI_POD_EXCLUSIONS;
-  for (size_t i = 0; i < pod.addresses.size(); ++i) out.address[i] = to_abi(pod.addresses[i]);
+  if (pod.guard_wanted && !pod.guarded_devices.empty()) out.flags |= MELTEMI_POD_GUARDED;
+  size_t i = 0;
+  for (const IpAddress& ip : pod.addresses) out.address[i++] = to_abi(ip);
+  for (const IpAddress& ip : pod.link_local)
+    if (i < MELTEMI_POD_ADDRESSES) out.address[i++] = to_abi(ip);
+  return out;
+}
+
+// A pod that cannot be guarded is enrolled all the same, and says so: its interface may be of a kind that
+// has no end in the node, or the kernel may lack the hook.
+Status Capture::attach_guards(CapturedPod& pod) {
+  pod.guard_problem.clear();
+  if (!pod.guard_wanted) {
+    pod.guarded_devices.clear();
+    return bpf_.remove_guards(pod.cookie);
+  }
+  const auto add = [&](uint32_t device) {
+    if (std::ranges::find(pod.guarded_devices, device) == pod.guarded_devices.end())
+      pod.guarded_devices.push_back(device);
+  };
+  for (const auto& [device, guard] : MELTEMI_TRY(bpf_.guards()))
+    if (guard.netns_cookie == pod.cookie) add(device);  // as an earlier agent found them
+  for (const uint32_t device : MELTEMI_TRY(node_ends(pod.netns, bpf_.node_netns()))) add(device);
+  if (pod.guarded_devices.empty()) {
+    pod.guard_problem = "none of its interfaces is a veth whose other end is the node's";
+    return {};
+  }
+  sys::Netlink node = MELTEMI_TRY(sys::Netlink::open_in(bpf_.node_netns()));
+  const uint32_t id = MELTEMI_TRY(node.netns_id(pod.netns));
+  const std::vector<sys::Link> links = MELTEMI_TRY(node.links());
+  std::erase_if(pod.guarded_devices, [&](uint32_t device) {
+    return std::ranges::none_of(links, [&](const sys::Link& l) { return l.ifindex == device; });
+  });
+  for (const uint32_t device : pod.guarded_devices) {
+    const Status attached = bpf_.attach_guard(device, pod.cookie, id);
+    if (attached) continue;
+    pod.guard_problem = attached.error().to_string();
+    pod.guarded_devices.clear();
+    break;
+  }
+  return {};
+}
+
+// True also where no guard is wanted or possible: nothing of it is missing then.
+Result<bool> Capture::guard_stands(const CapturedPod& pod) const {
+  if (!pod.guard_wanted || pod.guarded_devices.empty()) return true;
+  const auto enrolled = MELTEMI_TRY(bpf_.enrolled(pod.cookie));
+  if (enrolled && (enrolled->flags & MELTEMI_POD_GUARDED) == 0) return false;
+  for (const uint32_t device : pod.guarded_devices)
+    if (!MELTEMI_TRY(bpf_.guard_attached(device, pod.cookie))) return false;
+  return true;
+}
+
+Result<PodUse> Capture::use(const CapturedPod& pod) const {
+  PodUse out;
+  for (const auto& [device, guard] : MELTEMI_TRY(bpf_.guards())) {
+    if (guard.netns_cookie != pod.cookie) continue;
+    out.guard_dropped += guard.dropped + guard.unreadable;
+    if (guard.dropped + guard.unreadable >= out.last.dropped + out.last.unreadable) out.last = guard;
+  }
+  for (const IpAddress& ip : pod.probed_addresses)
+    for (const uint16_t port : pod.probed_ports)
+      out.probes_passed += MELTEMI_TRY(bpf_.probes_passed(ip, port));
   return out;
 }
 
@@ -140,9 +203,12 @@ Status Capture::write_probes(CapturedPod& pod, const CaptureSpec& spec) {
 
 Status Capture::steps(CapturedPod& pod, const CaptureSpec& spec) {
   pod.addresses = MELTEMI_TRY(ordered_addresses(pod.netns, spec.addresses));
+  pod.link_local = MELTEMI_TRY(local_addresses(pod.netns)).link_local;
+  pod.guard_wanted = spec.guard;
   MELTEMI_TRY(set_sysctls(pod.netns, pod.saved_sysctls));
   MELTEMI_TRY(add_routing(pod.netns, pod.addresses, marks_.capture));
   MELTEMI_TRY(ensure_listeners(pod));
+  MELTEMI_TRY(attach_guards(pod));
   const meltemi_pod config = config_of(pod, spec, 0);
   MELTEMI_TRY(bpf_.ensure_pod(pod.cookie, config));
   MELTEMI_TRY(fill_slots(pod));
@@ -163,7 +229,8 @@ Status Capture::enrol(CapturedPod& pod, const CaptureSpec& spec) {
 
 bool Capture::addresses_current(const CapturedPod& pod, const CaptureSpec& spec) const {
   const auto now = ordered_addresses(pod.netns, spec.addresses);
-  return now && *now == pod.addresses;
+  const auto all = local_addresses(pod.netns);
+  return now && *now == pod.addresses && all && all->link_local == pod.link_local;
 }
 
 Result<std::vector<std::string>> Capture::missing(const CapturedPod& pod) const {
@@ -179,6 +246,7 @@ Result<std::vector<std::string>> Capture::missing(const CapturedPod& pod) const 
       truth.hbone_listener,
       MELTEMI_TRY(bpf_.pod_attached(pod.cookie, pod.id.inode)),
       MELTEMI_TRY(bpf_.enrolled(pod.cookie)).has_value(),
+      MELTEMI_TRY(guard_stands(pod)),
   };
   static_assert(std::size(present) == std::size(kTruthNames));
   std::vector<std::string> out;
@@ -208,6 +276,9 @@ Status Capture::finish(CapturedPod& pod) {
   MELTEMI_TRY(bpf_.clear_enrolled(pod.cookie));
   MELTEMI_TRY(remove_probes(pod));
   MELTEMI_TRY(bpf_.remove_exclusions(pod.cookie));
+  MELTEMI_TRY(bpf_.remove_guards(pod.cookie));
+  pod.guarded_devices.clear();
+  pod.guard_wanted = false;
   MELTEMI_TRY(remove_routing(pod.netns, marks_.capture));
   MELTEMI_TRY(bpf_.remove_pod(pod.cookie));
   pod.listeners = {};
@@ -222,6 +293,7 @@ Status Capture::forget(uint64_t cookie, const std::vector<IpAddress>& probed_add
   for (const IpAddress& ip : probed_addresses)
     for (const uint16_t port : probed_ports) MELTEMI_TRY(bpf_.remove_probe(ip, port));
   MELTEMI_TRY(bpf_.remove_exclusions(cookie));
+  MELTEMI_TRY(bpf_.remove_guards(cookie));
   return bpf_.remove_pod(cookie);
 }
 

@@ -1,7 +1,7 @@
 // Enrols one pod in the kernel, undoes it, and reads back what is there. The order is the point:
 //
-//   enrol      sysctls, route, rules, listeners, maps, lookup link, exclusions, probes; last, the
-//              netns cookie into `enrolled`, which is what turns capture on
+//   enrol      sysctls, route, rules, listeners, maps, lookup link, exclusions, probes, guard; last, the
+//              netns cookie into `enrolled`, which is what turns capture and guard on
 //   un-enrol   the cookie first: new connections are the pod's own again. Routing, listeners and
 //              link stay while a captured flow lives (begin_drain, drained), then go in reverse
 //              (finish)
@@ -31,6 +31,7 @@ struct CaptureSpec {
   bool strict = false;  // inbound plaintext without a listener: dropped
   std::vector<Cidr> exclude_cidrs;
   std::vector<uint16_t> exclude_ports;
+  bool guard = true;  // drop what leaves the pod past ztunnel
   bool operator==(const CaptureSpec&) const = default;
 };
 
@@ -40,16 +41,29 @@ struct CapturedPod {
   sys::NetnsId id;
   uint64_t cookie = 0;
   std::vector<IpAddress> addresses;  // local in the netns, the pod's own first
+  std::vector<IpAddress> link_local;
   Listeners listeners;
   SavedSysctls saved_sysctls;
   std::vector<IpAddress> probed_addresses;  // what was written to `probes`, for removal
   std::vector<uint16_t> probed_ports;
+  bool guard_wanted = false;
+  // The node's ends of its veths. Only ever grows: an interface that the pod has moved elsewhere since
+  // still comes out there.
+  std::vector<uint32_t> guarded_devices;
+  std::string guard_problem;  // why there is no guard, although wanted
+};
+
+// What the guard and the probe exemption did for one pod.
+struct PodUse {
+  uint64_t guard_dropped = 0;  // unreadable packets included
+  meltemi_guard last{};        // of the device that dropped most: the destination of the last one
+  uint64_t probes_passed = 0;
 };
 
 // The names of meltemi.node.v1.PodStatus.missing, in the order of enrolment.
 inline constexpr const char* kTruthNames[] = {
     "sysctl",           "route",          "rule", "outbound_listener",
-    "inbound_listener", "hbone_listener", "link", "map"};
+    "inbound_listener", "hbone_listener", "link", "map", "guard"};
 
 class Capture {
  public:
@@ -71,6 +85,8 @@ class Capture {
   // Whether anything of this pod is in the kernel, also half of it.
   Result<bool> any_trace(const CapturedPod& pod) const;
 
+  Result<PodUse> use(const CapturedPod& pod) const;
+
   Status begin_drain(CapturedPod& pod);  // capture off; what flows, flows on
   Result<bool> drained(const CapturedPod& pod) const;
   Status finish(CapturedPod& pod);  // all traces gone
@@ -84,6 +100,8 @@ class Capture {
   Status fill_slots(const CapturedPod& pod) const;
   Status write_exclusions(const CapturedPod& pod, const CaptureSpec& spec);
   Status write_probes(CapturedPod& pod, const CaptureSpec& spec);
+  Status attach_guards(CapturedPod& pod);
+  Result<bool> guard_stands(const CapturedPod& pod) const;
   Status remove_probes(CapturedPod& pod);
   Status steps(CapturedPod& pod, const CaptureSpec& spec);
 

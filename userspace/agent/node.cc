@@ -6,8 +6,10 @@
 
 #include <algorithm>
 #include <set>
+#include <utility>
 
 #include "userspace/agent/locate.h"
+#include "userspace/agent/prober.h"
 #include "userspace/base/log.h"
 #include "userspace/sys/files.h"
 
@@ -19,6 +21,7 @@ const log::Scope scope("agent");
 namespace local = meltemi::local::v1;
 namespace wire = meltemi::node::v1;
 
+constexpr std::string_view kGuardAnnotation = "meltemi.io/egress-guard";
 constexpr Duration kDrainCheck = std::chrono::milliseconds(250);
 constexpr Duration kSaveDelay = std::chrono::milliseconds(20);
 constexpr Duration kRetry = std::chrono::milliseconds(500);  // while somebody waits for a pod
@@ -65,7 +68,8 @@ Node::Node(Loop& loop, Capture& capture, BpfStore& bpf, sys::Cgroup cgroup,
                                      Listeners l) { listeners_returned(uid, std::move(l)); },
                   .added = [this](const std::string& uid,
                                   const Status& status) { ztunnel_answered(uid, status); },
-                  .connection_changed = [this](bool) { changed(); }}) {
+                  .connection_changed = [this](bool) { changed(); },
+                  .peer_connected = [this](pid_t pid) { ztunnel_connected(pid); }}) {
   const Result<std::string> mount = sys::cgroup2_mount();
   cgroup_path_ =
       mount && cgroup_.path().size() > mount->size() ? cgroup_.path().substr(mount->size()) : "/";
@@ -210,19 +214,24 @@ void Node::enrol(Pod& pod) {
   zds_.add(pod.record.uid);
 }
 
-void Node::read_back(Pod& pod) {
-  const auto missing = capture_.missing(*pod.captured);
+std::vector<std::string> Node::look(const Pod& pod, std::string* message) const {
+  Result<std::vector<std::string>> missing = capture_.missing(*pod.captured);
   if (!missing) {
-    fail_pod(pod, missing.error());
-    pod.missing.assign(std::begin(kTruthNames), std::end(kTruthNames));
-    return;
+    *message = missing.error().detail;
+    return {std::begin(kTruthNames), std::end(kTruthNames)};
   }
-  pod.missing = *missing;
   // Without the node's hooks nothing marks this pod's connections, whatever its own state is.
-  if (!hooks_attached_ &&
-      std::find(pod.missing.begin(), pod.missing.end(), "link") == pod.missing.end())
-    pod.missing.emplace_back("link");
-  if (pod.missing.empty()) pod.message.clear();
+  if (!hooks_attached_ && std::find(missing->begin(), missing->end(), "link") == missing->end())
+    missing->emplace_back("link");
+  return std::move(*missing);
+}
+
+void Node::read_back(Pod& pod) {
+  std::string message;
+  pod.missing = look(pod, &message);
+  if (!message.empty() && message != pod.message)
+    scope.warn("pod {}: {}", pod.record.label(), message);
+  if (!message.empty() || pod.missing.empty()) pod.message = message;
 }
 
 void Node::unenrol(Pod& pod) {
@@ -294,7 +303,7 @@ void Node::answer_waiters(Pod& pod) {
   for (Waiter& w : pod.waiters) {
     if (done && pod.missing.empty()) {
       local::Response response;
-      *response.add_pods() = describe(pod);
+      *response.add_pods() = describe(pod, pod.missing);
       w.reply(std::move(response));
     } else if (pod.hopeless || now >= w.deadline) {
       w.reply(error_response(
@@ -313,6 +322,8 @@ void Node::answer_waiters(Pod& pod) {
 // --- life of the agent ---------------------------------------------------------------------------
 
 bool Node::restore() {
+  processes_ = processes_now();
+  find_prober();
   const Result<std::string> text = sys::read_file(options_.state_file);
   Result<std::vector<PodRecord>> records = std::vector<PodRecord>();
   if (text)
@@ -328,10 +339,14 @@ bool Node::restore() {
     pod.record = std::move(record);
     if (pod.record.netns_path.empty()) continue;
     if (!ensure_namespace(pod)) continue;
-    if (!pod.record.wanted() && capture_.any_trace(*pod.captured).value_or(false))
-      pod.phase = Phase::kEnrolled;  // an un-enrolment that was cut short goes on
+    // What the kernel captures was enrolled, and stays so while it is mended; an un-enrolment that was
+    // cut short goes on.
+    if (pod.record.wanted() ? bpf_.enrolled(pod.record.cookie).value_or(std::nullopt).has_value()
+                            : capture_.any_trace(*pod.captured).value_or(false))
+      pod.phase = Phase::kEnrolled;
     converge(pod);
   }
+  processes_.clear();
   const size_t strangers = collect_garbage();
   if (strangers > 0)
     scope.warn("{} captured pods are not in {}", strangers, options_.state_file);
@@ -362,6 +377,8 @@ void Node::reconcile() {
     if (!status) scope.error("{}", status.error().to_string());
   }
   processes_ = processes_now();
+  find_prober();
+  forget_ended_ztunnels();
   std::vector<std::string> gone;
   for (auto& [key, pod] : pods_) {
     if (pod.captured && !namespace_alive(pod)) {
@@ -370,14 +387,144 @@ void Node::reconcile() {
       continue;
     }
     converge(pod);
-    pod.uncaptured.clear();
-    if (pod.captured && pod.phase == Phase::kEnrolled)
-      pod.uncaptured = uncaptured_processes(processes_, pod.captured->id.inode, cgroup_path_);
+    if (pod.captured && pod.phase == Phase::kEnrolled) say_use(pod);
   }
+  say_refusals();
   for (const std::string& key : gone) pods_.erase(key);
   processes_.clear();
   collect_garbage();
   changed();
+}
+
+// --- who is who ----------------------------------------------------------------------------------
+
+// The kubelet's cgroup is made anew whenever it restarts, and gets another id.
+void Node::find_prober() {
+  std::string path = options_.prober_cgroup;
+  if (path.empty()) {
+    Result<std::string> found = kubelet_cgroup(processes_, node_netns_inode_);
+    if (!found) {
+      if (prober_problem_ != found.error().detail) scope.warn("{}", found.error().detail);
+      prober_problem_ = found.error().detail;
+      return set_prober(0);
+    }
+    const Result<std::string> mount = sys::cgroup2_mount();
+    path = (mount ? *mount : std::string()) + *found;
+  }
+  const Result<sys::Cgroup> cgroup = sys::Cgroup::open_configured(path);
+  const Result<uint64_t> id = cgroup ? cgroup->id() : fail(cgroup.error());
+  if (!id) {
+    const std::string problem =
+        fmt::format("the kubelet's cgroup {}: {}; until it is there no probe is exempt from policy",
+                    path, id.error().detail);
+    if (prober_problem_ != problem) scope.warn("{}", problem);
+    prober_problem_ = problem;
+    return set_prober(0);
+  }
+  if (!prober_problem_.empty()) scope.info("probes are exempt for cgroup {}", cgroup->path());
+  prober_problem_.clear();
+  set_prober(*id);
+}
+
+void Node::set_prober(uint64_t cgroup_id) {
+  const auto roles = bpf_.cgroup_roles();
+  if (!roles) return scope.error("{}", roles.error().to_string());
+  uint32_t mine = 0;
+  for (const auto& [id, bits] : *roles) {
+    if (id == cgroup_id) mine = bits;
+    if (id == cgroup_id || (bits & MELTEMI_CGROUP_PROBER) == 0) continue;
+    (void)bpf_.set_cgroup_roles(id, bits & ~uint32_t{MELTEMI_CGROUP_PROBER});
+  }
+  if (cgroup_id == 0 || (mine & MELTEMI_CGROUP_PROBER) != 0) return;
+  if (const Status set = bpf_.set_cgroup_roles(cgroup_id, mine | MELTEMI_CGROUP_PROBER); !set)
+    scope.error("{}", set.error().to_string());
+}
+
+// Only what holds this connection may dial out of pods past capture.
+void Node::ztunnel_connected(pid_t pid) {
+  const Result<sys::Cgroup> cgroup =
+      pid > 0 ? sys::Cgroup::of_process(pid)
+              : fail(Reason::kNotFound, Fault::kConfig,
+                     "its process is not visible here (hostPID)");
+  const Result<uint64_t> id = cgroup ? cgroup->id() : fail(cgroup.error());
+  const auto roles = bpf_.cgroup_roles();
+  Status set = id ? Status() : fail(id.error());
+  if (id && roles) {
+    const auto known = roles->find(*id);
+    const uint32_t bits = known == roles->end() ? 0 : known->second;
+    if ((bits & MELTEMI_CGROUP_TUNNEL) == 0)
+      set = bpf_.set_cgroup_roles(*id, bits | MELTEMI_CGROUP_TUNNEL);
+  }
+  ztunnel_problem_.clear();
+  if (set) return;
+  ztunnel_problem_ = fmt::format("ztunnel pid {} is not known by its cgroup, so its connections are "
+                                 "refused: {}", pid, set.error().detail);
+  scope.error("{}", ztunnel_problem_);
+}
+
+// One that drains keeps its right until the last process of its cgroup has ended.
+void Node::forget_ended_ztunnels() {
+  const auto roles = bpf_.cgroup_roles();
+  if (!roles || processes_.empty()) return;
+  std::set<std::string> paths;
+  for (const sys::ProcessInfo& p : processes_) paths.insert(p.cgroup);
+  const Result<std::string> mount = sys::cgroup2_mount();
+  std::set<uint64_t> living;
+  for (const std::string& path : paths)
+    if (struct stat st{}; mount && ::stat((*mount + path).c_str(), &st) == 0) living.insert(st.st_ino);
+  for (const auto& [id, bits] : *roles)
+    if ((bits & MELTEMI_CGROUP_TUNNEL) != 0 && !living.contains(id))
+      (void)bpf_.set_cgroup_roles(id, bits & ~uint32_t{MELTEMI_CGROUP_TUNNEL});
+}
+
+std::vector<std::string> Node::problems() const {
+  std::vector<std::string> out;
+  for (const std::string& problem : {prober_problem_, ztunnel_problem_})
+    if (!problem.empty()) out.push_back(problem);
+  return out;
+}
+
+std::string Node::guard_text(const Pod& pod) {
+  if (!pod.captured || pod.phase != Phase::kEnrolled) return {};
+  if (!pod.captured->guard_wanted) return "off";
+  return pod.captured->guard_problem.empty() ? "on" : pod.captured->guard_problem;
+}
+
+void Node::say_use(Pod& pod) {
+  const Result<PodUse> now = capture_.use(*pod.captured);
+  if (!now) return;
+  const PodUse before = std::exchange(pod.use, *now);
+  if (now->guard_dropped > before.guard_dropped) {
+    const IpAddress to = *IpAddress::from_bytes(
+        {reinterpret_cast<const uint8_t*>(&now->last.last_to), sizeof now->last.last_to});
+    scope.warn(
+        "pod {} (uid {}) sent {} TCP connections past ztunnel; dropped at its veth, the last to {}. "
+        "Somebody in it has NET_RAW or NET_ADMIN and uses it; namespace annotation "
+        "{}=disabled permits it",
+        pod.record.label(), pod.record.uid, now->guard_dropped - before.guard_dropped,
+        now->last.last_port != 0 ? SocketAddress{to, static_cast<uint16_t>(now->last.last_port)}.to_string()
+                                 : to.to_string() + " (unreadable)",
+        kGuardAnnotation);
+  }
+  if (now->probes_passed > before.probes_passed)
+    scope.info("pod {} (uid {}): {} connections of the kubelet to its probe ports, exempt from policy",
+               pod.record.label(), pod.record.uid, now->probes_passed - before.probes_passed);
+}
+
+// What cannot be told per pod.
+void Node::say_refusals() {
+  const auto now = bpf_.counters();
+  if (!now) return;
+  const auto before = std::exchange(counted_, *now);
+  if (!std::exchange(counted_before_, true)) return;
+  const auto more = [&](meltemi_counter which) { return (*now)[which] - before[which]; };
+  if (const uint64_t n = more(MELTEMI_COUNT_MARK_REFUSED); n > 0)
+    scope.warn("{} connects from pods with ztunnel's mark by processes that are not ztunnel: refused", n);
+  if (const uint64_t n = more(MELTEMI_COUNT_LINK_LOCAL_REFUSED); n > 0)
+    scope.warn("{} connects from pods to IPv6 link-local addresses: refused; exclude fe80::/10 to permit "
+               "them", n);
+  if (const uint64_t n = more(MELTEMI_COUNT_PROBE_REFUSED); n > 0)
+    scope.info("{} connects to probe ports from the node by others than the kubelet: policy applies", n);
 }
 
 // Pins whose namespace is dead and that no pod owns. Living ones are left to work, and counted: an
@@ -441,16 +588,19 @@ void Node::report() {
   wire::NodeReport out;
   out.set_node(options_.name);
   out.set_ztunnel_connected(zds_.connected());
+  for (std::string& problem : problems()) out.add_problems(std::move(problem));
   for (const auto& [key, pod] : pods_) {
     if (pod.record.uid.empty() || (!pod.record.decision && !pod.captured)) continue;
     wire::PodStatus& s = *out.add_pods();
     s.set_uid(pod.record.uid);
-    s.set_enrolled(pod.phase == Phase::kEnrolled && pod.missing.empty());
+    s.set_enrolled(pod.phase == Phase::kEnrolled);
     for (const std::string& m : pod.missing) s.add_missing(m);
     s.set_message(message_of(pod));
     if (!pod.captured) continue;
     s.set_netns_cookie(pod.captured->cookie);
     s.set_netns_inode(pod.captured->id.inode);
+    s.set_guard(guard_text(pod));
+    s.set_guard_dropped(pod.use.guard_dropped);
   }
   std::string bytes = out.SerializeAsString();
   if (bytes == last_report_) return;
@@ -465,10 +615,12 @@ Node::Numbers Node::numbers() const {
     n.wanted += pod.record.wanted();
     n.enrolled += pod.phase == Phase::kEnrolled && pod.missing.empty();
     n.draining += pod.phase == Phase::kDraining;
+    n.guarded += guard_text(pod) == "on";
   }
   n.ztunnel_connected = zds_.connected();
   n.ztunnel_synced = zds_.synced();
   n.ztunnels_refused = zds_.refused_total();
+  n.prober_known = prober_problem_.empty();
   return n;
 }
 
@@ -582,29 +734,34 @@ void Node::on_check(const local::CheckPod& check, const LocalServer::Reply& repl
   if (pod == nullptr)
     return reply(error_response(fmt::format("pod {}/{} is not known to the agent of node {}",
                                             check.namespace_(), check.name(), options_.name)));
-  if (pod->captured && pod->record.wanted()) read_back(*pod);
+  std::string message = pod->message;
+  std::vector<std::string> missing = pod->missing;
+  if (pod->captured && pod->record.wanted()) missing = look(*pod, &message);
   local::Response response;
-  if (pod->record.wanted() && (!pod->captured || !pod->missing.empty()))
+  if (pod->record.wanted() && (!pod->captured || !missing.empty()))
     response.set_error(fmt::format("pod {} is to be in the mesh but the kernel lacks: {}",
-                                   pod->record.label(),
-                                   pod->captured ? join(pod->missing) : pod->message));
-  *response.add_pods() = describe(*pod);
+                                   pod->record.label(), pod->captured ? join(missing) : message));
+  *response.add_pods() = describe(*pod, missing);
   reply(std::move(response));
-  changed();
 }
 
 void Node::on_list(const LocalServer::Reply& reply) {
   local::Response response;
   const std::vector<sys::ProcessInfo> processes = processes_now();
   for (auto& [key, pod] : pods_) {
-    if (pod.captured && pod.phase == Phase::kEnrolled) {
-      read_back(pod);
-      pod.uncaptured = uncaptured_processes(processes, pod.captured->id.inode, cgroup_path_);
-    }
-    *response.add_pods() = describe(pod);
+    std::string message;
+    std::vector<std::string> missing = pod.missing;
+    const bool enrolled = pod.captured && pod.phase == Phase::kEnrolled;
+    if (enrolled) missing = look(pod, &message);
+    local::Pod& described = *response.add_pods();
+    described = describe(pod, missing);
+    if (!enrolled) continue;
+    for (const std::string& p :
+         uncaptured_processes(processes, pod.captured->id.inode, cgroup_path_))
+      described.add_uncaptured_processes(p);
   }
+  for (std::string& problem : problems()) response.add_problems(std::move(problem));
   reply(std::move(response));
-  changed();
 }
 
 // What keeps the pod from being served, the first cause of it.
@@ -614,17 +771,22 @@ std::string Node::message_of(const Pod& pod) const {
   return pod.record.wanted() ? zds_.refusal() : std::string();
 }
 
-local::Pod Node::describe(const Pod& pod) const {
+local::Pod Node::describe(const Pod& pod, const std::vector<std::string>& missing) const {
   local::Pod out;
   out.set_uid(pod.record.uid);
   out.set_name(pod.record.name);
   out.set_namespace_(pod.record.namespace_name);
   out.set_enrol(pod.record.wanted());
-  out.set_enrolled(pod.phase == Phase::kEnrolled && pod.missing.empty());
+  out.set_enrolled(pod.phase == Phase::kEnrolled && missing.empty());
   if (pod.record.decision) out.set_reason(pod.record.decision->reason());
-  for (const std::string& m : pod.missing) out.add_missing(m);
+  for (const std::string& m : missing) out.add_missing(m);
   out.set_message(message_of(pod));
-  for (const std::string& p : pod.uncaptured) out.add_uncaptured_processes(p);
+  out.set_guard(guard_text(pod));
+  if (!pod.captured) return out;
+  if (const Result<PodUse> use = capture_.use(*pod.captured)) {
+    out.set_guard_dropped(use->guard_dropped);
+    out.set_probes_passed(use->probes_passed);
+  }
   return out;
 }
 

@@ -7,6 +7,7 @@
 // namespace does.
 #pragma once
 
+#include <array>
 #include <functional>
 #include <map>
 #include <memory>
@@ -29,6 +30,7 @@ namespace meltemi::agent {
 struct NodeOptions {
   std::string name;
   std::string state_file;  // run-dir/enrolments.json
+  std::string prober_cgroup;  // the kubelet's; empty: looked for
   Duration reconcile_interval = std::chrono::seconds(5);
   Duration drain_timeout = std::chrono::seconds(60);  // un-enrolment waits this long for its flows
   Duration add_timeout = std::chrono::seconds(20);    // CNI ADD without a deadline of its own
@@ -58,8 +60,8 @@ class Node {
   void handle(meltemi::local::v1::Request request, LocalServer::Reply reply);
 
   struct Numbers {
-    size_t pods = 0, wanted = 0, enrolled = 0, draining = 0;
-    bool ztunnel_connected = false, ztunnel_synced = false;
+    size_t pods = 0, wanted = 0, enrolled = 0, draining = 0, guarded = 0;
+    bool ztunnel_connected = false, ztunnel_synced = false, prober_known = false;
     uint64_t ztunnels_refused = 0;  // ever
   };
   Numbers numbers() const;
@@ -69,6 +71,8 @@ class Node {
     LocalServer::Reply reply;
     MonoTime deadline;
   };
+  // kEnrolled: it was seen whole in the kernel once, and nobody has decided since that it shall leave.
+  // What breaks meanwhile is mended; peers keep to HBONE.
   enum class Phase { kPlain, kEnrolled, kDraining };
   struct Pod {
     PodRecord record;
@@ -76,10 +80,10 @@ class Node {
     std::optional<CapturedPod> captured;  // its namespace, once known
     std::optional<CaptureSpec> applied;   // what it was last enrolled as
     std::vector<std::string> missing;
-    std::vector<std::string> uncaptured;
     std::string message;        // why enrolment failed, with the fix
     std::string ztunnel_error;  // why ztunnel does not serve it; it tries again
     bool hopeless = false;      // trying again will not help until something changes
+    PodUse use;                 // as last read, to tell what is new
     MonoTime drain_deadline;
     std::vector<Waiter> waiters;
   };
@@ -93,6 +97,8 @@ class Node {
   void enrol(Pod& pod);
   void unenrol(Pod& pod);
   void finish_drain(Pod& pod);
+  // Kernel truth now. For the reader alone: what is known and reported of the pod stays as it is.
+  std::vector<std::string> look(const Pod& pod, std::string* message) const;
   void read_back(Pod& pod);
   void namespace_gone(Pod& pod);
   bool namespace_alive(const Pod& pod) const;
@@ -103,6 +109,14 @@ class Node {
 
   void reconcile();
   size_t collect_garbage();  // how many living pins no pod owns
+  void find_prober();
+  void set_prober(uint64_t cgroup_id);  // 0: nobody
+  void ztunnel_connected(pid_t pid);
+  void forget_ended_ztunnels();  // REQUIRES: processes_ is of now
+  void say_use(Pod& pod);  // logs what the guard dropped and the probe exemption let through
+  void say_refusals();
+  std::vector<std::string> problems() const;
+  static std::string guard_text(const Pod& pod);
   void schedule_drain_check();
   void changed();  // saves and reports, soon
   void save();
@@ -113,7 +127,7 @@ class Node {
   void on_check(const meltemi::local::v1::CheckPod& check, const LocalServer::Reply& reply);
   void on_list(const LocalServer::Reply& reply);
   std::string message_of(const Pod& pod) const;
-  meltemi::local::v1::Pod describe(const Pod& pod) const;
+  meltemi::local::v1::Pod describe(const Pod& pod, const std::vector<std::string>& missing) const;
 
   std::vector<std::string> zds_pods() const;
   std::optional<ZdsPod> zds_describe(const std::string& uid);
@@ -133,6 +147,10 @@ class Node {
   std::vector<sys::ProcessInfo> processes_;  // of the current pass
   std::string last_report_, last_saved_;
   bool hooks_attached_ = true;  // start-up fails otherwise; looked at again on every pass
+  std::string prober_problem_ = "the kubelet has not been looked for yet";
+  std::string ztunnel_problem_;
+  std::array<uint64_t, MELTEMI_COUNTERS> counted_{};  // as last logged
+  bool counted_before_ = false;
   bool save_pending_ = false;
   bool drain_check_pending_ = false;
 };

@@ -36,8 +36,9 @@ ConfigTable option_table(Options& o) {
           "The node's cgroup v2 subtree, to which the hooks are attached: absolute, or relative to "
           "the cgroup2 mount; \"/\" is all of it.")
       .text(&o.prober_cgroup, "prober-cgroup", "AGENT_PROBER_CGROUP",
-            "Only processes of this cgroup may probe pods from the probe address (the kubelet's); "
-            "empty: every process in the node's network namespace.")
+            "The kubelet's cgroup, absolute or relative to the cgroup2 mount: only its processes reach "
+            "declared probe ports past policy. Empty: the kubelet's that is found in the node's network "
+            "namespace; where none is found, nobody's.")
       .text(&o.bpf_dir, "bpf-dir", "AGENT_BPF_DIR",
             "Directory on a bpffs, for pinned maps and links.")
       .text(&o.xds_address, "xds-address", "XDS_ADDRESS",

@@ -109,14 +109,25 @@ bool contains(const std::vector<sys::Rule>& rules, const sys::Rule& rule) {
 
 }  // namespace
 
-Result<std::vector<IpAddress>> local_addresses(const sys::Netns& netns) {
+Result<LocalAddresses> local_addresses(const sys::Netns& netns) {
   sys::Netlink netlink = MELTEMI_TRY(sys::Netlink::open_in(netns));
-  std::vector<IpAddress> out;
+  LocalAddresses out;
   for (const sys::Address& a : MELTEMI_TRY(netlink.addresses())) {
     const bool link_local_v6 =
         !a.ip.is_v4() && a.ip.bytes()[0] == 0xfe && (a.ip.bytes()[1] & 0xc0) == 0x80;
-    if (!a.ip.is_loopback() && !link_local_v6) out.push_back(a.ip);
+    if (a.ip.is_loopback()) continue;
+    (link_local_v6 ? out.link_local : out.routable).push_back(a.ip);
   }
+  return out;
+}
+
+Result<std::vector<uint32_t>> node_ends(const sys::Netns& pod, const sys::Netns& node) {
+  sys::Netlink netlink = MELTEMI_TRY(sys::Netlink::open_in(pod));
+  const uint32_t node_id = MELTEMI_TRY(netlink.netns_id(node));
+  std::vector<uint32_t> out;
+  for (const sys::Link& link : MELTEMI_TRY(netlink.links()))
+    if (link.kind == "veth" && link.peer != 0 && link.peer_netns_id == node_id)
+      out.push_back(link.peer);
   return out;
 }
 

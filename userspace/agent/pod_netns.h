@@ -23,8 +23,16 @@ struct Marks {
   uint32_t tunnel = 0;
 };
 
-// Non-loopback addresses that are local in the namespace, link-local ones left out.
-Result<std::vector<IpAddress>> local_addresses(const sys::Netns& netns);
+// Non-loopback addresses that are local in the namespace.
+struct LocalAddresses {
+  std::vector<IpAddress> routable;
+  std::vector<IpAddress> link_local;  // fe80::/10
+};
+Result<LocalAddresses> local_addresses(const sys::Netns& netns);
+
+// The ends in the node's namespace of the pod's veths: where its packets come out. Empty for pods whose
+// interfaces are of another kind (macvlan, SR-IOV).
+Result<std::vector<uint32_t>> node_ends(const sys::Netns& pod, const sys::Netns& node);
 
 // What the agent holds of a pod. Any of them may be empty after a restart, while ztunnel holds it.
 struct Listeners {

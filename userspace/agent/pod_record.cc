@@ -104,6 +104,7 @@ Result<CaptureSpec> spec_of(const PodRecord& record) {
     spec.exclude_cidrs.push_back(*cidr);
   }
   spec.strict = d.inbound_mode() == meltemi::node::v1::STRICT;
+  spec.guard = !d.unguarded();
   return spec;
 }
 

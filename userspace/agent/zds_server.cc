@@ -118,6 +118,7 @@ void ZdsServer::on_hello(Connection& c, const std::string& bytes) {
   if (!hello) return close(c, hello.error().detail);
   if ((hello->capabilities & zds::kListenerFds) == 0) return refuse(c);
   c.greeted = true;
+  if (callbacks_.peer_connected) callbacks_.peer_connected(c.pid);
   for (const std::string& uid : callbacks_.pods()) {
     const std::optional<ZdsPod> pod = callbacks_.describe(uid);
     if (!pod) continue;

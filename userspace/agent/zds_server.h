@@ -49,6 +49,9 @@ class ZdsServer {
     // Outcome of the newest Add of a pod.
     std::function<void(const std::string& uid, const Status&)> added;
     std::function<void(bool connected)> connection_changed;
+    // The process at the other end of a connection that is not refused; before it is told anything. May
+    // be empty.
+    std::function<void(pid_t pid)> peer_connected;
   };
 
   ZdsServer(Loop& loop, Callbacks callbacks);

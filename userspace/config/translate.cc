@@ -119,6 +119,12 @@ class Translator::Engine {
     }
   }
 
+  bool wants_enrolment(std::string_view ns, std::string_view name) const {
+    View view(&store_, &enrolled_, &names_);
+    const ObjectPtr pod = view.object(Kind::kPod, ns, name);
+    return pod && enrolment_of(view, *pod).enrol;
+  }
+
   void note_everything() {
     std::vector<UnitId> gone;
     std::set<UnitId> wanted = {{UnitId::What::kStrict, {}, {}}};
@@ -369,6 +375,10 @@ TranslationResult Translator::apply(const std::vector<ObjectChange>& changes) {
 TranslationResult Translator::set_enrolled(std::string_view node, std::set<std::string> pod_uids) {
   engine_->note_enrolled(node, std::move(pod_uids));
   return engine_->settle();
+}
+
+bool Translator::wants_enrolment(std::string_view ns, std::string_view name) const {
+  return engine_->wants_enrolment(ns, name);
 }
 
 TranslationResult Translator::rebuild() {

@@ -85,6 +85,8 @@ class Translator {
   TranslationResult apply(const std::vector<ObjectChange>& changes);
   // The uids of the pods that are enrolled in the kernel of `node` now. Returns what that changes.
   TranslationResult set_enrolled(std::string_view node, std::set<std::string> pod_uids);
+  // Whether this pod is to be in the mesh, by the store as it is now; false if there is no such pod.
+  bool wants_enrolment(std::string_view ns, std::string_view name) const;
   // Forgets everything and computes from the store; returns the difference to what was there.
   TranslationResult rebuild();
 

@@ -163,9 +163,10 @@ void fill_exclusions(const Object& pod, node::PodEnrolment* out) {
                });
 }
 
-void translate_enrolment(View& view, const Object& pod, Outputs* out) {
+}  // namespace
+
+model::EnrolmentDecision enrolment_of(View& view, const Object& pod) {
   const kube::Pod& body = pod.as<kube::Pod>();
-  if (pod.meta().uid().empty() || body.spec().node_name().empty() || pod_ended(pod)) return;
   ObjectPtr ns = view.object(Kind::kNamespace, "", pod.ns());
   model::Labels ns_labels = ns ? to_model(ns->meta().labels()) : model::Labels();
   model::Labels labels = to_model(pod.meta().labels());
@@ -182,8 +183,15 @@ void translate_enrolment(View& view, const Object& pod, Outputs* out) {
   }
   input.host_network = body.spec().host_network();
   input.phase = body.status().phase();
-  model::EnrolmentDecision decision = model::decide_enrolment(input, model::EnrolmentPolicy());
+  return model::decide_enrolment(input, model::EnrolmentPolicy());
+}
 
+namespace {
+
+void translate_enrolment(View& view, const Object& pod, Outputs* out) {
+  const kube::Pod& body = pod.as<kube::Pod>();
+  if (pod.meta().uid().empty() || body.spec().node_name().empty() || pod_ended(pod)) return;
+  const model::EnrolmentDecision decision = enrolment_of(view, pod);
   node::PodEnrolment enrolment;
   enrolment.set_uid(pod.meta().uid());
   enrolment.set_name(pod.name());
@@ -197,6 +205,8 @@ void translate_enrolment(View& view, const Object& pod, Outputs* out) {
   bool strict = mtls.base == MtlsMode::kStrict || mtls.ported != nullptr;
   enrolment.set_inbound_mode(strict ? node::STRICT : node::PERMISSIVE);
   fill_exclusions(pod, &enrolment);
+  const ObjectPtr ns = view.object(Kind::kNamespace, "", pod.ns());
+  enrolment.set_unguarded(ns && ns->annotation("meltemi.io/egress-guard") == "disabled");
   out->add(ResourceType::kPodEnrolment, node_scope(body.spec().node_name()), pod.meta().uid(),
            enrolment);
 }

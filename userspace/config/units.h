@@ -12,6 +12,7 @@
 
 #include "userspace/config/translate.h"
 #include "userspace/config/view.h"
+#include "userspace/model/enrolment.h"
 
 namespace meltemi::config {
 
@@ -63,6 +64,8 @@ void pack_any(const google::protobuf::Message& message, google::protobuf::Any* a
 
 // REQUIRES for all: the object exists in the view's store.
 void translate_pod(View& view, const Object& pod, Outputs* out);          // translate_pod.cc
+// Whether a pod is to be in the mesh, and why.
+model::EnrolmentDecision enrolment_of(View& view, const Object& pod);
 void translate_service(View& view, const Object& service, Outputs* out);  // translate_service.cc
 void translate_authorization(View& view, const Object& policy,
                              Outputs* out);  // translate_policy.cc

@@ -160,6 +160,7 @@ void ControlPlane::settle(std::vector<ObjectChange> changes) {
   if (pods_changed) count_enrolled_again(changes);
   board_.note(changes);
   publish(translator_.apply(changes));
+  end_decided_enrolments();
   std::set<std::string> with_generated = namespaces;
   with_generated.merge(namespaces_of(changes));
   gateway_statuses(with_generated);

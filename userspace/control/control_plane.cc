@@ -115,13 +115,19 @@ xds::ServerHooks ControlPlane::hooks() {
   };
   out.report = [this](const xds::Caller& caller, const node::v1::NodeReport& report) -> Status {
     MELTEMI_TRY(access_.may_report(caller, report.node()));
-    Report taken{.node = report.node(), .enrolled = {}};
+    Report taken{.node = report.node(),
+                 .problems = {report.problems().begin(), report.problems().end()},
+                 .pods = {}};
     if (report.pods_size() > kMaxReportedPods) {
       return fail(Reason::kLimitExceeded, Fault::kDownstream,
                   fmt::format("more than {} pods of one node", kMaxReportedPods));
     }
+    if (report.problems_size() > kMaxReportedProblems) {
+      return fail(Reason::kLimitExceeded, Fault::kDownstream,
+                  fmt::format("more than {} problems of one node", kMaxReportedProblems));
+    }
     for (const auto& pod : report.pods()) {
-      if (pod.enrolled()) taken.enrolled.insert(pod.uid());
+      (pod.enrolled() ? taken.pods.enrolled : taken.pods.plain).insert(pod.uid());
     }
     {
       const std::lock_guard lock(reports_mutex_);
@@ -227,8 +233,14 @@ void ControlPlane::take_reports() {
     reports.swap(reports_);
   }
   for (Report& report : reports) {
-    if (!enrolled_.set(report.node, report.enrolled)) continue;
-    scope.info("node {} reports {} enrolled pods", report.node, report.enrolled.size());
+    if (std::vector<std::string>& known = node_problems_[report.node]; known != report.problems) {
+      for (const std::string& problem : report.problems)
+        scope.warn("node {}: {}", report.node, log::escape(problem));
+      known = std::move(report.problems);
+    }
+    const size_t enrolled = report.pods.enrolled.size();
+    if (!enrolled_.set(report.node, std::move(report.pods))) continue;
+    scope.info("node {} reports {} enrolled pods", report.node, enrolled);
     next_save_ = MonoClock::now() + kSaveEvery;
     count_enrolled(report.node);
   }
@@ -236,20 +248,26 @@ void ControlPlane::take_reports() {
 
 // An agent speaks for the pods of its own node only.
 void ControlPlane::count_enrolled(const std::string& node) {
-  const auto reported = enrolled_.by_node().find(node);
-  if (reported == enrolled_.by_node().end()) return;
-  std::set<std::string> counted;
-  for (const std::string& uid : reported->second) {
+  std::set<std::string> counted = enrolled_.count(node, [this](const std::string& uid) {
     const auto pod = pods_.find_uid(uid);
-    if (pod && pod->node == node) counted.insert(uid);
-  }
+    return pod && translator_.wants_enrolment(pod->ns, pod->name);
+  });
+  std::erase_if(counted, [&](const std::string& uid) {
+    const auto pod = pods_.find_uid(uid);
+    return !pod || pod->node != node;
+  });
   publish(translator_.set_enrolled(node, std::move(counted)));
+}
+
+// The agent's word may have come before the decision that it follows from here.
+void ControlPlane::end_decided_enrolments() {
+  for (const std::string& node : enrolled_.disputed()) count_enrolled(node);
 }
 
 // A report may come before the objects of its pods are read, above all after a start: they count from
 // their first translation on.
 void ControlPlane::count_enrolled_again(const std::vector<config::ObjectChange>& changes) {
-  if (enrolled_.by_node().empty()) return;
+  if (enrolled_.nodes().empty()) return;
   std::set<std::string> nodes;
   for (const config::ObjectChange& change : changes) {
     if (change.key.kind != config::Kind::kPod) continue;

@@ -44,6 +44,7 @@ inline constexpr size_t kShrinkFiles = 20;
 inline constexpr std::chrono::milliseconds kConfirm{1000};
 inline constexpr std::chrono::milliseconds kAnalyzeEvery{1000};
 inline constexpr std::chrono::milliseconds kSaveEvery{200};
+inline constexpr int kMaxReportedProblems = 16;  // of one node; an agent knows of two kinds
 inline constexpr int kMaxReportedPods = 10'000;  // of one node; a kubelet runs 110 unless told otherwise
 inline constexpr std::chrono::seconds kIdentityCheck{30};
 inline constexpr std::chrono::hours kRotationCheck{1};
@@ -83,7 +84,8 @@ class ControlPlane {
  private:
   struct Report {
     std::string node;
-    std::set<std::string> enrolled;  // as reported; which of them count depends on the pods known
+    std::vector<std::string> problems;
+    ReportedPods pods;  // which of them count depends on the pods known and on what is decided
   };
 
   ControlPlane(Settings settings, pki::PublicKey token_key,
@@ -103,6 +105,7 @@ class ControlPlane {
   void take_reports();
   void count_enrolled(const std::string& node);
   void count_enrolled_again(const std::vector<config::ObjectChange>& pods);
+  void end_decided_enrolments();
   void timers(MonoTime now);
   void apply(const FileEvent& event, std::vector<config::ObjectChange>* changes);
   void release_held(MonoTime now, std::vector<config::ObjectChange>* changes);
@@ -129,6 +132,7 @@ class ControlPlane {
   GeneratedFiles files_;
   StatusBoard board_;
   EnrolledPods enrolled_;
+  std::map<std::string, std::vector<std::string>> node_problems_;  // as last reported
   ServerIdentity identity_;
   std::set<std::string> known_files_;        // of the source, layers 0 and 2
   std::map<std::string, MonoTime> held_;     // removals to be confirmed: path -> when

@@ -284,7 +284,16 @@ OutboundDecision straight_to(EndpointChoice choice, ServicePtr service) {
   return d;
 }
 
-OutboundDecision passthrough(const SocketAddress& destination) {
+// Plaintext to what nobody knows, but never to what was reached by HBONE and has vanished.
+Result<OutboundDecision> passthrough(const Snapshot& snapshot, const NetworkAddress& address,
+                                     const SocketAddress& destination) {
+  if (snapshot.departed(address)) {
+    return fail(Reason::kNoEndpoint, Fault::kUpstream,
+                fmt::format("{} was in the mesh and is known no longer: it is gone, or the control "
+                            "plane has lost it; not tried in plaintext",
+                            destination.ip.to_string()),
+                Retry::kSafe);
+  }
   OutboundDecision d;
   d.target = destination;
   return d;
@@ -301,7 +310,9 @@ bool is_own_waypoint(const Snapshot& snapshot, const Workload& source, const Gat
 Result<OutboundDecision> to_service(const Snapshot& snapshot, const Workload& source,
                                     const ServiceEntry& entry, const SocketAddress& destination,
                                     Random& random, std::span<const SocketAddress> avoid) {
-  if (entry.service->load_balancing.mode == LbMode::kPassthrough) return passthrough(destination);
+  if (entry.service->load_balancing.mode == LbMode::kPassthrough) {
+    return passthrough(snapshot, {source.network, destination.ip}, destination);
+  }
   EndpointQuery query{&source, destination.port, false, destination.ip, avoid};
   EndpointChoice choice = MELTEMI_TRY(choose_endpoint(entry, query, random));
   if (choice.workload->network != source.network) return other_network(*choice.workload);
@@ -360,7 +371,7 @@ Result<OutboundDecision> decide_outbound(const Snapshot& snapshot, const Workloa
     }
   }
   if (entry) return to_service(snapshot, source, *entry, destination, random, avoid);
-  if (!workload) return passthrough(destination);
+  if (!workload) return passthrough(snapshot, address, destination);
   return to_workload(snapshot, source, std::move(workload), destination, random, avoid);
 }
 

@@ -46,6 +46,14 @@ bool answers_before(const WorkloadPtr& a, const WorkloadPtr& b) {
   return ra != rb ? ra > rb : a->uid < b->uid;
 }
 
+bool is_reached_by_hbone(const ServiceEntry& entry) {
+  bool found = entry.service->waypoint || !entry.service->weighted_waypoints.empty();
+  entry.endpoints.for_each([&](const Symbol&, const Endpoint& e) {
+    found |= e.workload->protocol == TunnelProtocol::kHbone;
+  });
+  return found;
+}
+
 uint32_t endpoint_weight(const Workload& workload, const Service* service) {
   const bool all = service && service->load_balancing.health == HealthPolicy::kAllowAll;
   return workload.healthy || all ? workload.capacity : 0;
@@ -190,6 +198,7 @@ bool MeshStore::put(const WorkloadPtr& workload) {
   if (old) unlink(*old);
   work_.workloads_.set(workload->uid, workload);
   link(workload);
+  if (old) depart_unclaimed(*old);
   return true;
 }
 
@@ -198,7 +207,29 @@ bool MeshStore::remove_workload(std::string_view uid) {
   if (!old) return false;
   unlink(*old);
   work_.workloads_.erase(uid);
+  depart_unclaimed(*old);
   return true;
+}
+
+// A workload that spoke HBONE has let go of these addresses, and nobody else has them.
+void MeshStore::depart_unclaimed(const Workload& old) {
+  if (old.protocol != TunnelProtocol::kHbone || old.network_mode != NetworkMode::kStandard) return;
+  for (const IpAddress& ip : old.addresses) {
+    const NetworkAddress at{old.network, ip};
+    if (!work_.by_ip_.find(at)) depart(at);
+  }
+}
+
+void MeshStore::depart(const NetworkAddress& address) {
+  work_.departed_.set(address, next_departure_);
+  departures_.emplace_back(address, next_departure_++);
+  while (departures_.size() > kMaxDeparted) {
+    const auto& [oldest, number] = departures_.front();
+    // It may have come back, or even left again, since.
+    const uint64_t* current = work_.departed_.find(oldest);
+    if (current && *current == number) work_.departed_.erase(oldest);
+    departures_.pop_front();
+  }
 }
 
 void MeshStore::link(const WorkloadPtr& workload) {
@@ -211,6 +242,7 @@ void MeshStore::link(const WorkloadPtr& workload) {
       std::erase_if(list, [&](const WorkloadPtr& other) { return other->uid == w.uid; });
       list.insert(std::lower_bound(list.begin(), list.end(), workload, answers_before), workload);
       work_.by_ip_.set(at, std::move(list));
+      work_.departed_.erase(at);
     }
   }
   if (!w.hostname.empty()) {
@@ -290,6 +322,11 @@ bool MeshStore::remove_service(std::string_view key) {
   if (!found || !(*found)->service) return false;
   const ServiceEntryPtr old = *found;
   unindex(*old->service);
+  if (is_reached_by_hbone(*old)) {
+    for (const NetworkAddress& vip : old->service->vips) {
+      if (!work_.by_vip_.find(vip)) depart(vip);
+    }
+  }
   if (old->endpoints.empty()) {
     work_.services_.erase(key);
     return true;
@@ -306,7 +343,10 @@ bool MeshStore::remove_service(std::string_view key) {
 }
 
 void MeshStore::index(const Service& s) {
-  for (const NetworkAddress& vip : s.vips) add_key(work_.by_vip_, vip, s.key);
+  for (const NetworkAddress& vip : s.vips) {
+    add_key(work_.by_vip_, vip, s.key);
+    work_.departed_.erase(vip);
+  }
   for (const NetworkCidr& cidr : s.cidr_vips) add_key(work_.by_cidr_, cidr, s.key);
   add_key(work_.by_hostname_, s.hostname, s.key);
 }

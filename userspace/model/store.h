@@ -7,6 +7,7 @@
 #pragma once
 
 #include <atomic>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <mutex>
@@ -62,6 +63,12 @@ class Snapshot {
   const ServiceEntry* service_by_hostname(std::string_view hostname,
                                           std::string_view client_ns) const;
 
+  // Whether the last that was known of this address is that it was reached by HBONE (a workload, or the
+  // VIP of a service with such workloads or a waypoint), and it was then removed: not put again as
+  // something else. Who calls it gets an error, not plaintext: either it is gone, or the control plane
+  // has lost it.
+  bool departed(const NetworkAddress& address) const { return departed_.find(address) != nullptr; }
+
   PolicyPtr policy(std::string_view key) const;  // namespace/name
   // Decides what `destination` lets in: global policies, those of its namespace, those it names.
   PolicyVerdict authorize(const Workload& destination, const PolicyInput& input) const;
@@ -88,12 +95,17 @@ class Snapshot {
   PersistentMap<Symbol, ServiceEntryPtr> services_;   // service may be null: endpoints came first
   PersistentMap<NetworkAddress, Keys, NetworkAddressHash> by_vip_;
   LpmTable<Keys> by_cidr_;
+  PersistentMap<NetworkAddress, uint64_t, NetworkAddressHash> departed_;  // -> number in the order
   PersistentMap<Symbol, Keys> by_hostname_;
   PersistentMap<Symbol, PolicyPtr> policies_;
   PersistentMap<Symbol, std::vector<PolicyPtr>> namespace_policies_;
   std::vector<PolicyPtr> global_policies_;
 };
 using SnapshotPtr = std::shared_ptr<const Snapshot>;
+
+// How many departed addresses are remembered, the newest: 2 MB, and the pods that a large cluster
+// replaces in hours. An address is forgotten as soon as somebody else gets it.
+inline constexpr size_t kMaxDeparted = 16384;
 
 struct Batch {
   std::vector<WorkloadPtr> workloads;
@@ -134,6 +146,8 @@ class MeshStore {
   bool remove_policy(std::string_view key);
   void link(const WorkloadPtr& workload);
   void unlink(const Workload& workload);
+  void depart_unclaimed(const Workload& old);
+  void depart(const NetworkAddress& address);
   void set_endpoint(const WorkloadPtr& workload, uint32_t membership);
   void drop_endpoint(const Workload& workload, const Symbol& service);
   void index(const Service& service);
@@ -142,6 +156,8 @@ class MeshStore {
   void unindex(const Policy& policy);
 
   Snapshot work_;  // the writer's copy
+  std::deque<std::pair<NetworkAddress, uint64_t>> departures_;  // oldest first; may name revived ones
+  uint64_t next_departure_ = 1;
   std::function<void()> changed_;
   mutable std::mutex mutex_;  // guards published_ (the pointer only)
   SnapshotPtr published_;

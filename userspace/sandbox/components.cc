@@ -48,6 +48,7 @@ std::vector<std::string> agent_environment(const Layout& layout, int index) {
   return {"NODE_NAME=" + node,
           "AGENT_RUN_DIR=" + layout.agent_run_dir(node),
           "AGENT_CGROUP=" + layout.node_cgroup(node),
+          "AGENT_PROBER_CGROUP=" + layout.component_cgroup(node, "kubelet"),
           "AGENT_BPF_DIR=" + layout.node_bpf_dir(node),
           "XDS_ADDRESS=" + xds_address(),
           "XDS_ROOT_CA=" + layout.root_cert(),
@@ -83,7 +84,7 @@ std::vector<ComponentSpec> node_components(const Layout& layout, int index,
                          .argv = std::move(argv),
                          .environment = std::move(environment),
                          .netns = layout.node_netns(node),
-                         .cgroup = layout.system_cgroup(node),
+                         .cgroup = layout.component_cgroup(node, name),
                          .log = log_path(layout, name, node)};
   };
   return {spec("meltemi-agent", {bin_dir + "/meltemi-agent"}, agent_environment(layout, index)),

@@ -80,6 +80,10 @@ class Layout {
     return cgroup() + "/" + std::string(node);
   }
   std::string system_cgroup(std::string_view node) const { return node_cgroup(node) + "/system"; }
+  // One each: the kernel knows the kubelet and ztunnel by theirs.
+  std::string component_cgroup(std::string_view node, std::string_view component) const {
+    return system_cgroup(node) + "/" + std::string(component);
+  }
   std::string pod_cgroup(std::string_view node, std::string_view uid) const {
     return node_cgroup(node) + "/pods/" + std::string(uid);
   }

@@ -153,7 +153,7 @@ class Supervisor {
       for (const std::string& directory : {layout_.node_pods_dir(node), layout_.node_log_dir(node),
                                            layout_.agent_run_dir(node), layout_.node_bpf_dir(node)})
         MELTEMI_TRY(sys::make_directories(directory, 0755));
-      MELTEMI_TRY(sys::Cgroup::create(layout_.system_cgroup(node)));
+      MELTEMI_TRY(sys::Cgroup::create(layout_.component_cgroup(node, "kubelet")));
       MELTEMI_TRY(sys::Cgroup::create(layout_.node_cgroup(node) + "/pods"));
       MELTEMI_TRY(write_tokens(node));
     }

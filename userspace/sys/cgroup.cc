@@ -86,6 +86,13 @@ Result<Cgroup> Cgroup::open(const std::string& path) {
   return Cgroup(full, std::move(fd));
 }
 
+Result<Cgroup> Cgroup::open_configured(const std::string& path) {
+  const std::string mount = MELTEMI_TRY(cgroup2_mount());
+  if (path == mount || path.starts_with(mount + "/")) return open(path);
+  const std::string relative = path.starts_with('/') ? path.substr(1) : path;
+  return open(relative.empty() ? mount : mount + "/" + relative);
+}
+
 Result<Cgroup> Cgroup::create(const std::string& path) {
   const std::string full = MELTEMI_TRY(absolute(path));
   MELTEMI_TRY(make_directories(full, 0755));

@@ -22,6 +22,9 @@ class Cgroup {
   Cgroup() = default;
   // `path` is a directory: absolute, or relative to the cgroup2 mount.
   static Result<Cgroup> open(const std::string& path);
+  // As people write it: absolute, or relative to the mount with or without a slash in front ("/" is the
+  // mount).
+  static Result<Cgroup> open_configured(const std::string& path);
   static Result<Cgroup> create(const std::string& path);  // with its parents; existing is fine
   static Result<Cgroup> of_process(pid_t pid);            // 0: this one
 

@@ -7,6 +7,7 @@
 #include <linux/fib_rules.h>
 #include <linux/if_link.h>
 #include <linux/neighbour.h>
+#include <linux/net_namespace.h>
 #include <linux/netlink.h>
 #include <linux/rtnetlink.h>
 #include <linux/veth.h>
@@ -590,6 +591,12 @@ Result<std::vector<Link>> Netlink::links() {
         case IFLA_MASTER:
           link.master = a.u32();
           break;
+        case IFLA_LINK:
+          link.peer = a.u32();
+          break;
+        case IFLA_LINK_NETNSID:
+          link.peer_netns_id = a.u32();
+          break;
         case IFLA_LINKINFO:
           for_each_attribute(a.data, a.size, [&](const AttributeView& info) {
             if (info.type == IFLA_INFO_KIND) link.kind = info.text();
@@ -604,6 +611,33 @@ Result<std::vector<Link>> Netlink::links() {
     out.push_back(std::move(link));
   }));
   return out;
+}
+
+Result<uint32_t> Netlink::netns_id(const Netns& other) {
+  const auto fd = static_cast<uint32_t>(other.fd());
+  constexpr uint32_t kNone = 0xffffffff;  // the kernel's -1: not numbered; in a request: any number
+  const auto get = [&]() -> Result<uint32_t> {
+    Message m(RTM_GETNSID, NLM_F_ACK, rtgenmsg{.rtgen_family = AF_UNSPEC});
+    m.u32(NETNSA_FD, fd);
+    uint32_t id = kNone;
+    MELTEMI_TRY(dump(m, "get a namespace's number", [&](const nlmsghdr* message) {
+      (void)parse<rtgenmsg>(message, [&](const AttributeView& a) {
+        if (a.type == NETNSA_NSID) id = a.u32();
+      });
+    }));
+    return id;
+  };
+  const uint32_t known = MELTEMI_TRY(get());
+  if (known != kNone) return known;
+  Message m(RTM_NEWNSID, NLM_F_ACK, rtgenmsg{.rtgen_family = AF_UNSPEC});
+  m.u32(NETNSA_FD, fd);
+  m.u32(NETNSA_NSID, kNone);
+  // EEXIST: somebody else gave it one meanwhile.
+  MELTEMI_TRY(forgive(transact(m, "number a namespace"), {EEXIST}, m.last_errno));
+  const uint32_t given = MELTEMI_TRY(get());
+  if (given == kNone)
+    return fail(Reason::kSystem, Fault::kInternal, "the kernel gave a namespace no number");
+  return given;
 }
 
 // --- neighbours ----------------------------------------------------------------------------------

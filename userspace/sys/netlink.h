@@ -71,6 +71,9 @@ struct Link {
   uint32_t mtu = 0;
   uint32_t master = 0;  // ifindex of the bridge, or 0
   std::string kind;     // "veth", "bridge", "" for plain devices
+  uint32_t peer = 0;    // veth: ifindex of the other end; else that of the lower device, or 0
+  // Where `peer` is, as this namespace numbers it; empty: in this one.
+  std::optional<uint32_t> peer_netns_id;
 };
 
 class Netlink {
@@ -107,6 +110,9 @@ class Netlink {
   Status rename(const std::string& name, const std::string& new_name);  // link must be down
   Result<uint32_t> index(const std::string& name);  // kNotFound if there is none
   Result<std::vector<Link>> links();
+  // The number by which this socket's namespace refers to `other` (ip-netns(8), nsid); given, and kept
+  // for as long as both live, if there was none.
+  Result<uint32_t> netns_id(const Netns& other);
 
   // A permanent neighbour entry; `mac` is 6 bytes.
   Status add_neighbour(const std::string& link, const IpAddress& ip, const uint8_t mac[6]);

@@ -58,6 +58,10 @@ class ControlPlane {
                  .sign = {},
                  .report = [this](const xds::Caller&, const wire::NodeReport& report) -> Status {
                    const std::lock_guard lock(mutex_);
+                   for (const wire::PodStatus& s : report.pods()) {
+                     if (s.enrolled()) enrolled_once_.insert(s.uid());
+                     if (!s.enrolled() && enrolled_once_.contains(s.uid())) withdrawn_.insert(s.uid());
+                   }
                    last_ = report;
                    return {};
                  },
@@ -90,10 +94,20 @@ class ControlPlane {
     const std::lock_guard lock(mutex_);
     return last_.ztunnel_connected();
   }
+  // Whether any report called this pod plain after one had called it enrolled.
+  bool withdrawn(const std::string& uid) const {
+    const std::lock_guard lock(mutex_);
+    return withdrawn_.contains(uid);
+  }
+  std::vector<std::string> problems() const {
+    const std::lock_guard lock(mutex_);
+    return {last_.problems().begin(), last_.problems().end()};
+  }
 
  private:
   mutable std::mutex mutex_;
   wire::NodeReport last_;
+  std::set<std::string> enrolled_once_, withdrawn_;
   std::atomic<int> version_ = 0;
   xds::Server server_;
 };
@@ -737,7 +751,8 @@ TEST_F(AgentTest, a_control_plane_that_forgets_a_pod_does_not_unmesh_it) {
 TEST_F(AgentTest, probe_ports_and_policy_follow_the_decision) {
   LabPod& pod = lab.add_pod(1);
   const UniqueFd app = tcp_server(pod.netns, 8080);
-  start_agent();
+  // This process plays the kubelet.
+  start_agent({"--prober-cgroup=" + must(sys::Cgroup::of_process(0)).path()});
   wire::PodEnrolment e = wanted(pod);
   e.set_inbound_mode(wire::STRICT);
   control->decide(e);
@@ -751,6 +766,80 @@ TEST_F(AgentTest, probe_ports_and_policy_follow_the_decision) {
     (void)connect_within(probe.get(), {pod.v4, 8080}, 1000);
     return accept_one(app.get(), 200).valid();
   }));
+}
+
+// --- looking -------------------------------------------------------------------------------------
+
+TEST_F(AgentTest, LookingAtPodsChangesNothingThatIsReported) {
+  LabPod& pod = lab.add_pod(1);
+  const std::string uid = "uid-" + pod.name;
+  start_agent({"--reconcile-interval=1h"});  // nothing is mended meanwhile
+  control->decide(wanted(pod));
+  ASSERT_EQ(run_cni("ADD", pod).exit_code, 0);
+  ASSERT_TRUE(eventually([&] { return control->reported(uid).value_or(wire::PodStatus()).enrolled(); }));
+  const auto reflect = [&](const char* value) {
+    must(pod.netns.run([&] { return sys::write_sysctl("net/ipv4/fwmark_reflect", value); }));
+  };
+  for (int i = 0; i < 4; ++i) {
+    reflect("0");
+    const auto broken = listed(pod.name);
+    ASSERT_TRUE(broken);
+    EXPECT_FALSE(broken->enrolled()) << "who looks is told the truth";
+    EXPECT_EQ(broken->missing_size(), 1);
+    EXPECT_EQ(run_cni("CHECK", pod).exit_code, 1);
+    reflect("1");
+    EXPECT_TRUE(enrolled(pod));
+  }
+  reflect("0");
+  EXPECT_FALSE(enrolled(pod));
+  // A later report has arrived, hence all before it.
+  LabPod& later = lab.add_pod(2);
+  control->decide(wanted(later));
+  ASSERT_EQ(run_cni("ADD", later).exit_code, 0);
+  ASSERT_TRUE(eventually([&] {
+    return control->reported("uid-" + later.name).value_or(wire::PodStatus()).enrolled();
+  }));
+  EXPECT_TRUE(control->reported(uid)->enrolled());
+  EXPECT_FALSE(control->withdrawn(uid)) << "peers were told to talk plaintext";
+}
+
+TEST_F(AgentTest, APodThatCannotBeMendedStaysEnrolledForItsPeersAndSaysWhatIsMissing) {
+  LabPod& pod = lab.add_pod(1);
+  const std::string uid = "uid-" + pod.name;
+  start_agent();
+  control->decide(wanted(pod));
+  ASSERT_EQ(run_cni("ADD", pod).exit_code, 0);
+  ASSERT_TRUE(eventually([&] { return control->reported(uid).value_or(wire::PodStatus()).enrolled(); }));
+  // The agent dies, its listeners with it, and something in the pod takes the port.
+  stop_agent(SIGKILL);
+  UniqueFd squatter = tcp_server(pod.netns, MELTEMI_HBONE_PORT);
+  start_agent();
+  ASSERT_TRUE(eventually([&] {
+    const auto s = control->reported(uid);
+    return s && s->missing_size() > 0 && s->message().find("15008") != std::string::npos;
+  }));
+  EXPECT_TRUE(control->reported(uid)->enrolled());
+  squatter.reset();
+  EXPECT_TRUE(eventually([&] { return control->reported(uid)->missing_size() == 0; }));
+  EXPECT_FALSE(control->withdrawn(uid));
+  // A decision ends it.
+  control->decide(wanted(pod, false));
+  EXPECT_TRUE(eventually([&] { return !control->reported(uid)->enrolled(); }));
+}
+
+TEST_F(AgentTest, ANodeWhoseKubeletIsNotFoundSaysSo) {
+  start_agent();
+  ASSERT_TRUE(eventually([&] { return !control->problems().empty(); }));
+  EXPECT_NE(control->problems().front().find("--prober-cgroup"), std::string::npos)
+      << control->problems().front();
+  stop_agent(SIGKILL);
+  start_agent({"--prober-cgroup=" + lab.cgroup.path() + "/kubelet"});  // not there yet
+  EXPECT_TRUE(eventually([&] {
+    return !control->problems().empty() &&
+           control->problems().front().find("/kubelet") != std::string::npos;
+  }));
+  const sys::Cgroup kubelet = must(lab.cgroup.child("kubelet"));
+  EXPECT_TRUE(eventually([&] { return control->problems().empty(); })) << "it came, and is not seen";
 }
 
 // --- finding pods --------------------------------------------------------------------------------
@@ -839,31 +928,48 @@ TEST_F(AgentTest, the_end_of_a_namespace_without_del_leaves_nothing) {
 
 // --- the peer's ZDS ------------------------------------------------------------------------------
 
-TEST_F(AgentTest, an_istio_ztunnel_gets_istios_bytes) {
+TEST_F(AgentTest, AnIstioZtunnelIsRefusedByNameAndOwnsNoDials) {
   LabPod& pod = lab.add_pod(1);
+  const std::string uid = "uid-" + pod.name;
   start_agent();
   control->decide(wanted(pod));
   ASSERT_EQ(run_cni("ADD", pod).exit_code, 0);
   const UniqueFd socket = must(sys::connect_packets(zds_path()));
   using namespace std::string_view_literals;
   ASSERT_OK(sys::send_packet(socket.get(), as_bytes("\x08\x01"sv), {}, seconds(5)));
-  const sys::Packet add = must(sys::receive_packet(socket.get(), kLong));
-  // AddWorkload{uid, workload_info{name, namespace, service_account}} and one descriptor.
-  const std::string expected =
-      "\x0a\x21\x0a\x08uid-pod1\x12\x15\x0a\x04pod1\x12\x04shop\x1a\x07sa-pod1";
-  EXPECT_EQ(json(add.bytes).dump(), json(expected).dump());
-  ASSERT_EQ(add.fds.size(), 1u);
-  auto fd = std::move(const_cast<sys::Packet&>(add).fds[0]);
-  EXPECT_EQ(sys::Netns::from_fd(std::move(fd))->id().value(), pod.netns.id().value());
-  ASSERT_OK(sys::send_packet(socket.get(), as_bytes("\x0a\x00"sv), {}, seconds(5)));
-  const sys::Packet snapshot = must(sys::receive_packet(socket.get(), kLong));
-  EXPECT_EQ(snapshot.bytes, "\x1a\x00"sv);
-  EXPECT_TRUE(snapshot.fds.empty());
-  ASSERT_OK(sys::send_packet(socket.get(), as_bytes("\x0a\x00"sv), {}, seconds(5)));
-  EXPECT_TRUE(eventually([&] { return control->ztunnel_connected(); }));
-  EXPECT_EQ(run_cni("DEL", pod).exit_code, 0);
-  const sys::Packet del = must(sys::receive_packet(socket.get(), kLong));
-  EXPECT_EQ(json(del.bytes).dump(), json(std::string("\x12\x0a\x12\x08uid-pod1")).dump());
+  EXPECT_TRUE(eventually([&] {
+    const auto s = control->reported(uid);
+    return s && s->message().find("listener_fds") != std::string::npos;
+  }));
+  EXPECT_FALSE(control->ztunnel_connected());
+  // It is this process: with the tunnel's mark it would be taken for ztunnel, had it been accepted.
+  const UniqueFd dial = tcp_socket(pod.netns, AF_INET);
+  const uint32_t mark = MELTEMI_TUNNEL_MARK;
+  ASSERT_EQ(::setsockopt(dial.get(), SOL_SOCKET, SO_MARK, &mark, sizeof mark), 0);
+  EXPECT_EQ(connect_within(dial.get(), at("10.96.0.10", 80), kPatience), EPERM);
+}
+
+TEST_F(AgentTest, AZtunnelIsKnownByItsCgroup) {
+  LabPod& pod = lab.add_pod(1);
+  LabPod& peer = lab.add_pod(2);
+  const UniqueFd server = tcp_server(peer.netns, 9000);
+  start_agent();
+  FakeZtunnel ztunnel(zds_path());
+  control->decide(wanted(pod));
+  ASSERT_EQ(run_cni("ADD", pod).exit_code, 0);
+  ASSERT_TRUE(eventually([&] { return ztunnel.serves("uid-" + pod.name); }));
+  // Past capture and past the guard.
+  for (const IpAddress& to : peer.addresses()) {
+    const UniqueFd dial = tcp_socket(pod.netns, to.is_v4() ? AF_INET : AF_INET6);
+    const uint32_t mark = MELTEMI_TUNNEL_MARK;
+    ASSERT_EQ(::setsockopt(dial.get(), SOL_SOCKET, SO_MARK, &mark, sizeof mark), 0);
+    ASSERT_EQ(connect_within(dial.get(), {to, 9000}, kPatience), 0);
+    EXPECT_TRUE(accept_one(server.get()));
+  }
+  const auto p = listed(pod.name);
+  ASSERT_TRUE(p);
+  EXPECT_EQ(p->guard(), "on");
+  EXPECT_EQ(p->guard_dropped(), 0u);
 }
 
 TEST_F(AgentTest, garbage_on_the_sockets_ends_the_connection_and_nothing_else) {

@@ -6,6 +6,8 @@
 #include <signal.h>
 #include <sys/wait.h>
 
+#include <cstring>
+
 #include <set>
 
 #include "tests/netns/capture/lab.h"
@@ -35,7 +37,8 @@ class CaptureTest : public ::testing::Test {
     return {.directory = lab.bpf_directory(),
             .probe_v4 = probes_.v4,
             .probe_v6 = probes_.v6,
-            .node_netns_cookie = must(lab.node.cookie())};
+            .node_netns_cookie = must(lab.node.cookie()),
+            .node_netns = must(lab.node.duplicate())};
   }
   void start() {
     auto loaded = BpfStore::load(options());
@@ -43,7 +46,14 @@ class CaptureTest : public ::testing::Test {
     bpf = std::move(*loaded);
     ASSERT_OK(bpf->attach(lab.cgroup));
     capture = std::make_unique<Capture>(*bpf, kMarks, must(lab.node.cookie()));
+    // This process plays the kubelet, and, with the tunnel's mark, ztunnel.
+    play(MELTEMI_CGROUP_TUNNEL | MELTEMI_CGROUP_PROBER);
   }
+  void play(uint32_t roles) {
+    const sys::Cgroup mine = must(sys::Cgroup::of_process(0));
+    must(bpf->set_cgroup_roles(must(mine.id()), roles));
+  }
+  uint64_t counted(meltemi_counter counter) { return must(bpf->counters())[counter]; }
   CapturedPod enrol(const LabPod& pod, CaptureSpec spec = {}) {
     spec.addresses = pod.addresses();
     CapturedPod captured = must(capture->open(pod.path, pod.addresses()));
@@ -165,6 +175,88 @@ TEST_F(CaptureTest, the_tunnels_own_dials_are_not_captured) {
     EXPECT_EQ(peer_of(accepted.get()).ip, to.is_v4() ? a.v4 : a.v6);
     EXPECT_TRUE(talk(dial.get(), accepted.get()));
   }
+}
+
+TEST_F(CaptureTest, TheTunnelsMarkOnAnAppsSocketOpensNothing) {
+  LabPod& a = lab.add_pod(1);
+  LabPod& b = lab.add_pod(2);
+  const CapturedPod captured = enrol(a);
+  const UniqueFd server = tcp_server(b.netns, 9000);
+  play(0);  // not ztunnel any more; CAP_NET_RAW is all that the mark takes
+  for (const IpAddress& to : b.addresses()) {
+    const UniqueFd client = tcp_socket(a.netns, to.is_v4() ? AF_INET : AF_INET6);
+    const uint32_t mark = MELTEMI_TUNNEL_MARK;
+    ASSERT_EQ(::setsockopt(client.get(), SOL_SOCKET, SO_MARK, &mark, sizeof mark), 0);
+    EXPECT_EQ(connect_within(client.get(), {to, 9000}, kPatience), EPERM);
+  }
+  EXPECT_FALSE(accept_one(server.get(), 0));
+  EXPECT_EQ(counted(MELTEMI_COUNT_MARK_REFUSED), 2u);
+  // In a pod that is not enrolled the mark is nobody's business.
+  LabPod& plain = lab.add_pod(3);
+  const UniqueFd other = tcp_socket(plain.netns, AF_INET);
+  const uint32_t mark = MELTEMI_TUNNEL_MARK;
+  ASSERT_EQ(::setsockopt(other.get(), SOL_SOCKET, SO_MARK, &mark, sizeof mark), 0);
+  EXPECT_EQ(connect_within(other.get(), {b.v4, 9000}, kPatience), 0);
+}
+
+// --- link-local ----------------------------------------------------------------------------------
+
+// fe80::/10 of a device; it is there as soon as the device is up (accept_dad is off here).
+IpAddress link_local_of(const sys::Netns& netns, const std::string& device) {
+  sys::Netlink netlink = must(sys::Netlink::open_in(netns));
+  const uint32_t index = must(netlink.index(device));
+  for (int i = 0; i < 250; ++i, ::usleep(20'000))
+    for (const sys::Address& a : must(netlink.addresses()))
+      if (a.ifindex == index && a.link_scope && !a.ip.is_v4()) return a.ip;
+  throw std::runtime_error("no link-local address on " + device);
+}
+
+int connect_scoped(int fd, const IpAddress& to, uint16_t port, uint32_t device, int timeout_ms) {
+  sockaddr_in6 address{.sin6_family = AF_INET6, .sin6_port = htons(port), .sin6_scope_id = device};
+  std::memcpy(&address.sin6_addr, to.bytes().data(), 16);
+  ::fcntl(fd, F_SETFL, O_NONBLOCK);
+  int error = ::connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof address) < 0 ? errno : 0;
+  if (error != EINPROGRESS) return error;
+  if (!wait_for(fd, POLLOUT, timeout_ms)) return ETIMEDOUT;
+  socklen_t length = sizeof error;
+  ::getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length);
+  return error;
+}
+
+TEST_F(CaptureTest, LinkLocalClientsMeetThePolicyLikeAllOthers) {
+  LabPod& pod = lab.add_pod(1);
+  const UniqueFd app = tcp_server(pod.netns, 8080);
+  const CapturedPod captured = enrol(pod, {.probe_ports = {8080}, .strict = true});
+  const IpAddress inside = link_local_of(pod.netns, "eth0");
+  const uint32_t veth = must(must(sys::Netlink::open_in(lab.node)).index(pod.name));
+  const UniqueFd client = tcp_socket(lab.node, AF_INET6);
+  ASSERT_EQ(connect_scoped(client.get(), inside, 8080, veth, kPatience), 0);
+  const UniqueFd accepted = accept_one(captured.listeners.inbound.get());
+  ASSERT_TRUE(accepted) << "past STRICT and every policy";
+  EXPECT_EQ(local_of(accepted.get()), (SocketAddress{inside, 8080}));
+  EXPECT_FALSE(accept_one(app.get(), 0));
+}
+
+TEST_F(CaptureTest, LinkLocalDestinationsAreRefusedUnlessExcluded) {
+  LabPod& pod = lab.add_pod(1);
+  const IpAddress outside = link_local_of(lab.node, pod.name);
+  const UniqueFd server = tcp_server(lab.node, 9000);
+  const uint32_t eth0 = must(must(sys::Netlink::open_in(pod.netns)).index("eth0"));
+  for (const bool excluded : {false, true}) {
+    CaptureSpec spec;
+    if (excluded) spec.exclude_cidrs = {*Cidr::parse("fe80::/10")};
+    CapturedPod captured = enrol(pod, spec);
+    const UniqueFd client = tcp_socket(pod.netns, AF_INET6);
+    EXPECT_EQ(connect_scoped(client.get(), outside, 9000, eth0, kPatience), excluded ? 0 : EPERM);
+    EXPECT_EQ(accept_one(server.get(), excluded ? kPatience : 0).valid(), excluded);
+    // Its own is its own.
+    const UniqueFd app = tcp_server(pod.netns, 8080);
+    const UniqueFd self = tcp_socket(pod.netns, AF_INET6);
+    EXPECT_EQ(connect_scoped(self.get(), link_local_of(pod.netns, "eth0"), 8080, eth0, kPatience), 0);
+    EXPECT_TRUE(accept_one(app.get()));
+    ASSERT_OK(capture->finish(captured));
+  }
+  EXPECT_EQ(counted(MELTEMI_COUNT_LINK_LOCAL_REFUSED), 1u);
 }
 
 TEST_F(CaptureTest, excluded_destinations_are_reached_directly_and_only_those) {
@@ -363,6 +455,7 @@ TEST_F(CaptureTest, curl_probes_an_app_like_the_kubelet) {
                                   .cgroup = &pods});
   ASSERT_OK(app);
   const sys::Cgroup system = must(lab.cgroup.child("system"));
+  must(bpf->set_cgroup_roles(must(system.id()), MELTEMI_CGROUP_PROBER));
   auto curl = sys::Process::spawn(
       {.argv = {"curl", "-s", "-o", "/dev/null", "--retry", "20", "--retry-connrefused",
                 "--retry-delay", "1", "--max-time", "30", "http://10.66.0.1:8080/"},
@@ -374,30 +467,43 @@ TEST_F(CaptureTest, curl_probes_an_app_like_the_kubelet) {
   EXPECT_OK(app->stop(std::chrono::seconds(5)));
 }
 
-TEST_F(CaptureTest, only_the_kubelets_cgroup_probes_if_it_is_named) {
+TEST_F(CaptureTest, OnlyTheKubeletsCgroupIsExemptAndItIsCounted) {
   LabPod& pod = lab.add_pod(1);
   const UniqueFd app = tcp_server(pod.netns, 8080);
-  const sys::Cgroup kubelet = must(must(lab.cgroup.child("system")).child("kubelet"));
-  bpf.reset();
-  BpfOptions named = options();
-  named.prober_cgroup = kubelet.path();
-  bpf = must(BpfStore::load(named));
-  ASSERT_OK(bpf->attach(lab.cgroup));
-  capture = std::make_unique<Capture>(*bpf, kMarks, must(lab.node.cookie()));
   const CapturedPod captured = enrol(pod, {.probe_ports = {8080}, .strict = true});
-  // This process is of the node, but not the kubelet.
-  const UniqueFd other = tcp_client(lab.node, {pod.v4, 8080});
-  EXPECT_TRUE(accept_one(captured.listeners.inbound.get()));
-  EXPECT_FALSE(accept_one(app.get(), 0));
+  const sys::Cgroup kubelet = must(must(lab.cgroup.child("system")).child("kubelet"));
+  play(0);
+  must(bpf->set_cgroup_roles(must(kubelet.id()), MELTEMI_CGROUP_PROBER));
+  // This process is of the node's network, like a pod with hostNetwork, but not the kubelet.
+  for (const IpAddress& to : pod.addresses()) {
+    const UniqueFd other = tcp_client(lab.node, {to, 8080});
+    EXPECT_TRUE(accept_one(captured.listeners.inbound.get()));
+    EXPECT_FALSE(accept_one(app.get(), 0));
+  }
+  EXPECT_EQ(counted(MELTEMI_COUNT_PROBE_REFUSED), 2u);
+  EXPECT_EQ(must(capture->use(captured)).probes_passed, 0u);
+  // A child of the kubelet, in a cgroup of its own below.
+  const sys::Cgroup below = must(kubelet.child("prober"));
   auto probe =
       sys::Process::spawn({.argv = {"curl", "-s", "--max-time", "5", "http://10.66.0.1:8080/"},
                            .netns = &lab.node,
-                           .cgroup = &kubelet});
+                           .cgroup = &below});
   ASSERT_OK(probe);
   const UniqueFd accepted = accept_one(app.get());
   ASSERT_TRUE(accepted);
   EXPECT_EQ(peer_of(accepted.get()).ip, probes_.v4);
   EXPECT_OK(probe->stop(std::chrono::seconds(1)));
+  EXPECT_GE(must(capture->use(captured)).probes_passed, 1u);
+}
+
+TEST_F(CaptureTest, WhereTheKubeletIsNotKnownNobodyIsExempt) {
+  LabPod& pod = lab.add_pod(1);
+  const UniqueFd app = tcp_server(pod.netns, 8080);
+  const CapturedPod captured = enrol(pod, {.probe_ports = {8080}, .strict = true});
+  play(MELTEMI_CGROUP_TUNNEL);
+  const UniqueFd client = tcp_client(lab.node, {pod.v4, 8080});
+  EXPECT_TRUE(accept_one(captured.listeners.inbound.get()));
+  EXPECT_FALSE(accept_one(app.get(), 0));
 }
 
 TEST_F(CaptureTest, a_spoofed_probe_source_does_not_pass) {
@@ -480,7 +586,9 @@ TEST_F(CaptureTest, enrolment_twice_and_unenrolment_twice_are_the_same_as_once) 
   EXPECT_TRUE(must(capture->missing(captured)).empty());
   ASSERT_OK(capture->finish(captured));
   ASSERT_OK(capture->finish(captured));
-  EXPECT_EQ(must(capture->missing(captured)).size(), std::size(agent::kTruthNames));
+  // All of it, but for the guard, which nobody wants any more.
+  EXPECT_EQ(must(capture->missing(captured)).size(), std::size(agent::kTruthNames) - 1);
+  EXPECT_TRUE(must(bpf->guards()).empty());
   EXPECT_EQ(pod.netns.run([] { return sys::read_sysctl("net/ipv4/tcp_fwmark_accept"); }).value(),
             "0");
   auto netlink = must(sys::Netlink::open_in(pod.netns));
@@ -512,6 +620,7 @@ TEST_F(CaptureTest, every_missing_piece_is_named_and_mended) {
       {"inbound_listener", [&] { captured.listeners.inbound.reset(); }},
       {"hbone_listener", [&] { captured.listeners.hbone.reset(); }},
       {"map", [&] { must(bpf->clear_enrolled(captured.cookie)); }},
+      {"guard", [&] { must(bpf->remove_guards(captured.cookie)); }},
   };
   for (const auto& [name, damage] : damages) {
     damage();
@@ -590,7 +699,7 @@ TEST_F(CaptureTest, a_new_map_layout_takes_over_the_links) {
   bpf.reset();
   BpfOptions other = options();
   other.layout_salt = "next";
-  auto loaded = BpfStore::load(other);
+  auto loaded = BpfStore::load(std::move(other));
   ASSERT_OK(loaded);
   bpf = std::move(*loaded);
   ASSERT_NE(bpf->version_directory(), old_directory);

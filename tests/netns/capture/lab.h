@@ -78,6 +78,8 @@ class Lab {
     node = must(sys::Netns::create());
     must(node.run([]() -> Status {
       MELTEMI_TRY(sys::write_sysctl("net/ipv4/ip_forward", "1"));
+      // A device without a usable link-local address asks no neighbour: a second each, else.
+      MELTEMI_TRY(sys::write_sysctl("net/ipv6/conf/default/accept_dad", "0"));
       return sys::write_sysctl("net/ipv6/conf/all/forwarding", "1");
     }));
   }

@@ -186,7 +186,9 @@ struct ControlPlaneTest : ::testing::Test {
     EXPECT_TRUE(cert) << cert.error().to_string();
     return "";
   }
-  void report(const std::string& node, std::vector<std::string> uids) {
+  // `plain`: pods of which the agent says that they are not captured.
+  void report(const std::string& node, std::vector<std::string> uids,
+              std::vector<std::string> plain = {}) {
     if (!reporter) {
       reporter = std::make_unique<xds::NodeReportClient>(
           channel(token("istio-system", "meltemi-agent", node)));
@@ -198,6 +200,7 @@ struct ControlPlaneTest : ::testing::Test {
       pod->set_uid(uid);
       pod->set_enrolled(true);
     }
+    for (auto& uid : plain) out.add_pods()->set_uid(uid);
     reporter->report(out);
   }
   std::string curl(const std::string& path) const {
@@ -315,7 +318,7 @@ TEST_F(ControlPlaneTest, AWorkloadNeverNamesAPolicyThatTheStreamDoesNotHave) {
   EXPECT_GE(policies_gone, 40u);
 }
 
-TEST_F(ControlPlaneTest, APodIsHboneOnlyWhileItsAgentSaysSo) {
+TEST_F(ControlPlaneTest, APodIsHboneOnceItsAgentSaysSoUntilItsUnenrolmentWasDecided) {
   start();
   Seen addresses;
   xds::DeltaClient client(channel(ztunnel_token()), node_of("ztunnel"));
@@ -326,7 +329,38 @@ TEST_F(ControlPlaneTest, APodIsHboneOnlyWhileItsAgentSaysSo) {
   report("node1", {"uid-web", "uid-db"});
   ASSERT_TRUE(addresses.wait_hbone(kWebUid, true));
   ASSERT_TRUE(addresses.wait_hbone("Kubernetes//Pod/shop/db-1", false));
+  // An agent that lost its state, then one that calls the pod plain: nobody has decided that. The
+  // marker shows that both reports were taken.
   report("node1", {});
+  report("node1", {"uid-marker"}, {"uid-web"});
+  put_pod("marker", "uid-marker", "web", "node1", "10.244.1.8");
+  ASSERT_TRUE(addresses.wait_hbone("Kubernetes//Pod/shop/marker", true));
+  {
+    const std::lock_guard lock(addresses.mutex);
+    EXPECT_EQ(addresses.workload(kWebUid)->protocol, model::TunnelProtocol::kHbone);
+  }
+  // Now it is decided; what the agent said before holds.
+  put_pod("web-1", "uid-web", "web", "node1", "10.244.1.2", ", istio.io/dataplane-mode: none");
+  ASSERT_TRUE(addresses.wait_hbone(kWebUid, false));
+}
+
+// The other order: first the decision, and HBONE until the agent has taken the pod out.
+TEST_F(ControlPlaneTest, ADecisionAloneDoesNotMakePeersTalkPlaintext) {
+  start();
+  Seen addresses;
+  xds::DeltaClient client(channel(ztunnel_token()), node_of("ztunnel"));
+  client.subscribe(xds::kTypeAddress, addresses.handler());
+  ASSERT_TRUE(client.start());
+  report("node1", {"uid-web"});
+  ASSERT_TRUE(addresses.wait_hbone(kWebUid, true));
+  put_pod("web-1", "uid-web", "web", "node1", "10.244.1.2", ", istio.io/dataplane-mode: none");
+  put_pod("later", "uid-later", "web", "node1", "10.244.1.8");
+  ASSERT_TRUE(addresses.wait_has("Kubernetes//Pod/shop/later"));
+  {
+    const std::lock_guard lock(addresses.mutex);
+    EXPECT_EQ(addresses.workload(kWebUid)->protocol, model::TunnelProtocol::kHbone);
+  }
+  report("node1", {}, {"uid-web"});
   ASSERT_TRUE(addresses.wait_hbone(kWebUid, false));
 }
 

@@ -111,6 +111,61 @@ TEST_F(Routing, UnknownAddressesPassThrough) {
   EXPECT_EQ(d->upstream, nullptr);
 }
 
+TEST_F(Routing, ADestinationThatWasHboneFailsInsteadOfFallingBackToPlaintext) {
+  ASSERT_EQ(to("10.0.0.2:80")->kind, Kind::kHbone);
+  store_.apply({.removed_addresses = {c1_->uid.str()}});  // the control plane knows it no longer
+  auto gone = to("10.0.0.2:80");
+  ASSERT_FALSE(gone);
+  EXPECT_EQ(gone.error().reason, Reason::kNoEndpoint);
+  EXPECT_NE(gone.error().detail.find("10.0.0.2"), std::string::npos) << gone.error().detail;
+  // It comes back as what it was, and then leaves the mesh by decision: that is said of it.
+  put(c1_);
+  EXPECT_EQ(to("10.0.0.2:80")->kind, Kind::kHbone);
+  auto plain = std::make_shared<Workload>(*c1_);
+  plain->protocol = TunnelProtocol::kTcp;
+  put(plain);
+  EXPECT_EQ(to("10.0.0.2:80")->kind, Kind::kDirect);
+  store_.apply({.removed_addresses = {c1_->uid.str()}});
+  EXPECT_EQ(to("10.0.0.2:80")->kind, Kind::kPassthrough) << "it was plaintext before";
+}
+
+TEST_F(Routing, AnAddressThatSomebodyElseGotIsItsOwn) {
+  store_.apply({.removed_addresses = {c1_->uid.str()}});
+  auto next = endpoint("next", "10.0.0.2");
+  next->protocol = TunnelProtocol::kTcp;
+  put(next);
+  EXPECT_EQ(to("10.0.0.2:80")->kind, Kind::kDirect);
+  // One that moved to another address left the old one.
+  auto moved = std::make_shared<Workload>(*c1_);
+  put(std::make_shared<Workload>(*c1_));
+  moved->addresses = {ip("10.0.0.77")};
+  put(moved);
+  EXPECT_EQ(to("10.0.0.77:80")->kind, Kind::kHbone);
+}
+
+TEST_F(Routing, AVanishedServiceOfTheMeshIsNotCalledInPlaintext) {
+  ASSERT_EQ(to("10.96.0.1:80")->kind, Kind::kHbone);
+  store_.apply({.removed_addresses = {kCatalog}});
+  auto gone = to("10.96.0.1:80");
+  ASSERT_FALSE(gone);
+  EXPECT_EQ(gone.error().reason, Reason::kNoEndpoint);
+  put(catalog_);
+  EXPECT_EQ(to("10.96.0.1:80")->kind, Kind::kHbone);
+}
+
+TEST_F(Routing, OnlySoManyDepartedAddressesAreRemembered) {
+  const auto leave = [&](uint32_t number) {
+    auto w = endpoint("w" + std::to_string(number), "10.0.0.3");
+    w->addresses = {IpAddress::v4(0x0b000000 + number)};
+    put(w);
+    store_.apply({.removed_addresses = {w->uid.str()}});
+  };
+  for (uint32_t i = 0; i <= kMaxDeparted; ++i) leave(i);
+  const auto seen = store_.snapshot();
+  EXPECT_FALSE(seen->departed({client_->network, IpAddress::v4(0x0b000000)})) << "the oldest";
+  EXPECT_TRUE(seen->departed({client_->network, IpAddress::v4(0x0b000001)}));
+}
+
 TEST_F(Routing, ProxyPortsOnLoopbackAreRefused) {
   for (const char* a : {"127.0.0.1:15008", "127.0.0.1:15001", "[::1]:15006"}) {
     EXPECT_EQ(to(a).error().reason, Reason::kSelfCall) << a;
