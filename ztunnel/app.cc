@@ -1,13 +1,13 @@
 #include "ztunnel/app.h"
 
 #include <fmt/format.h>
-#include <sys/resource.h>
 
 #include <mutex>
 #include <sstream>
 #include <thread>
 
 #include "userspace/base/log.h"
+#include "userspace/telemetry/admission_metrics.h"
 #include "ztunnel/config_dump.h"
 
 namespace meltemi::ztunnel {
@@ -15,17 +15,7 @@ namespace {
 
 log::Scope scope("app");
 
-// A relayed flow holds two descriptors, plus what the process needs by itself.
-constexpr int64_t kDescriptorsPerFlow = 2;
-constexpr int64_t kOwnDescriptors = 256;
-
-int64_t descriptor_limit() {
-  rlimit limit{};
-  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return 1024;
-  limit.rlim_cur = limit.rlim_max;
-  if (setrlimit(RLIMIT_NOFILE, &limit) != 0) getrlimit(RLIMIT_NOFILE, &limit);
-  return static_cast<int64_t>(std::min<rlim_t>(limit.rlim_cur, 1 << 24));
-}
+constexpr uint32_t kDescriptorsPerFlow = 2;  // its two ends
 
 rt::Backend backend_of(const std::string& name) {
   return name == "uring"   ? rt::Backend::kUring
@@ -45,11 +35,10 @@ App::~App() { shutdown([] { return true; }); }
 
 Status App::start() {
   MELTEMI_TRY(settings_.check());
-  const int64_t descriptors = descriptor_limit();
-  shared_.max_connections =
-      settings_.max_connections > 0
-          ? settings_.max_connections
-          : std::max<int64_t>(64, (descriptors - kOwnDescriptors) / kDescriptorsPerFlow);
+  doors_ = std::make_unique<Doors>(
+      settings_.admission.options(rt::raise_descriptor_limit(), kDescriptorsPerFlow));
+  shared_.doors = doors_.get();
+  telemetry::add_admission_metrics(registry_, doors_->admission);
   telemetry::add_process_metrics(registry_, "ztunnel");
   pki::Signer signer = MELTEMI_TRY(make_signer(settings_));
   MELTEMI_TRY(start_workers());
@@ -75,7 +64,7 @@ Status App::start() {
   poll();
   scope.info("started: {} workers, {}, at most {} connections", pool_->size(),
              pool_->worker(0).loop().backend() == rt::Backend::kUring ? "io_uring" : "epoll",
-             shared_.max_connections);
+             doors_->admission.options().descriptors / kDescriptorsPerFlow);
   return {};
 }
 
@@ -123,6 +112,7 @@ void App::mesh_changed() {
 }
 
 void App::poll() {
+  doors_->admission.sweep(MonoClock::now());
   // Connections that come before the mesh is known could only wait or fail: let them queue.
   if (zds_ && !zds_started_ && feed_->synced()) {
     zds_started_ = true;
@@ -179,8 +169,6 @@ void App::collect(telemetry::Exposition& out) const {
   };
   one("meltemi_connections", MetricType::kGauge, "Connections that are proxied now",
       static_cast<uint64_t>(shared_.connections.load()));
-  one("meltemi_connections_refused_total", MetricType::kCounter,
-      "Connections refused because max-connections was reached", shared_.refused.load());
   one("meltemi_held_bytes", MetricType::kGauge, "Bytes held for slow readers",
       shared_.held.used());
   one("meltemi_held_bytes_refused_total", MetricType::kCounter,

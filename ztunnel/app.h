@@ -42,6 +42,7 @@ class App {
   telemetry::Readiness readiness_;
   std::unique_ptr<telemetry::TcpMetrics> metrics_;
   model::MeshStore store_;
+  std::unique_ptr<Doors> doors_;
   std::unique_ptr<rt::WorkerPool> pool_;
   Shared shared_;
   std::unique_ptr<Certificates> certificates_;

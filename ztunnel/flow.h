@@ -52,6 +52,7 @@ class Flow : public rt::Retirable, protected net::RelayOwner {
 
  private:
   friend class ProxyWorker;
+  rt::Lease lease_;  // goes after the sockets: members of Flow are destroyed in reverse
   void on_relay_end(net::Relay& relay, const net::RelayReport& report) override;
   void leave();
 

@@ -142,7 +142,8 @@ void OutboundFlow::open_tunnel(TlsContextPtr tls) {
   call_->headers = {{"baggage", pod_->baggage},
                     {"forwarded", codec::format_forwarded(src_, host)},
                     {"traceparent", fresh_traceparent(worker_.random())}};
-  worker_.tunnels().open(target, how, *call_, connect_deadline() + worker_.settings().handshake_timeout);
+  worker_.tunnels().open(target, how, *call_,
+                         connect_deadline() + worker_.settings().admission.handshake_timeout);
 }
 
 void OutboundFlow::connected(net::StreamPtr server, const model::Identity& peer) {

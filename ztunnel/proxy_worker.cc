@@ -20,7 +20,7 @@ net::HboneOptions hbone_options(Shared& shared) {
   o.h2.max_stream_window = static_cast<uint32_t>(s.stream_window);
   o.h2.connection_window = static_cast<uint32_t>(s.connection_window);
   o.h2.max_frame_size = static_cast<uint32_t>(s.frame_size);
-  o.handshake_timeout = s.handshake_timeout;
+  o.handshake_timeout = s.admission.handshake_timeout;
   o.connect_timeout = s.connect_timeout;
   // The far end dials its app before it answers.
   o.response_timeout = s.connect_timeout + std::chrono::seconds(5);
@@ -104,34 +104,34 @@ void ProxyWorker::keep_alive(int fd) const {
 
 void ProxyWorker::stop_listening(const std::string& uid) { listeners_.erase(uid); }
 
-bool ProxyWorker::admit() {
-  if (shared_.connections.fetch_add(1, std::memory_order_relaxed) < shared_.max_connections) {
-    return true;
+// An app's own connections are counted to its pod alone, what comes to it also to who sends it.
+Result<rt::Lease> ProxyWorker::admit(ListenerKind kind, std::string_view pod, int fd) {
+  rt::Visitor visitor{.pod = pod};
+  if (kind != ListenerKind::kOutbound) {
+    if (auto peer = rt::peer_address(fd)) visitor.source = peer->ip;
   }
-  shared_.connections.fetch_sub(1, std::memory_order_relaxed);
-  if (shared_.refused.fetch_add(1, std::memory_order_relaxed) % 1000 == 0) {
-    scope.warn("max-connections ({}) is reached, new connections are refused",
-               shared_.max_connections);
-  }
-  return false;
+  Doors& doors = *shared_.doors;
+  return doors.admission.admit(doors.accepted[static_cast<size_t>(kind)], visitor, loop().now());
 }
 
 // A listener wakes one ring only, so its worker deals the connections out.
 void ProxyWorker::spread(const PodPtr& pod, ListenerKind kind, UniqueFd fd) {
-  if (!admit()) {
+  auto lease = admit(kind, local(pod)->name, fd.get());
+  if (!lease) {
     rt::set_reset_on_close(fd.get());
     return;
   }
+  shared_.connections.fetch_add(1, std::memory_order_relaxed);
   rt::Worker& to = shared_.pool->least_loaded();
   to.add_load(1);
   ProxyWorker* target = shared_.workers[to.index()].get();
-  if (target == this) return accept(pod, kind, std::move(fd));
-  to.post([target, pod, kind, fd = std::move(fd)]() mutable {
-    target->accept(pod, kind, std::move(fd));
+  if (target == this) return accept(pod, kind, std::move(fd), std::move(*lease));
+  to.post([target, pod, kind, fd = std::move(fd), lease = std::move(*lease)]() mutable {
+    target->accept(pod, kind, std::move(fd), std::move(lease));
   });
 }
 
-void ProxyWorker::accept(const PodPtr& pod, ListenerKind kind, UniqueFd fd) {
+void ProxyWorker::accept(const PodPtr& pod, ListenerKind kind, UniqueFd fd, rt::Lease lease) {
   PodLocalPtr local_pod = local(pod);
   if (draining_ || local_pod->removed) {
     worker_.add_load(-1);
@@ -139,20 +139,22 @@ void ProxyWorker::accept(const PodPtr& pod, ListenerKind kind, UniqueFd fd) {
     return;
   }
   switch (kind) {
-    case ListenerKind::kHbone: return serve_tunnel(std::move(local_pod), std::move(fd));
-    case ListenerKind::kOutbound: {
-      auto flow = std::make_unique<OutboundFlow>(*this, std::move(local_pod), std::move(fd));
-      OutboundFlow& f = *flow;
-      add(std::move(flow));
-      return f.begin();
-    }
-    case ListenerKind::kInbound: {
-      auto flow = std::make_unique<InboundFlow>(*this, std::move(local_pod), std::move(fd));
-      InboundFlow& f = *flow;
-      add(std::move(flow));
-      return f.begin();
-    }
+    case ListenerKind::kHbone:
+      return serve_tunnel(std::move(local_pod), std::move(fd), std::move(lease));
+    case ListenerKind::kOutbound:
+      return begin<OutboundFlow>(std::move(lease), std::move(local_pod), std::move(fd));
+    case ListenerKind::kInbound:
+      return begin<InboundFlow>(std::move(lease), std::move(local_pod), std::move(fd));
   }
+}
+
+template <typename F, typename... A>
+void ProxyWorker::begin(rt::Lease lease, A&&... args) {
+  auto flow = std::make_unique<F>(*this, std::forward<A>(args)...);
+  F& f = *flow;
+  f.lease_ = std::move(lease);
+  add(std::move(flow));
+  f.begin();
 }
 
 Flow& ProxyWorker::add(std::unique_ptr<Flow> flow) {
@@ -176,6 +178,7 @@ PodLocalPtr ProxyWorker::local(const PodPtr& pod) {
   if (!l) {
     l = std::make_shared<PodLocal>();
     l->pod = pod;
+    l->name = fmt::format("{}/{}", pod->ns, pod->name);
   }
   return l;
 }
@@ -256,17 +259,25 @@ void ProxyWorker::remove_pod(const PodPtr& pod) {
 
 // --- tunnels in -----------------------------------------------------------------------------
 
-void ProxyWorker::serve_tunnel(PodLocalPtr pod, UniqueFd fd) {
-  if (try_tunnel(pod, fd)) return;
-  parked_.push_back({std::move(pod), std::move(fd), loop().now() + settings().config_patience});
+void ProxyWorker::serve_tunnel(PodLocalPtr pod, UniqueFd fd, rt::Lease lease) {
+  if (try_tunnel(pod, fd, lease)) return;
+  // That nothing was read of it is our doing: it may wait as long as a handshake. One that has to go
+  // meanwhile goes when it is served or given up.
+  if (!lease.handshaking(loop().now())) {
+    worker_.add_load(-1);
+    shared_.connections.fetch_sub(1, std::memory_order_relaxed);
+    return;
+  }
+  parked_.push_back({std::move(pod), std::move(fd), std::move(lease),
+                     loop().now() + settings().config_patience});
 }
 
 // The tunnel counts as load while it is parked or in its handshake; then its streams do.
-bool ProxyWorker::try_tunnel(const PodLocalPtr& pod, UniqueFd& fd) {
+bool ProxyWorker::try_tunnel(const PodLocalPtr& pod, UniqueFd& fd, rt::Lease& lease) {
   const model::WorkloadPtr& w = workload(*pod);
   TlsContextPtr context = w ? tls(w->identity) : nullptr;
   if (!context) return false;
-  server_.serve(std::move(fd), std::move(context), pod);
+  server_.serve(std::move(fd), std::move(context), pod, std::move(lease));
   worker_.add_load(-1);
   shared_.connections.fetch_sub(1, std::memory_order_relaxed);
   return true;
@@ -274,15 +285,14 @@ bool ProxyWorker::try_tunnel(const PodLocalPtr& pod, UniqueFd& fd) {
 
 void ProxyWorker::on_connect(std::unique_ptr<net::ConnectRequest> request) {
   auto pod = std::static_pointer_cast<PodLocal>(request->context());
-  if (draining_ || pod->removed || !admit()) {
-    request->reject(503);
-    return;
-  }
+  if (draining_ || pod->removed) return request->reject(503);
+  Doors& doors = *shared_.doors;
+  const rt::Visitor visitor{.source = request->peer().address.ip, .pod = pod->name};
+  auto lease = doors.admission.admit(doors.streams, visitor, loop().now());
+  if (!lease) return request->reject(503);
+  shared_.connections.fetch_add(1, std::memory_order_relaxed);
   worker_.add_load(1);
-  auto flow = std::make_unique<InboundFlow>(*this, std::move(pod), std::move(request));
-  InboundFlow& f = *flow;
-  add(std::move(flow));
-  f.begin();
+  begin<InboundFlow>(std::move(*lease), std::move(pod), std::move(request));
 }
 
 void ProxyWorker::on_tunnel_failed(const net::TunnelPeer& peer, const Error& error,
@@ -302,7 +312,7 @@ void ProxyWorker::on_tunnel_failed(const net::TunnelPeer& peer, const Error& err
 void ProxyWorker::retry_parked() {
   std::vector<ParkedTunnel> parked = std::exchange(parked_, {});
   for (ParkedTunnel& t : parked) {
-    if (try_tunnel(t.pod, t.fd)) continue;
+    if (try_tunnel(t.pod, t.fd, t.lease)) continue;
     if (t.deadline <= loop().now()) {
       give_up_parked(t);
     } else {

@@ -3,6 +3,7 @@
 // a flow relays.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <functional>
 #include <list>
@@ -14,6 +15,7 @@
 #include "userspace/model/store.h"
 #include "userspace/net/hbone_server.h"
 #include "userspace/net/tunnel_pool.h"
+#include "userspace/rt/admission.h"
 #include "userspace/rt/listener.h"
 #include "userspace/rt/worker.h"
 #include "userspace/telemetry/connection_report.h"
@@ -26,6 +28,20 @@ class Flow;
 class ProxyWorker;
 using TlsContextPtr = std::shared_ptr<const net::TlsContext>;
 
+// Who is let in: all connections that this process accepts, and the CONNECT requests of its tunnels,
+// which cost a connection to the app each.
+struct Doors {
+  explicit Doors(const rt::AdmissionOptions& options)
+      : admission(options),
+        accepted{admission.add_class({.name = "outbound", .descriptors = 2, .starts_silent = false}),
+                 admission.add_class({.name = "inbound", .descriptors = 2, .starts_silent = false}),
+                 admission.add_class({.name = "hbone"})},
+        streams(admission.add_class({.name = "stream", .starts_silent = false})) {}
+  rt::Admission admission;
+  std::array<rt::Admission::ClassId, kListenerKinds> accepted;  // by ListenerKind
+  rt::Admission::ClassId streams;
+};
+
 // What all workers share. Lives as long as they do.
 struct Shared {
   const Settings* settings = nullptr;
@@ -36,9 +52,8 @@ struct Shared {
   std::function<void(const model::Identity&)> want_certificate;
   rt::Budget held{"held_bytes", 256 << 20};
   rt::Budget windows{"window_bytes", 1 << 30};
-  int64_t max_connections = 0;
-  std::atomic<int64_t> connections{0};   // open now, all workers
-  std::atomic<uint64_t> refused{0};      // over max_connections
+  Doors* doors = nullptr;
+  std::atomic<int64_t> connections{0};   // flows and tunnels that wait, all workers
   std::vector<std::unique_ptr<ProxyWorker>> workers;  // by worker index
 };
 
@@ -47,6 +62,7 @@ struct PodLocal {
   PodPtr pod;
   model::WorkloadPtr workload;      // as of snapshot `version`; null: not known yet
   uint64_t version = ~uint64_t{0};
+  std::string name;                 // namespace/name, whom connections are counted to
   std::string tunnel_source;        // pool key part: identity and pod
   std::string baggage;              // the header that describes the workload
   bool removed = false;
@@ -79,7 +95,7 @@ class ProxyWorker final : private net::HboneHandler {
   // Home worker: accepts on the pod's listeners and spreads what comes over all workers.
   void listen(const PodPtr& pod, std::vector<std::pair<ListenerKind, UniqueFd>> listeners);
   void stop_listening(const std::string& uid);
-  void accept(const PodPtr& pod, ListenerKind kind, UniqueFd fd);
+  void accept(const PodPtr& pod, ListenerKind kind, UniqueFd fd, rt::Lease lease);
   // The pod is gone: its flows and tunnels end now.
   void remove_pod(const PodPtr& pod);
   void set_tls(const model::Identity& identity, TlsContextPtr tls);  // null: expired
@@ -111,6 +127,7 @@ class ProxyWorker final : private net::HboneHandler {
   struct ParkedTunnel {
     PodLocalPtr pod;
     UniqueFd fd;
+    rt::Lease lease;
     MonoTime deadline;
   };
 
@@ -120,11 +137,13 @@ class ProxyWorker final : private net::HboneHandler {
 
   void prepare_listener(ListenerKind kind, int fd) const;
   void spread(const PodPtr& pod, ListenerKind kind, UniqueFd fd);
-  bool admit();  // counts the connection; false: over the limit
+  Result<rt::Lease> admit(ListenerKind kind, std::string_view pod, int fd);
   PodLocalPtr local(const PodPtr& pod);
+  template <typename F, typename... A>
+  void begin(rt::Lease lease, A&&... args);
   Flow& add(std::unique_ptr<Flow> flow);
-  void serve_tunnel(PodLocalPtr pod, UniqueFd fd);
-  bool try_tunnel(const PodLocalPtr& pod, UniqueFd& fd);
+  void serve_tunnel(PodLocalPtr pod, UniqueFd fd, rt::Lease lease);
+  bool try_tunnel(const PodLocalPtr& pod, UniqueFd& fd, rt::Lease& lease);
   void retry_parked();
   void give_up_parked(ParkedTunnel& parked);
   void tick();

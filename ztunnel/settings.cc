@@ -64,8 +64,7 @@ void Settings::describe(ConfigTable& t) {
            "The largest HTTP/2 frame accepted.");
   t.duration(&connect_timeout, "connect-timeout", "CONNECT_TIMEOUT", milliseconds(10), hours(1),
              "Limit of every connect to an app, tunnel or outside address.");
-  t.duration(&handshake_timeout, "handshake-timeout", "HANDSHAKE_TIMEOUT", milliseconds(10),
-             hours(1), "Limit of a TLS handshake.");
+  admission.describe(t);
   t.duration(&config_patience, "config-patience", "CONFIG_PATIENCE", milliseconds(0), hours(1),
              "How long a new connection waits for its workload's configuration and certificate.");
   t.duration(&idle_timeout, "idle-timeout", "IDLE_TIMEOUT", Duration::zero(), hours(24 * 30),
@@ -77,8 +76,6 @@ void Settings::describe(ConfigTable& t) {
              "Time between probes.");
   t.number(&keepalive_retries, "keepalive-retries", "KEEPALIVE_RETRIES", "probes", 1, 127,
            "Unanswered probes before the connection is dead.");
-  t.number(&max_connections, "max-connections", "MAX_CONNECTIONS", "connections", 0, 10'000'000,
-           "Connections at once; more are refused. 0: what the limit of descriptors allows.");
   t.number(&held_bytes_limit, "held-bytes-limit", "HELD_BYTES_LIMIT", "bytes", 1 << 20,
            int64_t{1} << 40, "Memory for bytes that slow readers have not taken, all connections.");
   t.number(&window_bytes_limit, "window-bytes-limit", "WINDOW_BYTES_LIMIT", "bytes", 1 << 20,

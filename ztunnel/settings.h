@@ -9,6 +9,7 @@
 #include "userspace/base/config.h"
 #include "userspace/base/error.h"
 #include "userspace/base/log_settings.h"
+#include "userspace/rt/admission_settings.h"
 #include "userspace/telemetry/operator_ports.h"
 #include "userspace/xds/settings.h"
 
@@ -43,14 +44,13 @@ struct Settings {
   int64_t connection_window = 16 << 20;
   int64_t frame_size = 1 << 20;
   Duration connect_timeout = std::chrono::seconds(10);
-  Duration handshake_timeout = std::chrono::seconds(10);
   Duration config_patience = std::chrono::seconds(5);
   Duration idle_timeout{};
   bool keepalive = true;
   Duration keepalive_time = std::chrono::seconds(180);
   Duration keepalive_interval = std::chrono::seconds(180);
   int64_t keepalive_retries = 9;
-  int64_t max_connections = 0;
+  rt::AdmissionSettings admission;
   int64_t held_bytes_limit = 256 << 20;
   int64_t window_bytes_limit = int64_t{1} << 30;
 

@@ -23,8 +23,6 @@ struct HboneOptions {
   Duration idle_release = std::chrono::minutes(5);       // client: an unused tunnel is closed
   uint32_t max_streams = 100;        // client: of one tunnel, the peer's limit below it is respected
   uint32_t open_next_percent = 80;   // client: of max_streams, then a second tunnel is dialled
-  uint32_t max_tunnels = 20000;      // server: of one worker; more are refused at accept
-  uint32_t max_handshakes = 2000;    // server: of one worker at once
   uint32_t max_waiters = 10000;      // client: CONNECTs that wait for a tunnel of one target
   rt::Budget* held = nullptr;        // bytes held for slow readers, all workers
   rt::Budget* windows = nullptr;     // grants beyond the first window, all workers

@@ -14,7 +14,6 @@ struct HboneServer::Impl {
   HboneHandler& handler;
   HboneStats& stats;
   std::unordered_set<ServerTunnel*> tunnels;
-  uint32_t handshakes = 0;
 };
 
 // A request that the session's stream points to until it is answered.
@@ -32,19 +31,23 @@ struct ServerRequest final : StreamUser, rt::Retirable {
 
 class ServerTunnel final : public Tunnel {
  public:
-  ServerTunnel(HboneServer::Impl& server, std::shared_ptr<void> context)
+  ServerTunnel(HboneServer::Impl& server, std::shared_ptr<void> context, rt::Lease lease)
       : Tunnel(server.loop, server.options, server.stats, codec::TunnelRole::kServer),
-        server_(server), context_(std::move(context)) {}
+        server_(server), context_(std::move(context)), lease_(std::move(lease)) {
+    lease_.on_give_way(rt::post_to(loop_), [this](rt::GiveWay why) { give_way(why); });
+  }
 
   const void* context() const { return context_.get(); }
   StreamPtr accept(ServerRequest& node, std::span<const codec::HeaderField> headers);
   void reject(ServerRequest& node, uint16_t status, std::span<const codec::HeaderField> headers);
 
  protected:
+  bool on_first_byte() override { return lease_.handshaking(loop_.now()); }
   void on_ready() override {
-    --server_.handshakes;
     ready_ = true;
+    lease_.idle(loop_.now());
   }
+  void on_stream_gone() override { one_less(); }
   void on_event(const codec::TunnelEvent& e) override;
   void on_dead(const Error& error) override;
 
@@ -53,9 +56,13 @@ class ServerTunnel final : public Tunnel {
   void on_request(const codec::TunnelEvent& e);
   void cancel(ServerRequest& node, Reason reason);
   void unlink(ServerRequest& node);
+  void one_less();
+  void give_way(rt::GiveWay why);
 
   HboneServer::Impl& server_;
   std::shared_ptr<void> context_;
+  rt::Lease lease_;
+  uint32_t under_way_ = 0;  // requests and streams
   ServerRequest* requests_ = nullptr;
   bool ready_ = false;
 };
@@ -72,7 +79,18 @@ void ServerTunnel::on_event(const codec::TunnelEvent& e) {
   if (e.kind == Kind::kReset) cancel(*node, Reason::kClientClosedEarly);
 }
 
+void ServerTunnel::one_less() {
+  if (--under_way_ == 0) lease_.idle(loop_.now());
+}
+
+void ServerTunnel::give_way(rt::GiveWay why) {
+  // A stream may have come after it was chosen: GOAWAY lets it go on.
+  if (ready() && why == rt::GiveWay::kRoom) return drain();
+  die({rt::reason_of(why), Fault::kDownstream, Retry::kSafe, std::string(rt::to_string(why))});
+}
+
 void ServerTunnel::on_request(const codec::TunnelEvent& e) {
+  if (under_way_++ == 0) lease_.active();
   std::unique_ptr<ConnectRequest> request(new ConnectRequest(loop_));
   for (const codec::HeaderField& f : e.headers) {
     if (f.name == ":method") request->method_ = f.value;
@@ -105,6 +123,7 @@ void ServerTunnel::cancel(ServerRequest& node, Reason reason) {
   request.cancelled_ = true;
   request.cancel_reason_ = reason;
   unlink(node);
+  one_less();
   auto fn = std::move(request.on_cancel_);
   if (fn) fn(reason);  // may destroy the request
 }
@@ -124,6 +143,7 @@ void ServerTunnel::reject(ServerRequest& node, uint16_t status,
                           std::span<const codec::HeaderField> headers) {
   session().respond(node.stream, status, headers, true);
   unlink(node);
+  one_less();
   want_flush();
 }
 
@@ -131,7 +151,6 @@ void ServerTunnel::on_dead(const Error& error) {
   while (requests_) cancel(*requests_, error.reason == Reason::kOk ? Reason::kShutdown : error.reason);
   server_.tunnels.erase(this);
   if (!ready_) {
-    --server_.handshakes;
     server_.handler.on_tunnel_failed(peer_, error, context_);
   }
   loop_.retire(std::unique_ptr<rt::Retirable>(this));
@@ -197,27 +216,14 @@ void ConnectRequest::reject(uint16_t status, std::span<const codec::HeaderField>
 
 HboneServer::HboneServer(rt::Loop& loop, const HboneOptions& options, HboneHandler& handler,
                          HboneStats& stats)
-    : impl_(new Impl{loop, options, handler, stats, {}, 0}) {}
+    : impl_(new Impl{loop, options, handler, stats, {}}) {}
 
 HboneServer::~HboneServer() { close(Reason::kShutdown); }
 
 void HboneServer::serve(UniqueFd fd, std::shared_ptr<const TlsContext> tls,
-                        std::shared_ptr<void> context) {
-  Impl& s = *impl_;
-  const bool full = s.tunnels.size() >= s.options.max_tunnels;
-  if (full || s.handshakes >= s.options.max_handshakes) {
-    bump(s.stats.limit_hits);
-    rt::set_reset_on_close(fd.get());
-    TunnelPeer peer;
-    if (auto a = rt::peer_address(fd.get())) peer.address = *a;
-    s.handler.on_tunnel_failed(
-        peer, {Reason::kLimitExceeded, Fault::kDownstream, Retry::kSafe,
-               full ? "max_tunnels" : "max_handshakes"}, context);
-    return;
-  }
-  auto* tunnel = new ServerTunnel(s, std::move(context));
-  s.tunnels.insert(tunnel);
-  ++s.handshakes;
+                        std::shared_ptr<void> context, rt::Lease lease) {
+  auto* tunnel = new ServerTunnel(*impl_, std::move(context), std::move(lease));
+  impl_->tunnels.insert(tunnel);
   tunnel->start(std::move(fd), std::move(tls), {});
 }
 

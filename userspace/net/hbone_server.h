@@ -10,6 +10,7 @@
 #include "userspace/net/hbone.h"
 #include "userspace/net/stream.h"
 #include "userspace/net/tls_context.h"
+#include "userspace/rt/admission.h"
 
 namespace meltemi::net {
 
@@ -82,9 +83,10 @@ class HboneServer {
   HboneServer& operator=(const HboneServer&) = delete;
 
   // Takes an accepted socket. `context` is the caller's (which pod, which listener) and comes back
-  // with each request; it is also the handle for drain() and close().
+  // with each request; it is also the handle for drain() and close(). `lease` is the connection's
+  // place: a tunnel without streams gives way, by GOAWAY, and one that is silent is closed.
   void serve(UniqueFd fd, std::shared_ptr<const TlsContext> tls,
-             std::shared_ptr<void> context = nullptr);
+             std::shared_ptr<void> context = nullptr, rt::Lease lease = {});
   // GOAWAY: streams that are there go on, no new ones. All tunnels, or those of one context.
   void drain(const void* context = nullptr);
   // Ends tunnels and their streams now.

@@ -33,17 +33,29 @@ void Tunnel::start(UniqueFd fd, std::shared_ptr<const TlsContext> tls,
   if (auto a = rt::peer_address(fd.get())) peer_.address = *a;
   if (auto a = rt::local_address(fd.get())) peer_.local = *a;
   socket_.open(loop_, std::move(fd), *this);
-  const bool client = role_ == codec::TunnelRole::kClient;
-  handshake_ = std::make_unique<TlsHandshake>(
-      client ? codec::TlsRole::kClient : codec::TlsRole::kServer, std::move(tls),
-      std::move(expected));
+  context_ = std::move(tls);
+  expected_ = std::move(expected);
   handshake_deadline_ = loop_.now() + options_.handshake_timeout;
   loop_.start(timer_, handshake_deadline_);
   socket_.resume();
-  if (client) {
-    ByteSpan nothing;
-    handshake_step(nothing);
+  if (role_ == codec::TunnelRole::kServer) return;
+  ByteSpan nothing;
+  if (begin_handshake()) handshake_step(nothing);
+}
+
+// libssl's state (some tens of KB) is made when the peer has shown that it wants it. False: the
+// tunnel has died.
+bool Tunnel::begin_handshake() {
+  const bool client = role_ == codec::TunnelRole::kClient;
+  if (!client && !on_first_byte()) {
+    bump(stats_.handshake_failures);
+    die(lost(Reason::kLimitExceeded, role_, "handshake_rate"));
+    return false;
   }
+  handshake_ = std::make_unique<TlsHandshake>(
+      client ? codec::TlsRole::kClient : codec::TlsRole::kServer, std::move(context_),
+      std::move(expected_));
+  return true;
 }
 
 // --- receiving -----------------------------------------------------------------------------------
@@ -51,7 +63,8 @@ void Tunnel::start(UniqueFd fd, std::shared_ptr<const TlsContext> tls,
 void Tunnel::on_socket_data(ByteSpan data) {
   ByteSpan in = prepend_carry(data);
   while (!in.empty() && !dead_) {
-    if (handshake_) {
+    if (!tls_) {
+      if (!handshake_ && !begin_handshake()) return;
       if (!handshake_step(in)) break;
       continue;
     }
@@ -509,7 +522,7 @@ void Tunnel::arm_timer() {
 }
 
 void Tunnel::on_timer() {
-  if (handshake_) {
+  if (!session_) {
     bump(stats_.handshake_failures);
     return die(lost(Reason::kTlsHandshake, role_, "TLS handshake timed out"));
   }

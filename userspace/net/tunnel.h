@@ -137,6 +137,8 @@ class Tunnel : public rt::Retirable, private rt::SocketHandler, private rt::Turn
   void die(const Error& error);
 
  protected:
+  // Server: the first byte of the handshake is here; false ends the tunnel.
+  virtual bool on_first_byte() { return true; }
   virtual void on_ready() = 0;                              // the handshake is done
   virtual void on_event(const codec::TunnelEvent& e) = 0;   // requests, responses, GOAWAY, and
                                                             // what concerns calls and requests
@@ -171,6 +173,7 @@ class Tunnel : public rt::Retirable, private rt::SocketHandler, private rt::Turn
 
   ByteSpan prepend_carry(ByteSpan data);
   void keep_carry(ByteSpan rest);
+  bool begin_handshake();
   bool handshake_step(ByteSpan& in);
   bool open_record(ByteSpan record);
   void on_plaintext(ByteView in);
@@ -211,6 +214,8 @@ class Tunnel : public rt::Retirable, private rt::SocketHandler, private rt::Turn
 
   codec::TunnelRole role_;
   rt::Socket socket_;
+  std::shared_ptr<const TlsContext> context_;  // until the handshake begins
+  std::vector<model::Identity> expected_;
   std::unique_ptr<TlsHandshake> handshake_;
   std::optional<codec::RecordLayer> tls_;
   std::optional<codec::TunnelSession> session_;

@@ -202,7 +202,8 @@ void Admission::set_own_addresses(const std::vector<IpAddress>& addresses) {
 uint64_t Admission::leaving_room() const { return options_.descriptors / kLeavingPart; }
 
 uint64_t Admission::general() const {
-  return options_.descriptors - options_.reserved - leaving_room();
+  const uint64_t kept = options_.reserved + leaving_room();
+  return options_.descriptors > kept ? options_.descriptors - kept : 0;
 }
 
 uint64_t Admission::free() const {

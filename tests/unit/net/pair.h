@@ -53,7 +53,7 @@ class Far final : public HboneHandler {
     auto fd = rt::make_tcp_listener(*SocketAddress::parse(listen), {});
     address = *rt::local_address(fd->get());
     listener_ = std::make_unique<rt::Listener>(loop, std::move(*fd), [this](UniqueFd c) {
-      server.serve(std::move(c), this->tls);
+      server.serve(std::move(c), this->tls, nullptr, admit ? admit() : rt::Lease());
     });
   }
   void on_connect(std::unique_ptr<ConnectRequest> request) override {
@@ -101,6 +101,7 @@ class Far final : public HboneHandler {
   std::string last_authority;
   model::Identity last_peer;
   uint16_t reject_with = 0;
+  std::function<rt::Lease()> admit;  // asked for every connection, if set
   std::vector<Error> failures;
   HboneStats stats;
   Flows flows;

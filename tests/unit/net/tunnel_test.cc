@@ -501,5 +501,88 @@ TEST_P(TunnelTest, IdleConnectionsHoldNoBuffers) {
   settle();
 }
 
+// Admission at the tunnel's port: four strangers fit; who says nothing gives way to who comes next.
+class AdmittedTunnels : public TunnelTest {
+ protected:
+  void SetUp() override {
+    TunnelTest::SetUp();
+    if (IsSkipped()) return;
+    rt::AdmissionOptions options;
+    options.descriptors = 100;
+    options.small_share = options.pending = 4;
+    door = std::make_unique<rt::Admission>(options);
+    const auto id = door->add_class({.name = "hbone", .limit = 4});
+    app = std::make_unique<App>(echo);
+    make(app->address);
+    far->admit = [this, id] {
+      auto lease = door->admit(id, {.source = IpAddress::v4(0x7f000001)}, loop().now());
+      EXPECT_TRUE(lease) << lease.error().detail;
+      return lease ? std::move(*lease) : rt::Lease();
+    };
+  }
+  void TearDown() override {
+    TunnelTest::TearDown();
+    app.reset();
+    if (door) EXPECT_EQ(door->held(), 0u);
+  }
+  void call_once() {
+    during([&] {
+      auto fd = dial(near->address);
+      ASSERT_EQ(send(fd.get(), "hi", 2, 0), 2);
+      char b[2];
+      ASSERT_EQ(recv(fd.get(), b, 2, MSG_WAITALL), 2);
+    });
+    settle();
+  }
+  uint64_t outcome(rt::Outcome o) { return door->rows()[0].outcomes[static_cast<size_t>(o)]; }
+  std::unique_ptr<rt::Admission> door;
+  std::unique_ptr<App> app;
+};
+MELTEMI_ALL_BACKENDS(AdmittedTunnels);
+
+TEST_P(AdmittedTunnels, ASilentConnectionGivesWayToANewOne) {
+  std::vector<UniqueFd> silent;
+  for (int i = 0; i < 12; ++i) silent.push_back(dial(far->address));
+  ASSERT_TRUE(run_until([&] { return outcome(rt::Outcome::kGaveWay) == 8; }));
+  call_once();
+  EXPECT_EQ(outcome(rt::Outcome::kGaveWay), 9u);
+  EXPECT_TRUE(near->failures.empty());
+}
+
+TEST_P(AdmittedTunnels, ASilentConnectionIsClosedAtItsDeadlineAndSaidToBe) {
+  auto silent = dial(far->address);
+  ASSERT_TRUE(run_until([&] { return door->held() == 1; }));
+  door->sweep(loop().now() + door->options().first_byte);
+  ASSERT_TRUE(run_until([&] { return door->held() == 0; }));
+  ASSERT_EQ(far->failures.size(), 1u);
+  EXPECT_EQ(far->failures[0].detail, "nothing was sent in time");
+}
+
+TEST_P(AdmittedTunnels, AnIdleTunnelGivesWayByGoawayAndTheNextCallDialsAgain) {
+  call_once();
+  EXPECT_EQ(far->server.tunnels(), 1u);
+  std::vector<rt::Lease> working;
+  for (int i = 0; i < 4; ++i) {
+    working.push_back(far->admit());
+    working.back().active();
+  }
+  ASSERT_TRUE(run_until([&] { return far->server.tunnels() == 0; }));
+  working.clear();
+  call_once();
+  EXPECT_TRUE(near->failures.empty());
+}
+
+TEST_P(AdmittedTunnels, AHandshakeThatStopsHasADeadline) {
+  auto fd = dial(far->address);
+  ASSERT_EQ(send(fd.get(), "\x16\x03\x01", 3, 0), 3);
+  // A silent one has gone after this; one that has begun is left its time.
+  loop().run_until([&] { return false; }, MonoClock::now() + milliseconds(50));
+  door->sweep(loop().now() + door->options().first_byte);
+  EXPECT_EQ(door->held(), 1u);
+  door->sweep(loop().now() + door->options().handshake);
+  ASSERT_TRUE(run_until([&] { return door->held() == 0; }));
+  EXPECT_EQ(outcome(rt::Outcome::kHandshake), 1u);
+}
+
 }  // namespace
 }  // namespace meltemi::net::test

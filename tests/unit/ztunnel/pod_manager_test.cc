@@ -26,7 +26,7 @@ class Pods : public testing::Test {
     shared_.store = &store_;
     shared_.metrics = &metrics_;
     shared_.pool = pool_.get();
-    shared_.max_connections = 100;
+    shared_.doors = &doors_;
     shared_.want_certificate = [](const model::Identity&) {};
     shared_.workers.resize(2);
     pool_->run_on_all([this](rt::Worker& w) {
@@ -70,6 +70,7 @@ class Pods : public testing::Test {
   telemetry::Registry registry_;
   telemetry::TcpMetrics metrics_{registry_, 2};
   model::MeshStore store_;
+  Doors doors_{rt::AdmissionOptions()};
   std::unique_ptr<rt::WorkerPool> pool_;
   Shared shared_;
   std::unique_ptr<PodManager> pods_;
@@ -124,12 +125,14 @@ TEST_F(Pods, RefusesDescriptorsThatAreNotWhatTheySay) {
 }
 
 TEST_F(Pods, OverTheLimitConnectionsAreRefusedAndCounted) {
-  shared_.max_connections = 0;
+  Doors closed(rt::AdmissionOptions{.descriptors = 32, .reserved = 32});
+  shared_.doors = &closed;
   SocketAddress at;
   const UniqueFd a = listener(&at);
   ASSERT_TRUE(add("u", {{FdKind::kOutbound, a.get()}}));
   EXPECT_TRUE(served(at, 20'000)) << "reset, not left waiting";
-  EXPECT_EQ(shared_.refused.load(), 1u);
+  const auto outbound = closed.admission.rows()[static_cast<size_t>(ListenerKind::kOutbound)];
+  EXPECT_EQ(outbound.outcomes[static_cast<size_t>(rt::Outcome::kTotal)], 1u);
   EXPECT_EQ(shared_.connections.load(), 0);
 }
 

@@ -25,7 +25,7 @@ class ZdsClientTest : public testing::Test {
     shared_.store = &store_;
     shared_.metrics = &metrics_;
     shared_.pool = pool_.get();
-    shared_.max_connections = 100;
+    shared_.doors = &doors_;
     shared_.want_certificate = [](const model::Identity&) {};
     shared_.workers.resize(1);
     pool_->run_on_all([this](rt::Worker& w) {
@@ -77,6 +77,7 @@ class ZdsClientTest : public testing::Test {
   telemetry::Readiness readiness_;
   telemetry::TcpMetrics metrics_{registry_, 1};
   model::MeshStore store_;
+  Doors doors_{rt::AdmissionOptions()};
   std::unique_ptr<rt::WorkerPool> pool_;
   Shared shared_;
   std::unique_ptr<PodManager> pods_;
