@@ -1,12 +1,12 @@
 #include "waypoint/app/app.h"
 
 #include <fmt/format.h>
-#include <sys/resource.h>
 
 #include <thread>
 
 #include "userspace/base/log.h"
 #include "userspace/rt/socket_options.h"
+#include "userspace/telemetry/admission_metrics.h"
 #include "userspace/xds/ca_client.h"
 
 namespace meltemi::waypoint {
@@ -15,12 +15,9 @@ namespace {
 log::Scope scope("waypoint");
 constexpr const char* kCertificateTask = "certificate";
 
-void raise_descriptor_limit() {
-  rlimit limit{};
-  if (getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
-  limit.rlim_cur = limit.rlim_max;
-  if (setrlimit(RLIMIT_NOFILE, &limit) != 0) scope.warn("the limit of descriptors stays");
-}
+// The client's connection and one to an endpoint.
+constexpr uint32_t kDescriptorsPerConnection = 2;
+constexpr Duration kBindPause = std::chrono::seconds(1);
 
 rt::Backend backend_of(const std::string& name) {
   if (name == "uring") return rt::Backend::kUring;
@@ -40,7 +37,10 @@ App::~App() {
 
 Status App::start() {
   MELTEMI_TRY(settings_.check());
-  raise_descriptor_limit();
+  doors_ = std::make_unique<Doors>(
+      settings_.admission.options(rt::raise_descriptor_limit(), kDescriptorsPerConnection));
+  shared_.doors = doors_.get();
+  telemetry::add_admission_metrics(registry_, doors_->admission);
   telemetry::add_process_metrics(registry_, "waypoint");
   MELTEMI_TRY(start_workers());
   feed_ = std::make_unique<ConfigFeed>(settings_, mesh_, registry_, readiness_,
@@ -73,10 +73,10 @@ Status App::start_workers() {
   shared_.limits.retry_buffer = static_cast<size_t>(settings_.retry_buffer);
   shared_.limits.stream_buffer = static_cast<size_t>(settings_.stream_buffer);
   shared_.limits.pipeline_buffer = static_cast<size_t>(settings_.pipeline_buffer);
-  shared_.limits.max_connections = static_cast<uint32_t>(settings_.max_connections);
   shared_.limits.detect_timeout = settings_.detect_timeout;
   shared_.limits.drain_timeout = settings_.drain_timeout;
   shared_.hbone.held = &held_;
+  shared_.hbone.handshake_timeout = settings_.admission.handshake_timeout;
   shared_.access_log = settings_.access_log;
   lanes_.resize(count);
   pool_->run_on_all(
@@ -87,16 +87,25 @@ Status App::start_workers() {
 // --- listening --------------------------------------------------------------------------------
 
 // One ring is woken by a listener, so all are accepted on worker 0 and handed to the least loaded.
-std::unique_ptr<rt::Listener> App::listen(UniqueFd fd, Accept accept) {
-  return std::make_unique<rt::Listener>(
-      pool_->worker(0).loop(), std::move(fd), [this, accept](UniqueFd connection) {
-        rt::Worker& worker = pool_->size() == 1 ? pool_->worker(0) : pool_->least_loaded();
-        Lane* lane = lanes_[worker.index()].get();
-        if (worker.index() == 0) return accept(*lane, std::move(connection));
-        worker.post([lane, accept, connection = std::move(connection)]() mutable {
-          accept(*lane, std::move(connection));
-        });
-      });
+std::unique_ptr<rt::Listener> App::listen(UniqueFd fd, rt::Admission::ClassId id, Accept accept) {
+  rt::Loop& loop = pool_->worker(0).loop();
+  return std::make_unique<rt::Listener>(loop, std::move(fd), [this, &loop, id,
+                                                              accept](UniqueFd connection) {
+    rt::Visitor visitor;
+    if (auto peer = rt::peer_address(connection.get())) visitor.source = peer->ip;
+    auto lease = doors_->admission.admit(id, visitor, loop.now());
+    if (!lease) {
+      rt::set_reset_on_close(connection.get());
+      return;
+    }
+    rt::Worker& worker = pool_->size() == 1 ? pool_->worker(0) : pool_->least_loaded();
+    Lane* lane = lanes_[worker.index()].get();
+    if (worker.index() == 0) return accept(*lane, std::move(connection), std::move(*lease));
+    worker.post([lane, accept, connection = std::move(connection),
+                 lease = std::move(*lease)]() mutable {
+      accept(*lane, std::move(connection), std::move(lease));
+    });
+  });
 }
 
 Status App::listen_hbone() {
@@ -108,9 +117,10 @@ Status App::listen_hbone() {
   }
   pool_->run_on_all([&](rt::Worker& w) {
     if (w.index() != 0) return;
-    hbone_ = listen(std::move(*fd), [](Lane& lane, UniqueFd connection) {
-      lane.acceptor.serve_hbone(std::move(connection));
-    });
+    hbone_ = listen(std::move(*fd), doors_->hbone,
+                    [](Lane& lane, UniqueFd connection, rt::Lease lease) {
+                      lane.acceptor.serve_hbone(std::move(connection), std::move(lease));
+                    });
   });
   return {};
 }
@@ -130,13 +140,30 @@ void App::follow_bound(const Snapshot& snapshot) {
     if (!fd) {
       scope.error("listener {} is not bound: {}: {}", name, address.to_string(),
                   fd.error().detail);
+      unbound_ = true;
       continue;
     }
-    bound_[address] = {name, listen(std::move(*fd), [name = name](Lane& lane, UniqueFd connection) {
-                         lane.acceptor.serve_plain(std::move(connection), name);
-                       })};
+    bound_[address] = {
+        name, listen(std::move(*fd), doors_->bound,
+                     [name = name](Lane& lane, UniqueFd connection, rt::Lease lease) {
+                       lane.acceptor.serve_plain(std::move(connection), name, std::move(lease));
+                     })};
     scope.info("listener {} on {}", name, address.to_string());
   }
+}
+
+// A port that was in use or a lack of descriptors is not for ever.
+void App::poll() {
+  const MonoTime now = MonoClock::now();
+  doors_->admission.sweep(now);
+  feed_->poll();
+  if (!unbound_ || now < bind_again_) return;
+  bind_again_ = now + kBindPause;
+  Lane* lane = lanes_[0].get();
+  pool_->worker(0).post([this, lane] {
+    unbound_ = false;
+    if (const SnapshotRef& snapshot = lane->proxy.snapshot()) follow_bound(*snapshot);
+  });
 }
 
 // --- configuration and certificate ------------------------------------------------------------

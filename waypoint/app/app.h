@@ -26,7 +26,7 @@ class App {
   // Errors: bad settings or files, a port in use, no way to do I/O.
   Status start();
   // Work that waits for something; every 100 ms or so from the main thread.
-  void poll() { feed_->poll(); }
+  void poll();
   bool quit_requested() const { return quit_.load(); }
   // Drains, then stops. `urgent` is asked now and then: true ends the patience.
   void shutdown(const std::function<bool()>& urgent);
@@ -40,13 +40,14 @@ class App {
     ProxyWorker proxy;
     Acceptor acceptor;
   };
-  using Accept = std::function<void(Lane&, UniqueFd)>;
+  using Accept = std::function<void(Lane&, UniqueFd, rt::Lease)>;
 
   Status start_workers();
   Status start_certificate();
   Status start_operators();
   Status listen_hbone();
-  std::unique_ptr<rt::Listener> listen(UniqueFd fd, Accept accept);  // on worker 0
+  // On worker 0.
+  std::unique_ptr<rt::Listener> listen(UniqueFd fd, rt::Admission::ClassId id, Accept accept);
   void publish(const SnapshotPtr& snapshot);
   void follow_bound(const Snapshot& snapshot);  // on worker 0
   void restore_certificate(const model::Identity& identity);
@@ -64,10 +65,13 @@ class App {
   model::MeshStore mesh_;
   rt::Budget held_;
   ProxyShared shared_;
+  std::unique_ptr<Doors> doors_;
   std::unique_ptr<rt::WorkerPool> pool_;
   std::vector<std::unique_ptr<Lane>> lanes_;
   // Of worker 0: bound listeners by address.
   std::map<SocketAddress, std::pair<std::string, std::unique_ptr<rt::Listener>>> bound_;
+  std::atomic<bool> unbound_{false};  // a bound listener failed and is tried again
+  MonoTime bind_again_{};             // of the main thread
   std::unique_ptr<rt::Listener> hbone_;
   std::unique_ptr<ConfigFeed> feed_;
   std::mutex identity_mutex_;

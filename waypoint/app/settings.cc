@@ -31,8 +31,7 @@ void Settings::describe(ConfigTable& t) {
            "Data path threads; 0: one per core.");
   t.text(&io_backend, "io-backend", "IO_BACKEND", "auto, uring or epoll.");
   t.text(&hbone_listen, "hbone-listen", "HBONE_LISTEN", "Address of the HBONE port.");
-  t.number(&max_connections, "max-connections", "MAX_CONNECTIONS", "connections", 1, 10'000'000,
-           "Client connections of one worker; more are refused.");
+  admission.describe(t);
   t.number(&retry_buffer, "retry-buffer-bytes", "RETRY_BUFFER_BYTES", "bytes", 0, 64 << 20,
            "How much of a request body is kept for a retry; a larger one is not retried.");
   t.number(&stream_buffer, "stream-buffer-bytes", "STREAM_BUFFER_BYTES", "bytes", 4096, 64 << 20,

@@ -7,6 +7,7 @@
 #include "userspace/base/config.h"
 #include "userspace/base/log_settings.h"
 #include "userspace/model/identity.h"
+#include "userspace/rt/admission_settings.h"
 #include "userspace/telemetry/operator_ports.h"
 #include "userspace/xds/settings.h"
 
@@ -24,7 +25,7 @@ struct Settings {
   int64_t workers = 0;
   std::string io_backend = "auto";
   std::string hbone_listen = "[::]:15008";
-  int64_t max_connections = 20'000;
+  rt::AdmissionSettings admission;
   int64_t retry_buffer = 64 * 1024;
   int64_t stream_buffer = 64 * 1024;
   int64_t pipeline_buffer = 64 * 1024;

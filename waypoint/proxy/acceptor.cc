@@ -61,12 +61,12 @@ void Acceptor::configuration_changed() {
   }
 }
 
-void Acceptor::serve_hbone(UniqueFd fd) {
+void Acceptor::serve_hbone(UniqueFd fd, rt::Lease lease) {
   if (!worker_.tls()) {
     scope.warn("connection on the HBONE port refused: identity_unavailable: no certificate yet");
     return worker_.loop().close(std::move(fd));
   }
-  server_.serve(std::move(fd), worker_.tls());
+  server_.serve(std::move(fd), worker_.tls(), nullptr, std::move(lease));
 }
 
 void Acceptor::on_tunnel_failed(const net::TunnelPeer& peer, const Error& error,
@@ -107,6 +107,10 @@ void Acceptor::on_connect(std::unique_ptr<net::ConnectRequest> request) {
   const ListenerPtr* listener = worker_.snapshot()->find_virtual(local);
   if (!listener) return refuse(404, Reason::kNoRoute, "no listener for this destination");
   if (draining_) return refuse(503, Reason::kShutdown, "draining");
+  Doors& doors = *worker_.shared().doors;
+  auto lease = doors.admission.admit(doors.streams, {.source = request->peer().address.ip},
+                                     worker_.now());
+  if (!lease) return refuse(503, lease.error().reason, lease.error().detail);
 
   ClientInfo client;
   client.identity = request->peer().identity;
@@ -116,14 +120,12 @@ void Acceptor::on_connect(std::unique_ptr<net::ConnectRequest> request) {
   client.security = telemetry::Security::kMutualTls;
   client.source = source_peer(worker_, client.identity, client.remote);
   client.waypoints = request->header(kWaypointsHeader);
+  client.lease = std::move(*lease);
   begin(std::move(client), *listener, request->accept());
 }
 
-void Acceptor::serve_plain(UniqueFd fd, const std::string& name) {
-  if (draining_ || connections_.size() >= worker_.shared().limits.max_connections) {
-    worker_.stats().limit_hits.fetch_add(!draining_, std::memory_order_relaxed);
-    return worker_.loop().close(std::move(fd));
-  }
+void Acceptor::serve_plain(UniqueFd fd, const std::string& name, rt::Lease lease) {
+  if (draining_) return worker_.loop().close(std::move(fd));
   const auto remote = rt::peer_address(fd.get());
   const auto local = rt::local_address(fd.get());
   ListenerPtr listener;
@@ -140,6 +142,7 @@ void Acceptor::serve_plain(UniqueFd fd, const std::string& name) {
   client.security = telemetry::Security::kUnknown;
   client.source = source_peer(worker_, client.identity, client.remote);
   client.listener = name;
+  client.lease = std::move(lease);
   begin(std::move(client), std::move(listener),
         net::make_tcp_stream(worker_.loop(), std::move(fd), worker_.shared().hbone.held));
 }
@@ -190,6 +193,7 @@ void Acceptor::serve(ClientInfo client, const Listener& listener, net::StreamPtr
 
 void Acceptor::serve_tcp(ClientInfo client, const TcpChain& chain, net::StreamPtr stream,
                          std::string early, bool ended) {
+  client.lease.active();
   TcpFlow& flow = own<TcpFlow>(*this, std::move(client), std::move(stream), std::move(early), ended,
                                chain.idle_timeout);
   flows_.insert(&flow);
@@ -226,6 +230,9 @@ Detector::Detector(Acceptor& acceptor, ClientInfo client_info, ListenerPtr liste
       acceptor_(acceptor),
       timer_(acceptor.worker().loop(), *this),
       http_only_(http_only) {
+  client.lease.idle(acceptor.worker().now());
+  client.lease.on_give_way(rt::post_to(acceptor.worker().loop()),
+                           [this](rt::GiveWay) { close(); });
   stream->set_events(this);
   const FilterChain* chain = listener->chain_for(Detected::kHttp1);
   const Duration wait = http_only && chain && chain->http()

@@ -26,9 +26,9 @@ class Acceptor final : public net::HboneHandler, private ConnectionOwner {
   Acceptor& operator=(const Acceptor&) = delete;
 
   // An accepted socket of port 15008. Refused (closed) until there is a certificate.
-  void serve_hbone(UniqueFd fd);
+  void serve_hbone(UniqueFd fd, rt::Lease lease);
   // An accepted socket of the bound listener of that name.
-  void serve_plain(UniqueFd fd, const std::string& listener);
+  void serve_plain(UniqueFd fd, const std::string& listener, rt::Lease lease);
 
   // Ends the byte flows that the policies of now would not let in; requests are asked one by one.
   void configuration_changed();

@@ -16,6 +16,7 @@
 #include <string>
 #include <vector>
 
+#include "userspace/rt/admission.h"
 #include "waypoint/proxy/upstream.h"
 
 namespace meltemi::waypoint {
@@ -30,6 +31,7 @@ struct ClientInfo {
   telemetry::Peer source;
   std::string listener;      // name, for bound ones; empty: found by `local`
   std::string waypoints;     // passed on the way here, if the CONNECT says so
+  rt::Lease lease;           // its place; whoever serves it says whether it works or is idle
 
   // The HTTP chain for a request now; config may have changed since the last one. Null: none.
   const HttpChain* chain(const Snapshot& snapshot, bool h2) const;

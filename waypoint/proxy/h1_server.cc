@@ -33,6 +33,8 @@ H1Server::H1Server(ProxyWorker& worker, ConnectionOwner& owner, ClientInfo clien
       parser_(codec::H1Role::kRequests, limits_of(options)),
       timer_(worker.loop(), *this),
       exchange_(worker) {
+  client_.lease.idle(worker.now());
+  client_.lease.on_give_way(rt::post_to(worker.loop()), [this](rt::GiveWay) { drain(); });
   stream_->set_events(this);
   stream_->limit_read(kReadPiece);
   timer_.set(worker.now() + options_.headers_timeout);
@@ -175,6 +177,7 @@ void H1Server::part() {
 // --- reading ----------------------------------------------------------------------------------
 
 void H1Server::next_request() {
+  client_.lease.idle(worker_.now());
   timer_.set(options_.connection_idle > Duration::zero()
                  ? worker_.now() + options_.connection_idle
                  : MonoTime::max());
@@ -269,6 +272,7 @@ bool H1Server::request_event(const codec::H1Event& event) {
 void H1Server::request_head() {
   const codec::H1Head& h = parser_.head();
   ++requests_;
+  client_.lease.active();
   request_open_ = true;
   response_done_ = false;
   keep_alive_ = h.keep_alive && !read_ended_;

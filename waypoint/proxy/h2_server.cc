@@ -124,6 +124,8 @@ H2Server::H2Server(ProxyWorker& worker, ConnectionOwner& owner, ClientInfo clien
       session_(codec::H2Role::kServer, *this, options_of(options)),
       idle_timer_(worker.loop(), *this),
       early_(as_text(early)) {
+  client_.lease.idle(worker.now());
+  client_.lease.on_give_way(rt::post_to(worker.loop()), [this](rt::GiveWay) { drain(); });
   stream_->set_events(this);
   stream_->limit_read(kReadPiece);
   if (options_.connection_idle > Duration::zero()) {
@@ -146,6 +148,7 @@ void H2Server::on_head(uint32_t id, Fields& headers, bool end) {
   H2ServerStream& s = *owned;
   streams_.insert(id, std::move(owned));
   ++requests_;
+  client_.lease.active();
   idle_timer_.clear();
   s.id_ = id;
   std::swap(s.fields_, headers);
@@ -220,6 +223,7 @@ void H2Server::recycle(uint32_t id) {
   ended_.back()->trailers_.clear();
   want_flush();
   if (!streams_.empty()) return;
+  client_.lease.idle(worker_.now());
   if (options_.connection_idle > Duration::zero()) {
     idle_timer_.set(worker_.now() + options_.connection_idle);
   }

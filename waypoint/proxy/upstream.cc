@@ -420,7 +420,10 @@ void ClusterState::close_idle(bool only_tunnels) {
 }
 
 bool ClusterState::in_use() const {
-  return active_requests_ > 0 || !leaving_.empty();
+  // A byte flow is no request: what it holds is its endpoint, which goes with this object.
+  const auto busy = [](const auto& original) { return original.second->busy(); };
+  return active_requests_ > 0 || !leaving_.empty() ||
+         std::any_of(originals_.begin(), originals_.end(), busy);
 }
 
 // --- all clusters -----------------------------------------------------------------------------
@@ -448,6 +451,7 @@ void UpstreamSet::update(const Snapshot& snapshot) {
       continue;
     }
     it->second->update(ClusterEntry{it->second->shared_config(), nullptr});  // no endpoints
+    it->second->close_idle();
     leaving_.push_back(std::move(it->second));
     it = clusters_.erase(it);
   }

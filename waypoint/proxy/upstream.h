@@ -173,6 +173,8 @@ class UpstreamSet {
   void close_idle();
   // The same for those inside of tunnels; the others end after their requests.
   void leave_tunnels();
+  // Clusters that are gone from the configuration and still in use, as of the last update().
+  size_t leaving() const { return leaving_.size(); }
 
  private:
   ProxyWorker& worker_;

@@ -10,6 +10,7 @@
 #include "userspace/model/store.h"
 #include "userspace/net/hbone_server.h"
 #include "userspace/net/tunnel_pool.h"
+#include "userspace/rt/admission.h"
 #include "userspace/rt/worker.h"
 #include "userspace/telemetry/connection_report.h"
 #include "userspace/telemetry/request_report.h"
@@ -24,7 +25,6 @@ struct ProxyLimits {
   size_t retry_buffer = 64 * 1024;        // bytes of a request body that are kept for a retry
   size_t stream_buffer = 64 * 1024;       // bytes of one HTTP/2 stream that wait for its reader
   size_t pipeline_buffer = 64 * 1024;     // bytes of pipelined requests that wait for their turn
-  uint32_t max_connections = 20'000;      // client connections of one worker
   Duration detect_timeout = std::chrono::seconds(1);   // first bytes of an unknown protocol
   Duration drain_timeout = std::chrono::seconds(30);
 };
@@ -35,8 +35,21 @@ struct ProxyStats {
       retry_budget_exhausted{0}, limit_hits{0}, shadow_denied{0};
 };
 
+// Who is let in: tunnels at the HBONE port, their CONNECT requests, and what bound listeners accept.
+// Each of the latter two may cost a connection to an endpoint.
+struct Doors {
+  explicit Doors(const rt::AdmissionOptions& options)
+      : admission(options),
+        hbone(admission.add_class({.name = "hbone"})),
+        streams(admission.add_class({.name = "stream", .starts_silent = false})),
+        bound(admission.add_class({.name = "bound", .descriptors = 2, .starts_silent = false})) {}
+  rt::Admission admission;
+  const rt::Admission::ClassId hbone, streams, bound;
+};
+
 // Shared by all workers.
 struct ProxyShared {
+  Doors* doors = nullptr;
   const model::MeshStore* mesh = nullptr;
   telemetry::HttpMetrics* http_metrics = nullptr;
   telemetry::TcpMetrics* tcp_metrics = nullptr;
