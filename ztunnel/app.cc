@@ -92,13 +92,14 @@ Status App::start_workers() {
 }
 
 Status App::start_operators() {
-  operators_.admin().route("/config_dump", "GET",
+  operators_ = std::make_unique<telemetry::OperatorPorts>(&doors_->admission);
+  operators_->admin().route("/config_dump", "GET",
                            [this](const http::Request&) { return dump(); });
-  operators_.admin().route("/", "GET", [](const http::Request&) {
+  operators_->admin().route("/", "GET", [](const http::Request&) {
     return http::Response{200, "GET /config_dump\nPOST /logging?level=...\n"
                                         "POST /quitquitquit\n"};
   });
-  return operators_.start(settings_.operators, registry_, readiness_, settings_.logging.levels,
+  return operators_->start(settings_.operators, registry_, readiness_, settings_.logging.levels,
                           [this] { quit_ = true; });
 }
 
@@ -136,7 +137,7 @@ void App::shutdown(const std::function<bool()>& urgent) {
   if (feed_) feed_->stop();
   if (certificates_) certificates_->stop();
   // Operators look at the workers: they go first.
-  operators_.stop();
+  if (operators_) operators_->stop();
   pool_->run_on_all([this](rt::Worker& w) { shared_.workers[w.index()].reset(); });
   pool_->stop();
   pool_.reset();

@@ -49,7 +49,7 @@ class App {
   std::unique_ptr<MeshFeed> feed_;
   std::unique_ptr<PodManager> pods_;
   std::unique_ptr<ZdsClient> zds_;
-  telemetry::OperatorPorts operators_;
+  std::unique_ptr<telemetry::OperatorPorts> operators_;  // behind the same doors
   bool zds_started_ = false;
   std::atomic<bool> quit_{false};
 };

@@ -252,13 +252,14 @@ void App::publish_certificate(const pki::WorkloadCertificatePtr& certificate) {
 // --- operators --------------------------------------------------------------------------------
 
 Status App::start_operators() {
-  operators_.admin().route("/config_dump", "GET", [this](const http::Request&) {
+  operators_ = std::make_unique<telemetry::OperatorPorts>(&doors_->admission);
+  operators_->admin().route("/config_dump", "GET", [this](const http::Request&) {
     return http::Response{200, feed_->dump_json(), "application/json"};
   });
-  operators_.admin().route("/settings", "GET", [this](const http::Request&) {
+  operators_->admin().route("/settings", "GET", [this](const http::Request&) {
     return http::Response{200, table_.dump_json(), "application/json"};
   });
-  return operators_.start(settings_.operators, registry_, readiness_, settings_.logging.levels,
+  return operators_->start(settings_.operators, registry_, readiness_, settings_.logging.levels,
                           [this] { quit_ = true; });
 }
 
@@ -319,7 +320,7 @@ void App::shutdown(const std::function<bool()>& urgent) {
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
   }
   if (certificates_) certificates_->stop();
-  operators_.stop();
+  if (operators_) operators_->stop();
   pool_->run_on_all([this](rt::Worker& w) {
     if (lanes_[w.index()]) lanes_[w.index()]->acceptor.close(Reason::kShutdown);
   });

@@ -77,7 +77,7 @@ class App {
   std::mutex identity_mutex_;
   std::optional<IdentityFile> identity_file_;  // guarded by identity_mutex_; none: the key is not kept
   std::unique_ptr<pki::CertificateManager> certificates_;
-  telemetry::OperatorPorts operators_;
+  std::unique_ptr<telemetry::OperatorPorts> operators_;  // behind the same doors
   std::atomic<bool> quit_{false};
 };
 
