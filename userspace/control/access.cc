@@ -49,20 +49,23 @@ Result<std::string> Access::scope_of(const xds::Caller& caller, const xds::Node&
   const std::string account = account_of(caller);
   const auto type = config::resource_type(type_url);
   const auto not_for = [&] {
-    return denied(fmt::format("{} may not subscribe to {}", account, type_url));
+    return fail(Reason::kUnsupported, Fault::kDownstream,
+                fmt::format("{} is not for {}", type_url, account));
   };
-  if (!type) return not_for();
   if (rules_.agent_accounts.contains(account)) {
-    if (*type != ResourceType::kPodEnrolment) return not_for();
+    if (type != ResourceType::kPodEnrolment) return not_for();
     if (caller.node_name.empty()) return denied("an agent's token must name its node");
     return config::node_scope(caller.node_name);
   }
   if (rules_.node_accounts.contains(account)) {
-    if (!for_ztunnel(*type)) return not_for();
+    if (!type || !for_ztunnel(*type)) return not_for();
     return config::kEveryone;
   }
-  if (*type == ResourceType::kPodEnrolment || *type == ResourceType::kAuthorization) return not_for();
+  // Who is nobody is told so, whatever he asks for.
   const std::string scope = MELTEMI_TRY(waypoint_scope(caller, node));
+  if (!type || *type == ResourceType::kPodEnrolment || *type == ResourceType::kAuthorization) {
+    return not_for();
+  }
   return *type == ResourceType::kAddress ? config::kEveryone : scope;
 }
 

@@ -26,7 +26,7 @@ class Access {
 
   // Scope of a type for a caller, as xds::ServerHooks::scope_of. ztunnel: addresses and
   // authorizations; agent: its node's enrolments; waypoint pod: its Gateway's proxy configuration and
-  // addresses. Error kPermission says what is missing.
+  // addresses. Error kPermission says what is missing; kUnsupported: the type is not for this caller.
   Result<std::string> scope_of(const xds::Caller& caller, const xds::Node& node,
                                std::string_view type_url) const;
   // The identity that is granted: the caller's own, or for a node proxy one whose pods run on its node.

@@ -8,6 +8,7 @@
 #include "userspace/base/log.h"
 #include "userspace/config/analyze.h"
 #include "userspace/control/control_plane.h"
+#include "userspace/xds/address_names.h"
 
 namespace meltemi::control {
 namespace {
@@ -264,6 +265,9 @@ void ControlPlane::publish(const config::TranslationResult& result) {
     if (change.resource != nullptr) {
       update.version = change.resource->version;
       update.body = change.resource->body;
+      if (change.type == config::ResourceType::kAddress) {
+        update.aliases = xds::address_aliases(update.body);
+      }
     }
     batch.push_back(std::move(update));
   }

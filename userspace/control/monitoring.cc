@@ -158,7 +158,7 @@ std::string ControlPlane::syncz() const {
                        {"lastNack", type.last_nack}});
     }
     root.push_back({{"proxy", stream.node_id}, {"peer", stream.peer}, {"account", stream.caller},
-                    {"types", std::move(types)}});
+                    {"types", std::move(types)}, {"refused", stream.refused}});
   }
   return root.dump(1, ' ', false, json::error_handler_t::replace) + "\n";
 }

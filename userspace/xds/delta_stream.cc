@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "userspace/base/log.h"
+#include "userspace/xds/address_names.h"
 #include "userspace/xds/grpc_runtime.h"
 
 namespace meltemi::xds {
@@ -16,6 +17,8 @@ namespace {
 log::Scope scope("ads");
 
 constexpr size_t kMaxNodeId = 1024;  // bytes
+constexpr size_t kMaxTypeUrl = 256;  // bytes
+constexpr size_t kMaxRefusedTypes = 16;  // of one stream; a stock Envoy asks for fewer
 
 // Make before break: what others refer to by name comes before them and goes after them, or a client
 // would see a workload whose policy it has never heard of, or a route to a cluster that is gone. Types
@@ -111,17 +114,19 @@ Status DeltaStream::take_request(const Subscription::Request& request) {
     scope.info("{} connected from {} as {}/{}", log::escape(node_.id), call_.peer(), caller_.ns,
                caller_.service_account);
   }
+  if (refused_.contains(request.type_url())) return {};
   const auto found = std::ranges::find_if(
       subscriptions_, [&](const auto& s) { return s->type_url() == request.type_url(); });
   const bool first = found == subscriptions_.end();
   Subscription* subscription = first ? nullptr : found->get();
   if (first) MELTEMI_TRY(open_subscription(request, &subscription));
+  if (subscription == nullptr) return {};
   const uint64_t nacks = subscription->nacked();
   MELTEMI_TRY(subscription->apply(request, first, kMaxNamesPerStream));
-  if (subscription->type_url() == kTypeAddress && !subscription->wildcard()) {
-    return fail(Reason::kUnsupported, Fault::kDownstream,
-                "on-demand lookup of addresses is not offered; subscribe to all (unset "
-                "XDS_ON_DEMAND)");
+  // On demand: a node's own workloads come without being asked for, as from istiod.
+  if (first && !subscription->wildcard() && subscription->type_url() == kTypeAddress &&
+      !caller_.node_name.empty()) {
+    subscription->follow(alias_of_node(caller_.node_name));
   }
   if (total_names() > kMaxNamesPerStream) {
     return fail(Reason::kLimitExceeded, Fault::kDownstream, "too many names on one stream");
@@ -136,9 +141,25 @@ Status DeltaStream::take_request(const Subscription::Request& request) {
   return {};
 }
 
+// What is not for the caller stays unanswered: an empty answer would say that there is nothing, no
+// policy for example.
+Status DeltaStream::refuse_type(const std::string& type_url, const Error& why) {
+  if (type_url.size() > kMaxTypeUrl || refused_.size() >= kMaxRefusedTypes) {
+    return fail(Reason::kLimitExceeded, Fault::kDownstream, "too many types that are not served");
+  }
+  refused_[type_url] = why.detail;
+  ++core_->counters.refused;
+  scope.warn("{} hears nothing of {}: {}", log::escape(node_.id), log::escape(type_url),
+             log::escape(why.detail));
+  return {};
+}
+
 Status DeltaStream::open_subscription(const Subscription::Request& request, Subscription** out) {
-  const std::string wanted =
-      MELTEMI_TRY(core_->hooks.scope_of(caller_, node_, request.type_url()));
+  auto allowed = core_->hooks.scope_of(caller_, node_, request.type_url());
+  if (!allowed && allowed.error().reason == Reason::kUnsupported) {
+    return refuse_type(request.type_url(), allowed.error());
+  }
+  const std::string wanted = MELTEMI_TRY(std::move(allowed));
   const auto place = std::ranges::upper_bound(
       subscriptions_, rank_of(request.type_url()), {},
       [](const auto& subscription) { return rank_of(subscription->type_url()); });
@@ -200,7 +221,7 @@ void DeltaStream::OnDone() {
 StreamInfo DeltaStream::info() const {
   const std::lock_guard lock(mutex_);
   StreamInfo out{.node_id = node_.id, .peer = call_.peer(),
-                 .caller = fmt::format("{}/{}", caller_.ns, caller_.service_account), .types = {}};
+                 .caller = fmt::format("{}/{}", caller_.ns, caller_.service_account), .types = {}, .refused = refused_};
   const std::shared_lock tables(core_->tables_mutex);
   for (const auto& s : subscriptions_) {
     out.types.push_back({.type_url = s->type_url(), .scope = s->scope(), .names = s->names(),

@@ -38,7 +38,9 @@ class DeltaStream : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteB
   void start(std::shared_ptr<DeltaStream> self);
   // All REQUIRE the lock.
   Status take_request(const Subscription::Request& request);
+  // *out stays null: the type is not for this caller.
   Status open_subscription(const Subscription::Request& request, Subscription** out);
+  Status refuse_type(const std::string& type_url, const Error& why);
   void pump_locked();
   void finish_locked(const grpc::Status& status);
   size_t total_names() const;
@@ -51,6 +53,7 @@ class DeltaStream : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteB
   grpc::ByteBuffer incoming_, outgoing_;
   Node node_;
   bool node_known_ = false, writing_ = false, finished_ = false;
+  std::map<std::string, std::string> refused_;  // types that are not for the caller, and why
   std::vector<std::unique_ptr<Subscription>> subscriptions_;  // in the order of kOrder
   std::shared_ptr<DeltaStream> self_;
 };

@@ -17,6 +17,21 @@ constexpr uint32_t kResourcesTag = 2 << 3 | 2;
 
 }  // namespace
 
+namespace {
+
+std::string on_the_wire(const envoy::service::discovery::v3::Resource& proto) {
+  std::string wire;
+  google::protobuf::io::StringOutputStream stream(&wire);
+  google::protobuf::io::CodedOutputStream out(&stream);
+  out.WriteTag(kResourcesTag);
+  out.WriteVarint32(static_cast<uint32_t>(proto.ByteSizeLong()));
+  proto.SerializeWithCachedSizes(&out);
+  out.Trim();
+  return wire;
+}
+
+}  // namespace
+
 EncodedResource encode_resource(std::string_view type_url, std::string_view name,
                                 std::string_view version, std::string_view body) {
   envoy::service::discovery::v3::Resource proto;
@@ -24,15 +39,19 @@ EncodedResource encode_resource(std::string_view type_url, std::string_view name
   proto.set_version(std::string(version));
   proto.mutable_resource()->set_type_url(std::string(type_url));
   proto.mutable_resource()->set_value(std::string(body));
-  std::string wire;
-  {
-    google::protobuf::io::StringOutputStream stream(&wire);
-    google::protobuf::io::CodedOutputStream out(&stream);
-    out.WriteTag(kResourcesTag);
-    out.WriteVarint32(static_cast<uint32_t>(proto.ByteSizeLong()));
-    proto.SerializeWithCachedSizes(&out);
-  }
-  return {std::string(version), grpc::Slice(wire)};
+  return {std::string(version), grpc::Slice(on_the_wire(proto))};
+}
+
+grpc::Slice renamed(const EncodedResource& resource, const std::string& name) {
+  google::protobuf::io::CodedInputStream in(resource.wire.begin(),
+                                            static_cast<int>(resource.wire.size()));
+  in.ReadTag();
+  uint32_t size = 0;
+  in.ReadVarint32(&size);
+  envoy::service::discovery::v3::Resource proto;
+  proto.ParseFromCodedStream(&in);
+  proto.set_name(name);
+  return grpc::Slice(on_the_wire(proto));
 }
 
 void ResourceTable::touch(Rows::value_type& entry) {
@@ -41,12 +60,34 @@ void ResourceTable::touch(Rows::value_type& entry) {
   order_.emplace(latest_, &entry);
 }
 
-bool ResourceTable::set(const std::string& name, EncodedResource resource) {
+void ResourceTable::set_aliases(const std::string& name, Row& row,
+                                std::vector<std::string> aliases) {
+  for (const std::string& alias : row.aliases) {
+    const auto it = by_alias_.find(alias);
+    it->second.erase(name);
+    if (it->second.empty()) by_alias_.erase(it);
+  }
+  for (const std::string& alias : aliases) by_alias_[alias].insert(name);
+  std::ranges::sort(aliases);
+  const auto repeated = std::ranges::unique(aliases);
+  aliases.erase(repeated.begin(), repeated.end());
+  row.aliases = std::move(aliases);
+}
+
+const std::set<std::string>& ResourceTable::named(const std::string& alias) const {
+  static const std::set<std::string> nobody;
+  const auto it = by_alias_.find(alias);
+  return it == by_alias_.end() ? nobody : it->second;
+}
+
+bool ResourceTable::set(const std::string& name, EncodedResource resource,
+                        std::vector<std::string> aliases) {
   auto& entry = *rows_.try_emplace(name).first;
   if (entry.second.live && entry.second.resource.version == resource.version) return false;
   if (!entry.second.live) ++live_;
   entry.second.live = true;
   entry.second.resource = std::move(resource);
+  set_aliases(name, entry.second, std::move(aliases));
   touch(entry);
   return true;
 }
@@ -84,6 +125,7 @@ void ResourceTable::trim() {
     }
     const std::string name = it->second->first;
     it = order_.erase(it);
+    set_aliases(name, rows_.at(name), {});
     rows_.erase(name);
   }
 }

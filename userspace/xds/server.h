@@ -7,6 +7,7 @@
 
 #include <chrono>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -45,6 +46,9 @@ struct ResourceUpdate {
   std::string version;
   std::string body;      // encoded message
   bool removed = false;  // version and body unused
+  // Whoever subscribes to one of these names gets it too: what it is also called, and what it is
+  // part of (address_names.h).
+  std::vector<std::string> aliases = {};
 };
 
 struct CertificateCall {
@@ -60,7 +64,9 @@ struct Nack {
 struct ServerHooks {
   // All are called on gRPC threads, concurrently, and must not block on the network.
   std::function<Result<Caller>(std::string_view token)> authenticate;
-  // Which scope's resources of `type_url` this caller gets. Error: the stream is ended with it.
+  // Which scope's resources of `type_url` this caller gets. Error kUnsupported: the type is not for
+  // this caller, who hears nothing of it while the stream and its other types live on (as with
+  // istiod); any other error ends the stream.
   std::function<Result<std::string>(const Caller&, const Node&, std::string_view type_url)>
       scope_of;
   // PEM chain, root bundle last. Refusals are shown to the caller without detail.
@@ -93,6 +99,7 @@ struct StreamInfo {  // for /debug/syncz
     std::string last_nack;
   };
   std::vector<Type> types;
+  std::map<std::string, std::string> refused;  // types that are not for it, and why
 };
 
 struct ServerStats {

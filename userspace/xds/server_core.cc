@@ -44,7 +44,8 @@ void ServerCore::update(std::vector<ResourceUpdate> batch) {
       if (table == nullptr) table = std::make_shared<ResourceTable>();
       touched.insert(table.get());
       changed |= batch[i].removed ? table->remove(batch[i].name)
-                                  : table->set(batch[i].name, std::move(encoded[i]));
+                                  : table->set(batch[i].name, std::move(encoded[i]),
+                                             std::move(batch[i].aliases));
     }
     for (ResourceTable* table : touched) table->trim();
   }

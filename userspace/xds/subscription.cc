@@ -3,6 +3,9 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <utility>
+
 namespace meltemi::xds {
 namespace {
 
@@ -21,6 +24,11 @@ class Subscription::Builder {
     out_.bytes += row.resource.wire.size();
     ++out_.resources;
     out_.slices.push_back(row.resource.wire);
+  }
+  void add(const ResourceTable::Row& row, const std::string& name) {
+    out_.slices.push_back(renamed(row.resource, name));
+    out_.bytes += out_.slices.back().size();
+    ++out_.resources;
   }
   void remove(const std::string& name) {
     head_.add_removed_resources(name);
@@ -71,6 +79,12 @@ void Subscription::subscribe(const std::string& name, bool first) {
   unanswered_.insert(name);
 }
 
+void Subscription::follow(const std::string& alias) {
+  names_.insert(alias);
+  followed_.insert(alias);
+  unanswered_.insert(alias);
+}
+
 Status Subscription::apply(const Request& request, bool first, size_t max_names) {
   if (!request.response_nonce().empty()) {
     if (request.has_error_detail()) {
@@ -94,6 +108,11 @@ Status Subscription::apply(const Request& request, bool first, size_t max_names)
     unanswered_.erase(name);
   }
   if (first && wildcard_) owes_first_ = true;
+  // On demand, as ztunnel opens it: "*" and at once not. What it had before it still wants.
+  const auto& wanted = request.resource_names_subscribe();
+  if (first && !wildcard_ && std::ranges::find(wanted, "*") != wanted.end()) {
+    for (const auto& [name, version] : request.initial_resource_versions()) subscribe(name, true);
+  }
   if (names_.size() + initial_.size() > max_names) {
     return fail(Reason::kLimitExceeded, Fault::kDownstream,
                 fmt::format("more than {} names on one stream", max_names));
@@ -101,19 +120,44 @@ Status Subscription::apply(const Request& request, bool first, size_t max_names)
   return {};
 }
 
-void Subscription::answer_names(Builder& out) {
-  for (const std::string& name : unanswered_) {
-    const ResourceTable::Row* row = table_->find(name);
-    const auto had = initial_.find(name);
-    const bool known = had != initial_.end();
-    if (row != nullptr && row->live) {
-      if (!known || had->second != row->resource.version) out.add(*row);
-    } else {
-      out.remove(name);
-    }
-    if (known) initial_.erase(had);
+bool Subscription::wants(const std::string& name, const ResourceTable::Row& row) const {
+  return wildcard_ || names_.contains(name) ||
+         std::ranges::any_of(row.aliases, [&](const std::string& a) { return names_.contains(a); });
+}
+
+// True if the row is there.
+bool Subscription::answer_name(const std::string& name, const ResourceTable::Row& row,
+                               Builder& out) {
+  const auto had = initial_.find(name);
+  const bool known = had != initial_.end();
+  if (row.live && (!known || had->second != row.resource.version)) out.add(row);
+  if (known) initial_.erase(had);
+  return row.live;
+}
+
+// What is called so or is part of it: told under its own name, which is subscribed from now on, and
+// under the name that was asked for, since that is what the client waits to hear of.
+void Subscription::answer_members(const std::string& alias, bool told, Builder& out) {
+  bool found = told || followed_.contains(alias);
+  for (const std::string& name : table_->named(alias)) {
+    const ResourceTable::Row& row = *table_->find(name);
+    if (!row.live) continue;
+    if (!std::exchange(found, true)) out.add(row, alias);
+    if (names_.insert(name).second) unanswered_.insert(name);
   }
-  unanswered_.clear();
+  if (!found) out.remove(alias);
+}
+
+void Subscription::answer_names(Builder& out) {
+  // Answers may ask for more: an address leads to a service, and that to its workloads.
+  while (!unanswered_.empty()) {
+    const std::string name = *unanswered_.begin();
+    unanswered_.erase(unanswered_.begin());
+    const ResourceTable::Row* row = table_->find(name);
+    const bool there = row != nullptr && answer_name(name, *row, out);
+    if (!there || !table_->named(name).empty()) answer_members(name, there, out);
+    initial_.erase(name);
+  }
 }
 
 void Subscription::walk(Builder& out, size_t target_bytes) {
@@ -122,7 +166,8 @@ void Subscription::walk(Builder& out, size_t target_bytes) {
     if (out.bytes() >= target_bytes) break;
     position = it->first;
     const auto& [name, row] = *it->second;
-    if (!wildcard_ && !names_.contains(name)) continue;
+    if (!wants(name, row)) continue;
+    if (!wildcard_) names_.insert(name);
     const auto had = initial_.find(name);
     const bool known = had != initial_.end();
     if (row.live) {

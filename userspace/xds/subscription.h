@@ -31,6 +31,8 @@ class Subscription {
   // REQUIRES: nobody else uses the table meanwhile (it notes the reader).
   Subscription(std::string type_url, std::string scope, std::shared_ptr<ResourceTable> table);
 
+  // Subscribes by an alias that no client can know, without ever telling that it is no name.
+  void follow(const std::string& alias);
   // The type's first request on the stream, or a later one. Error kLimitExceeded: too many names.
   Status apply(const Request& request, bool first, size_t max_names);
 
@@ -54,6 +56,9 @@ class Subscription {
   class Builder;
   void subscribe(const std::string& name, bool first);
   void answer_names(Builder& out);
+  bool answer_name(const std::string& name, const ResourceTable::Row& row, Builder& out);
+  void answer_members(const std::string& alias, bool told, Builder& out);
+  bool wants(const std::string& name, const ResourceTable::Row& row) const;
   void walk(Builder& out, size_t target_bytes);
   void finish_initial(Builder& out);
 
@@ -62,6 +67,7 @@ class Subscription {
   const ResourceTable::Cursor position_;
   bool wildcard_ = false;
   std::set<std::string> names_;
+  std::set<std::string> followed_;    // of these, those that no client has asked for
   std::set<std::string> unanswered_;  // just subscribed
   std::set<std::string> gone_;        // for next_removals()
   // What the client said it has, until the first pass through the table is done.

@@ -107,6 +107,16 @@ TEST_F(AccessTest, EachRoleSeesItsTypes) {
   EXPECT_EQ(scope(ztunnel(), "type.googleapis.com/istio.debug"), "denied");
 }
 
+// The stream lives on without such a type, so nobody without rights may get as far as this.
+TEST_F(AccessTest, OnlyWhoMayHaveOtherTypesHearsThatOneIsNotForHim) {
+  const auto why = [&](const xds::Caller& caller) {
+    return access.scope_of(caller, {}, xds::kTypePodEnrolment).error().reason;
+  };
+  EXPECT_EQ(why(ztunnel()), Reason::kUnsupported);
+  EXPECT_EQ(why(waypoint()), Reason::kUnsupported);
+  EXPECT_EQ(why({"shop", "web", "web-1", "u1", "node1"}), Reason::kPermission);
+}
+
 TEST_F(AccessTest, AWaypointProvesItsGatewayByItsPod) {
   EXPECT_EQ(scope(waypoint(), xds::kTypeListener, "another"), "denied");
   EXPECT_EQ(scope({"shop", "web", "web-1", "u1", "node1"}, xds::kTypeListener, "wp"), "denied")

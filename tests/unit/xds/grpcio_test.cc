@@ -3,7 +3,9 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 #include <nlohmann/json.hpp>
+#include <vector>
 
 #include "userspace/xds/server.h"
 
@@ -60,7 +62,8 @@ struct GrpcioTest : ::testing::Test {
       if (token != "good-token") return fail(Reason::kPermission, Fault::kDownstream, "bad token");
       return Caller{"istio-system", "ztunnel", "", "", "node-9"};
     };
-    out.scope_of = [](const Caller&, const Node&, std::string_view) -> Result<std::string> {
+    out.scope_of = [](const Caller&, const Node&, std::string_view type) -> Result<std::string> {
+      if (type != kA) return fail(Reason::kUnsupported, Fault::kDownstream, "not for you");
       return std::string();
     };
     out.sign = [](const Caller&, const CertificateCall& call) -> Result<std::vector<std::string>> {
@@ -109,8 +112,47 @@ TEST_F(GrpcioTest, RefusesStreamsWithoutProofOrNode) {
   EXPECT_EQ(out, json({{"no_token", "UNAUTHENTICATED"},
                        {"two_tokens", "UNAUTHENTICATED"},
                        {"bad_token", "UNAUTHENTICATED"},
-                       {"no_node", "INVALID_ARGUMENT"},
-                       {"on_demand", "UNIMPLEMENTED"}}));
+                       {"no_node", "INVALID_ARGUMENT"}}));
+}
+
+json only(std::map<std::string, std::string> resources, std::vector<std::string> removed = {}) {
+  json shown = json::object();
+  for (const auto& [name, body] : resources) shown[name] = {"1", body};
+  return {{"resources", shown}, {"removed", removed}, {"type", kA}};
+}
+
+// As a ztunnel with XDS_ON_DEMAND asks: by address, and gets what is behind it.
+TEST_F(GrpcioTest, OnDemandAnAddressBringsItsServiceAndThatItsWorkloads) {
+  const auto member = [](const std::string& name, const std::string& node) {
+    return ResourceUpdate{.type_url = kA, .scope = "", .name = name, .version = "1", .body = name,
+                          .aliases = {"shop/web", "~node/" + node}};
+  };
+  server.update({{.type_url = kA, .scope = "", .name = "shop/web", .version = "1", .body = "service",
+                  .aliases = {"net/10.96.0.1"}},
+                 member("near", "node-9"), member("far", "node-1"),
+                 {.type_url = kA, .scope = "", .name = "other", .version = "1", .body = "other"}});
+  PythonClient python(server.ports()[0], "on_demand");
+  const std::string ready = python.line();
+  ASSERT_EQ(ready, "ready\n") << ready << python.rest();
+  server.update({{.type_url = kA, .scope = "", .name = "other", .version = "2", .body = "unasked"},
+                 member("new", "node-1"),
+                 {.type_url = kA, .scope = "", .name = "far", .removed = true}});
+  const std::string text = python.rest();
+  const json out = json::parse(text, nullptr, false);
+  ASSERT_TRUE(out.is_object()) << text;
+  EXPECT_EQ(out["own_node"], only({{"near", "near"}})) << "without being asked for";
+  EXPECT_EQ(out["vip"], only({{"net/10.96.0.1", "service"}, {"shop/web", "service"}, {"far", "far"}}));
+  EXPECT_EQ(out["unknown"], only({}, {"net/192.0.2.1"}));
+  EXPECT_EQ(out["new_member"], only({{"new", "new"}}, {"far"}));
+}
+
+TEST_F(GrpcioTest, ATypeThatIsNotForTheCallerLeavesTheOthersAlone) {
+  put("a", "1", "one");
+  PythonClient python(server.ports()[0], "forbidden_type");
+  const std::string text = python.rest();
+  const json out = json::parse(text, nullptr, false);
+  ASSERT_TRUE(out.is_object()) << text;
+  EXPECT_EQ(out["address"], only({{"a", "one"}}));
 }
 
 TEST_F(GrpcioTest, SignsAndTakesReports) {

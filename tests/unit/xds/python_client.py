@@ -80,9 +80,7 @@ elif scenario == "refused":
             ("no_token", (), {"node_id": "x"}),
             ("two_tokens", auth + (("authorization", "Bearer other"),), {"node_id": "x"}),
             ("bad_token", (("authorization", "Bearer nonsense"),), {"node_id": "x"}),
-            ("no_node", auth, {}),
-            ("on_demand", auth, {"node_id": "x", "resource_names_subscribe": ["*"],
-                                 "resource_names_unsubscribe": ["*"]})]:
+            ("no_node", auth, {})]:
         stream = Stream(metadata)
         stream.send(**request)
         try:
@@ -91,6 +89,30 @@ elif scenario == "refused":
         except grpc.RpcError as error:
             out[name] = error.code().name
         stream.requests.put(None)
+elif scenario == "on_demand":
+    stream = Stream()
+    stream.send(node_id="ztunnel~10.0.0.9~py.ns~cluster.local", resource_names_subscribe=["*"],
+                resource_names_unsubscribe=["*"])
+
+    def ask(name):
+        stream.send(resource_names_subscribe=[name])
+        response = stream.next()
+        stream.send(response_nonce=response.nonce)
+        return shown(response)
+
+    out["own_node"] = shown(stream.next())
+    out["vip"] = ask("net/10.96.0.1")
+    out["unknown"] = ask("net/192.0.2.1")
+    print("ready", flush=True)
+    out["new_member"] = shown(stream.next())
+    stream.requests.put(None)
+elif scenario == "forbidden_type":
+    stream = Stream()
+    stream.requests.put(discovery.DeltaDiscoveryRequest(
+        type_url="type.googleapis.com/forbidden", node={"id": "x"}))
+    stream.send()
+    out["address"] = shown(stream.next())
+    stream.requests.put(None)
 elif scenario == "unary":
     sign = channel.unary_unary("/istio.v1.auth.IstioCertificateService/CreateCertificate",
                                request_serializer=ca.IstioCertificateRequest.SerializeToString,
