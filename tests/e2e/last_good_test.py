@@ -26,6 +26,7 @@ spec:
 
 
 def setUpModule():
+    unittest.addModuleCleanup(SANDBOX.down)  # also when the set-up fails
     SANDBOX.up()
     SANDBOX.cli("create", "ns", "shop")
     SANDBOX.cli("label", "ns", "shop", "istio.io/dataplane-mode=ambient")
@@ -39,10 +40,6 @@ def setUpModule():
     SANDBOX.wait_ready("plain", "guarded", "client", "outsider", ns="shop")
     SANDBOX.wait_enrolled("plain", "guarded", "client", "outsider", ns="shop")
     wait("policy at the waypoint", serves)
-
-
-def tearDownModule():
-    SANDBOX.down()
 
 
 def status(pod, url):
