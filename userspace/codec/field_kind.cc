@@ -72,6 +72,9 @@ FieldKind classify_field(std::string_view name, std::string_view value) {
       if (name == "host")
         return when(!value.empty() && all_in(kAuthorityBytes, value), FieldKind::kHost);
       break;
+    case 6:
+      if (name == "cookie") return FieldKind::kCookie;
+      break;
     case 7:
       if (name == "upgrade") return FieldKind::kConnectionSpecific;
       break;

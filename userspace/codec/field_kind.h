@@ -18,6 +18,7 @@ enum class FieldKind : uint8_t {
   kStatus,
   kContentLength,
   kHost,
+  kCookie,
   kConnectionSpecific,  // may not be in HTTP/2 (RFC 9113 section 8.2.2)
   kMalformed,           // name or value that no message may have
 };

@@ -10,6 +10,7 @@
 #include "userspace/codec/h2_message.h"
 #include "userspace/codec/hpack_read.h"
 #include "userspace/codec/hpack_write.h"
+#include "userspace/codec/stream_history.h"
 #include "userspace/codec/stream_table.h"
 
 namespace meltemi::codec {
@@ -39,6 +40,10 @@ constexpr uint16_t kResetQueued = 64;   // our RST_STREAM was written; the strea
 constexpr uint16_t kReady = 128;        // in `ready`
 constexpr uint16_t kConnBlocked = 256;  // in `conn_blocked`
 constexpr uint16_t kNoContent = 512;    // client: asked with HEAD, no DATA may come
+
+// Streams that a peer allows which has sent SETTINGS without a number. Not "no limit", which is what
+// the RFC has: more go on another connection.
+constexpr uint32_t kAssumedStreams = 100;
 
 struct Stream {
   uint32_t id = 0;
@@ -104,6 +109,7 @@ struct H2Session::State {
 
   // Streams.
   StreamTable<Stream> streams;
+  StreamHistory history;
   uint32_t next_id = 1;       // client
   uint32_t last_peer_id = 0;  // server: the highest that was opened
 
@@ -117,7 +123,8 @@ struct H2Session::State {
   // The peer's settings, and ours as far as it has confirmed them.
   uint32_t peer_frame_size = kDefaultFrameSize;
   uint32_t peer_window = kDefaultWindow;
-  uint32_t peer_max_streams = 100;  // until it says
+  uint32_t peer_max_streams = kAssumedStreams;
+  bool settings_seen = false;
   bool peer_connect_protocol = false;
   bool settings_acked = false;
   uint32_t stream_window;  // for new streams
@@ -155,10 +162,17 @@ struct H2Session::State {
     if (!controls.take(now, options.control_burst, options.controls_per_second))
       limit_hit(H2Limit::kControlFlood);
   }
+  void reset_stream(uint32_t id, H2Code code) {
+    put_rst(pending, id, code);
+    history.reset_by_us(id);
+  }
   // The last call of the handler for a stream.
   void close_stream(uint32_t id, uint32_t code, bool unprocessed);
   // Our answer to a stream that the peer broke.
   void stream_error(uint32_t id, H2Code code);
+  // How many streams we may have at once. Until the peer has said it, one: a peer that allows few
+  // must not have to refuse the rest of our first flight.
+  uint32_t stream_room() const { return settings_seen ? peer_max_streams : 1; }
 
   // --- input ---
   bool gather(ByteView& in, size_t want);
@@ -172,9 +186,11 @@ struct H2Session::State {
   void read_payload(ByteView& in);
   void on_payload(ByteView payload);
   void on_headers(ByteView payload);
+  void check_priority(ByteView payload);
   void on_continuation(ByteView payload);
   void on_block(ByteView fragment);
   bool decode(ByteView fragment, MessageRules& rules, bool keep);
+  void on_late_block(uint32_t id);
   void on_request(uint32_t id, const MessageRules& rules, bool too_large);
   void on_response(Stream& s, const MessageRules& rules);
   void on_trailers(Stream& s, const MessageRules& rules);
@@ -271,7 +287,7 @@ void H2Session::State::close_stream(uint32_t id, uint32_t code, bool unprocessed
 void H2Session::State::stream_error(uint32_t id, H2Code code) {
   count_reset();
   if (failed) return;
-  put_rst(pending, id, code);
+  reset_stream(id, code);
   count_reply();
   if (failed) return;
   close_stream(id, number(code), code == H2Code::kRefusedStream);
@@ -345,7 +361,6 @@ void H2Session::State::start_frame() {
     case kGoaway:
       return count_control();
     case kPriority:
-      phase = Phase::kSkip;  // RFC 9113 section 5.3.2: deprecated
       return count_control();
     default:
       phase = Phase::kSkip;  // unknown types cost no more than their bytes
@@ -366,8 +381,14 @@ void H2Session::State::start_data() {
     return limit_hit(H2Limit::kEmptyDataFlood);
   Stream* s = streams.find(frame.stream);
   if (s == nullptr) {
-    if (idle(frame.stream)) protocol_error("DATA on an idle stream");
-    return;  // a stream that is gone: what was under way is dropped
+    if (idle(frame.stream)) return protocol_error("DATA on an idle stream");
+    switch (history.fate(frame.stream)) {
+      case StreamHistory::Fate::kNeverOpened:
+      case StreamHistory::Fate::kEnded:
+        return stream_error(frame.stream, H2Code::kStreamClosed);
+      default:
+        return;  // what was under way is dropped
+    }
   }
   if (s->has(kResetQueued)) return;
   if (s->has(kRemoteEnded)) return stream_error(frame.stream, H2Code::kStreamClosed);
@@ -473,6 +494,8 @@ void H2Session::State::on_payload(ByteView payload) {
       return on_ping(payload);
     case kGoaway:
       return on_goaway(payload);
+    case kPriority:
+      return check_priority(payload);
     case kWindowUpdate:
       return on_window_update(payload);
     default:
@@ -490,12 +513,23 @@ void H2Session::State::on_headers(ByteView payload) {
       return protocol_error("padding longer than its frame");
     payload = payload.first(payload.size() - padding);
   }
-  if (frame.has(kFlagPriority)) payload = payload.subspan(5);
+  if (frame.has(kFlagPriority)) {
+    check_priority(payload);
+    if (failed) return;
+    payload = payload.subspan(5);
+  }
   block_stream = frame.stream;
   block_end_stream = frame.has(kFlagEndStream);
   continuations = 0;
   if (frame.has(kFlagEndHeaders)) return on_block(payload);
   block.assign(as_text(payload));
+}
+
+// RFC 9113 section 5.3.2 has done with priorities, and so have we; that a stream may not depend on
+// itself is what RFC 7540 section 5.3.1 asked for and strict peers still expect.
+void H2Session::State::check_priority(ByteView payload) {
+  if ((load_be<uint32_t>(payload.data()) & kMaxStreamId) == frame.stream)
+    protocol_error("a stream that depends on itself");
 }
 
 void H2Session::State::on_continuation(ByteView payload) {
@@ -536,12 +570,14 @@ void H2Session::State::on_block(ByteView fragment) {
   if (failed) return;
   if (opens) {
     last_peer_id = id;
+    history.opened(id);
+    if (!wanted) history.reset_by_us(id);  // our GOAWAY told the peer
     if (wanted) on_request(id, rules, !small);
     return;
   }
   if (s == nullptr) {
     if (idle(id)) return protocol_error("HEADERS on an idle stream");
-    return count_control();  // of a stream that is gone: under way, or a flood
+    return on_late_block(id);
   }
   if (s->has(kResetQueued)) return;
   if (s->has(kRemoteEnded)) return stream_error(id, H2Code::kStreamClosed);
@@ -549,6 +585,18 @@ void H2Session::State::on_block(ByteView fragment) {
   if (role == H2Role::kServer && !trailers) return;  // of a request that was refused
   if (!small) return refuse_large(id);
   return trailers ? on_trailers(*s, rules) : on_response(*s, rules);
+}
+
+// A header block of a stream that is gone.
+void H2Session::State::on_late_block(uint32_t id) {
+  switch (history.fate(id)) {
+    case StreamHistory::Fate::kNeverOpened:
+      return protocol_error("HEADERS on a lower stream than the last");
+    case StreamHistory::Fate::kEnded:
+      return protocol_error("HEADERS on a closed stream", H2Code::kStreamClosed);
+    default:
+      return count_control();  // it was under way, or is a flood
+  }
 }
 
 void H2Session::State::on_request(uint32_t id, const MessageRules& rules, bool too_large) {
@@ -567,6 +615,7 @@ void H2Session::State::on_request(uint32_t id, const MessageRules& rules, bool t
   s.flags |= kHeadTold;
   if (block_end_stream) s.flags |= kRemoteEnded;
   window_budget = std::min<int64_t>(window_budget + 4, kH2WindowBurst);
+  if (rules.cookies() > 1) list.join("cookie", "; ");  // RFC 9113 section 8.2.3
   handler.on_head(id, list, block_end_stream);
 }
 
@@ -660,6 +709,8 @@ void H2Session::State::on_settings(ByteView payload) {
   if (failed) return;
   put_frame(pending, 0, kSettings, kFlagAck, 0);
   count_reply();
+  settings_seen = true;
+  if (!failed) handler.on_settings();
 }
 
 void H2Session::State::apply_peer_window(uint32_t window) {
@@ -837,7 +888,7 @@ void H2Session::State::flush_ended() {
     s->flags |= kLocalSent;
     if (!s->has(kRemoteEnded)) {
       if (!s->has(kResetAtEnd)) continue;
-      put_rst(pending, id, H2Code::kNoError);
+      reset_stream(id, H2Code::kNoError);
     }
     close_stream(id, 0, false);
   }
@@ -954,7 +1005,7 @@ bool H2Session::wants_write() const {
 bool H2Session::can_request() const {
   const State& s = *state_;
   return s.role == H2Role::kClient && !s.failed && !s.goaway_seen && !s.goaway_sent &&
-         s.next_id <= kMaxStreamId && s.streams.size() < s.peer_max_streams;
+         s.next_id <= kMaxStreamId && s.streams.size() < s.stream_room();
 }
 
 Result<uint32_t> H2Session::request(const HeaderList& headers, H2Body* body) {
@@ -963,12 +1014,13 @@ Result<uint32_t> H2Session::request(const HeaderList& headers, H2Body* body) {
   if (s.goaway_seen || s.goaway_sent || s.next_id > kMaxStreamId)
     return fail(Reason::kPoolDraining, Fault::kUpstream, "the connection takes no more requests",
                 Retry::kSafe);
-  if (s.streams.size() >= s.peer_max_streams)
+  if (s.streams.size() >= s.stream_room())
     return fail(Reason::kLimitExceeded, Fault::kUpstream,
                 "the peer's SETTINGS_MAX_CONCURRENT_STREAMS", Retry::kSafe);
   const uint32_t id = s.next_id;
   MELTEMI_TRY(s.put_header_block(id, headers, body == nullptr, true));
   s.next_id += 2;
+  s.history.opened(id);
   s.window_budget = std::min<int64_t>(s.window_budget + 4, kH2WindowBurst);
   Stream& stream = s.open_stream(id);
   if (!headers.empty() && headers[0].name == ":method" && headers[0].value == "HEAD")
@@ -1019,7 +1071,7 @@ void H2Session::reset(uint32_t id, H2Code code) {
   stream->body = nullptr;  // the caller may free it now
   stream->flags |= kResetQueued;
   stream->reset_code = number(code);
-  put_rst(s.pending, id, code);
+  s.reset_stream(id, code);
   s.ended.push_back(id);
 }
 
@@ -1032,6 +1084,10 @@ void H2Session::consume(uint32_t id, size_t bytes) {
   if (n == 0) return;
   stream->unconsumed -= n;
   s.return_window(stream, n);
+}
+
+bool H2Session::broken_by_peer(uint32_t id) const {
+  return state_->history.fate(id) == StreamHistory::Fate::kResetByUs;
 }
 
 void H2Session::ping(std::span<const uint8_t, 8> payload) {

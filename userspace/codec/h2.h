@@ -89,7 +89,7 @@ class H2Handler {
  public:
   virtual ~H2Handler() = default;
   // A request's head (server) or a final response's (client), pseudo-headers first, names lower
-  // case, checked against RFC 9113 section 8. `end`: no body and no trailers, and no on_end()
+  // case, checked against RFC 9113 section 8, cookies of a request joined into one. `end`: no body and no trailers, and no on_end()
   // comes. The list may be moved from.
   virtual void on_head(uint32_t stream, HeaderList& headers, bool end) = 0;
   // Client: a 1xx response.
@@ -103,6 +103,8 @@ class H2Handler {
   // `unprocessed`: the peer has not acted on it (REFUSED_STREAM, or above GOAWAY's last stream):
   // safe to retry.
   virtual void on_closed(uint32_t stream, uint32_t code, bool unprocessed) = 0;
+  // The peer's SETTINGS have come, at first or anew: can_request() may answer otherwise now.
+  virtual void on_settings() {}
   // The peer takes no more streams.
   virtual void on_goaway(uint32_t code) {}
   virtual void on_ping_ack(std::span<const uint8_t, 8> payload) {}
@@ -143,12 +145,17 @@ class H2Session {
   // Returns window of stream and connection.
   void consume(uint32_t stream, size_t bytes);
 
+  // Inside of on_closed(): the stream ended by our own RST_STREAM, for what the peer did wrong on it.
+  bool broken_by_peer(uint32_t stream) const;
+
   void ping(std::span<const uint8_t, 8> payload);
   // Graceful end, first step: GOAWAY(2^31-1) on servers, GOAWAY on clients. Second step (servers):
   // call again after a round trip (ping).
   void drain();
   // Hard end: GOAWAY with `code`.
   void close(H2Code code);
+  // Client: whether request() would be taken now. Until the peer's SETTINGS have come only for the
+  // first one, so that a peer that allows few streams need not refuse the others.
   bool can_request() const;
   size_t stream_count() const;
   uint32_t peer_max_streams() const;

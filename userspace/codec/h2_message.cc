@@ -60,6 +60,10 @@ void MessageRules::add_special(const hpack::Field& f) {
       if (host_) malformed_ = true;
       host_ = true;
       return;
+    case FieldKind::kCookie:
+      regular_ = true;
+      ++cookies_;
+      return;
     case FieldKind::kConnectionSpecific:
     case FieldKind::kMalformed:
       malformed_ = true;

@@ -25,6 +25,7 @@ class MessageRules {
   bool good() const { return !malformed_; }
 
   uint16_t status() const { return status_; }  // 0 without :status
+  uint32_t cookies() const { return cookies_; }  // fields of that name
   // -1 without Content-Length.
   int64_t content_length() const { return content_length_; }
 
@@ -42,6 +43,7 @@ class MessageRules {
   bool http_ = false;                       // the scheme is http or https
   bool slash_ = false, star_ = false;       // the path
   uint16_t status_ = 0;
+  uint32_t cookies_ = 0;
   int64_t content_length_ = -1;
 };
 

@@ -123,6 +123,18 @@ size_t HeaderList::count(std::string_view name) const {
       std::count_if(fields_.begin(), fields_.end(), [&](const Slot& s) { return named(s, name); }));
 }
 
+void HeaderList::join(std::string_view name, std::string_view separator) {
+  std::string all;
+  bool first = true;
+  for (const HeaderField f : *this) {
+    if (!equal_ignoring_case(f.name, name)) continue;
+    if (!first) all += separator;
+    first = false;
+    all += f.value;
+  }
+  if (!first) set(name, all);
+}
+
 std::string HeaderList::joined(std::string_view name) const {
   std::string out;
   bool first = true;

@@ -61,6 +61,8 @@ class HeaderList {
   std::string_view value(std::string_view name) const { return get(name).value_or(""); }
   size_t count(std::string_view name) const;
   bool has(std::string_view name) const { return get(name).has_value(); }
+  // Makes one field of all of that name: the first, with every value in order.
+  void join(std::string_view name, std::string_view separator);
   // Every value of that name, in order, joined with ", ".
   std::string joined(std::string_view name) const;
   // Replaces the first field of that name (keeping its place and case) and removes the others; adds

@@ -58,6 +58,7 @@ constexpr std::array<FieldKind, kStaticFields> make_static_kinds() {
     // These three must have a value.
     if ((n == ":authority" || n == "host" || n == "content-length") && empty)
       k = FieldKind::kMalformed;
+    if (n == "cookie") k = FieldKind::kCookie;
     if (n == "transfer-encoding") k = FieldKind::kConnectionSpecific;
     kinds[i] = k;
   }

@@ -148,6 +148,7 @@ void check(H2Role role, const std::vector<Case>& cases, bool hello = true, bool 
 }
 
 const char* const kProtocolError = "GOAWAY PROTOCOL_ERROR";
+const char* const kStreamClosed = "GOAWAY STREAM_CLOSED";
 const char* const kFlowError = "GOAWAY FLOW_CONTROL_ERROR";
 const char* const kSizeError = "GOAWAY FRAME_SIZE_ERROR";
 const char* const kMalformed = "RST PROTOCOL_ERROR";
@@ -175,6 +176,15 @@ TEST(H2Conformance, Frames) {
        {"4.3 HPACK", request("\xff\xff\xff\xff\xff\xff"), "GOAWAY COMPRESSION_ERROR"},
        {"4.3 a table size update at the end", request(kGetBlock + "\x20"),
         "GOAWAY COMPRESSION_ERROR"},
+       {"4.3 index 0", request("\x80"), "GOAWAY COMPRESSION_ERROR"},
+       {"4.3 an index that no table has", request(kGetBlock + "\xfe"), "GOAWAY COMPRESSION_ERROR"},
+       {"4.3 a table above our SETTINGS", request("\x3f\xe2\x1f" + kGetBlock),
+        "GOAWAY COMPRESSION_ERROR"},
+       {"4.3 a string longer than its block", request(kGetBlock + "\0\1x\5y"s),
+        "GOAWAY COMPRESSION_ERROR"},
+       {"4.3 Huffman padding of zeros", request(kGetBlock + "\0\x81\x18\1y"s),
+        "GOAWAY COMPRESSION_ERROR"},
+       {"4.3 an empty block", request(""), kMalformed, ""},
        {"4.3 a block that is not over", frame(kHeaders, kEnd, 1, kGetBlock) + get(3),
         kProtocolError},
        {"4.3 another stream's CONTINUATION",
@@ -197,6 +207,9 @@ TEST(H2Conformance, Frames) {
         "fine", "H"},
        {"6.2 no room for the priority", frame(kHeaders, 5 | kFlagPriority, 1, "abc"), kSizeError},
        {"6.3 PRIORITY", frame(kPriority, 0, 1, five), "fine", ""},
+       {"RFC 7540 section 5.3.1", frame(kPriority, 0, 3, "\x80\0\0\3\0"s), kProtocolError},
+       {"RFC 7540 section 5.3.1, in HEADERS",
+        frame(kHeaders, 5 | kFlagPriority, 1, "\0\0\0\1\0"s + kGetBlock), kProtocolError, ""},
        {"6.3 PRIORITY without a stream", frame(kPriority, 0, 0, five), kProtocolError},
        {"6.3 PRIORITY of a wrong size", frame(kPriority, 0, 1, "1234"), kSizeError},
        {"6.4 RST_STREAM without a stream", frame(kRstStream, 0, 0, be32(8)), kProtocolError},
@@ -259,12 +272,29 @@ TEST(H2Conformance, StreamStates) {
        {"5.1 WINDOW_UPDATE after END_STREAM", get() + frame(kWindowUpdate, 0, 1, be32(1)), "fine"},
        {"5.1 PRIORITY after END_STREAM", get() + frame(kPriority, 0, 1, "\0\0\0\0\0"s), "fine"},
        {"5.1 DATA after RST_STREAM",
-        post() + frame(kRstStream, 0, 1, be32(8)) + frame(kData, 0, 1, "x"), "fine", "hc"},
+        post() + frame(kRstStream, 0, 1, be32(8)) + frame(kData, 0, 1, "x"), "RST STREAM_CLOSED",
+        "hc"},
+       {"5.1 HEADERS after RST_STREAM", post() + frame(kRstStream, 0, 1, be32(8)) + post(),
+        kStreamClosed, "hc"},
+       {"5.1 PRIORITY after RST_STREAM",
+        post() + frame(kRstStream, 0, 1, be32(8)) + frame(kPriority, 0, 1, "\0\0\0\0\0"s), "fine"},
+       {"5.1 DATA that was under way when we reset the stream",
+        post(1, literal("te", "gzip")) + frame(kData, 1, 1, "x"), kMalformed, ""},
+       {"5.1 trailers that were",
+        post(1, literal("te", "gzip")) + frame(kHeaders, 5, 1, literal("x", "y")), kMalformed, ""},
+       {"5.1 and bad HPACK in them",
+        post(1, literal("te", "gzip")) + frame(kHeaders, 5, 1, "\xff\xff\xff\xff\xff\xff"),
+        "GOAWAY COMPRESSION_ERROR", ""},
        {"5.1 WINDOW_UPDATE after RST_STREAM",
         post() + frame(kRstStream, 0, 1, be32(8)) + frame(kWindowUpdate, 0, 1, be32(1)), "fine"},
        {"5.1.1 an even stream", get(2), kProtocolError},
        {"5.1.1 streams may be left out", get(1) + get(7), "fine", "HH"},
-       {"5.1.1 and are closed then", get(7) + get(5), "fine", "H"}});
+       {"5.1.1 and are closed then", get(7) + get(5), kProtocolError, "H"},
+       {"5.1.1 also many of them", get(5001) + get(4999), kProtocolError, "H"},
+       {"5.1.1 DATA on one that was left out", get(7) + frame(kData, 0, 5, "x"),
+        "RST STREAM_CLOSED", "H"},
+       {"5.1.1 RST_STREAM on one", get(7) + frame(kRstStream, 0, 5, be32(8)), "fine", "H"},
+       {"5.1.1 WINDOW_UPDATE on one", get(7) + frame(kWindowUpdate, 0, 5, be32(8)), "fine", "H"}});
   std::string many;
   for (uint32_t id = 1; id <= 203; id += 2) many += post(id);
   check(H2Role::kServer, {{"5.1.2 concurrent streams", many, "RST REFUSED_STREAM", nullptr}});
@@ -433,6 +463,19 @@ TEST(H2Conformance, Responses) {
        {"5.1 HEADERS on an idle stream", frame(kHeaders, 5, 3, "\x88"), kProtocolError},
        {"5.1 HEADERS on an even stream", frame(kHeaders, 5, 2, "\x88"), kProtocolError},
        {"5.1 after END_STREAM", ok(5) + frame(kData, 0, 1, "x"), "RST STREAM_CLOSED", "Hc"},
+       {"5.1 HEADERS after both ended",
+        frame(kRstStream, 0, 1, be32(8)) + ok(5), kStreamClosed, "c"},
+       {"5.1 DATA after RST_STREAM", frame(kRstStream, 0, 1, be32(8)) + frame(kData, 0, 1, "x"),
+        "RST STREAM_CLOSED", "c"},
+       {"5.1 WINDOW_UPDATE on an idle stream", frame(kWindowUpdate, 0, 3, be32(1)), kProtocolError},
+       {"5.1 RST_STREAM on an idle stream", frame(kRstStream, 0, 3, be32(8)), kProtocolError},
+       {"5.1 RST_STREAM on a stream of the server", frame(kRstStream, 0, 2, be32(8)),
+        kProtocolError},
+       {"5.1 CONTINUATION of nothing", ok(4) + frame(kContinuation, kWhole, 1, ""), kProtocolError},
+       {"6.8 GOAWAY below the stream", frame(kGoaway, 0, 0, be32(0) + be32(0)), "fine", "u"},
+       {"6.8 GOAWAY of the stream", frame(kGoaway, 0, 0, be32(1) + be32(0)) + ok(5), "fine", "H"},
+       {"6.8 GOAWAY, and none of the highest id", frame(kGoaway, 0, 0, be32(0x7fffffff) + be32(0)),
+        "fine", ""},
        {"5.4.2 REFUSED_STREAM", frame(kRstStream, 0, 1, be32(7)), "fine", "u"},
        {"6.5.2 ENABLE_PUSH", frame(kSettings, 0, 0, setting(2, 1)), kProtocolError},
        {"RFC 8441 section 3", frame(kSettings, 0, 0, setting(8, 1) + setting(8, 0)),
@@ -458,6 +501,31 @@ TEST(H2Conformance, SettingsTimeout) {
   EXPECT_TRUE(other.session.receive(
       as_bytes(std::string(kPreface) + kNoSettings + frame(kSettings, 1, 0, "")), kStart));
   EXPECT_TRUE(other.session.receive(as_bytes(kPing8), kStart + std::chrono::hours(31)));
+}
+
+TEST(H2Conformance, TheFirstFlightIsOneStreamUntilSettingsCame) {
+  HeaderList h;
+  for (auto [n, v] :
+       {std::pair{":method", "GET"}, {":scheme", "http"}, {":authority", "a"}, {":path", "/"}})
+    h.add(n, v);
+  const auto take = [&](End& client) {
+    int n = 0;
+    for (; client.session.can_request(); ++n) EXPECT_TRUE(client.session.request(h, nullptr));
+    EXPECT_FALSE(client.session.request(h, nullptr)) << "5.1.2";
+    return n;
+  };
+  End client(H2Role::kClient, {});
+  EXPECT_EQ(take(client), 1) << "what the peer allows is not known yet";
+  EXPECT_TRUE(client.session.receive(as_bytes(frame(kSettings, 0, 0, setting(3, 10))), kStart));
+  EXPECT_EQ(take(client), 9);
+  EXPECT_TRUE(client.session.receive(as_bytes(frame(kSettings, 0, 0, setting(3, 5))), kStart));
+  EXPECT_FALSE(client.session.can_request()) << "6.5.2: less than there are";
+  EXPECT_TRUE(client.session.receive(as_bytes(frame(kSettings, 0, 0, setting(3, 12))), kStart));
+  EXPECT_EQ(take(client), 2);
+
+  End other(H2Role::kClient, {});
+  EXPECT_TRUE(other.session.receive(as_bytes(kNoSettings), kStart));
+  EXPECT_EQ(take(other), 100) << "SETTINGS without a number";
 }
 
 // A body of `left` bytes.
@@ -514,6 +582,31 @@ TEST(H2Conformance, SendWindowsOfStreamAndConnection) {
   EXPECT_EQ(s.data(frame(kWindowUpdate, 0, 0, be32(1 << 20))), (Sent{100'000 - 65536, true}));
 }
 
+TEST(H2Conformance, AStreamThatBothSidesEndedTakesNothingMore) {
+  const std::string hello = std::string(kPreface) + kNoSettings;
+  Server s;
+  s.body.left = 0;
+  EXPECT_TRUE(s.data(hello + get(1)).second);
+  EXPECT_TRUE(s.data(get(3)).second) << "the next one is served";
+  EXPECT_TRUE(s.session.receive(as_bytes(frame(kWindowUpdate, 0, 1, be32(1))), kStart));
+  EXPECT_TRUE(s.session.receive(as_bytes(frame(kRstStream, 0, 1, be32(8))), kStart));
+  s.out.clear();
+  EXPECT_TRUE(s.session.receive(as_bytes(frame(kData, 0, 1, "x")), kStart));
+  s.session.flush(s, 1 << 20);
+  EXPECT_EQ(s.out, frame(kRstStream, 0, 1, be32(5))) << "6.1: STREAM_CLOSED";
+  EXPECT_FALSE(s.session.receive(as_bytes(get(3)), kStart));
+  EXPECT_NE(s.session.failure()->detail.find("STREAM_CLOSED"), std::string::npos) << "5.1";
+}
+
+TEST(H2Conformance, WhatWasUnderWayToAStreamLongGoneIsDropped) {
+  Server s;
+  s.body.left = 0;
+  EXPECT_TRUE(s.data(std::string(kPreface) + kNoSettings + get(1)).second);
+  for (uint32_t id = 3; id < 1100; id += 2) EXPECT_TRUE(s.data(get(id)).second);
+  EXPECT_TRUE(s.session.receive(as_bytes(get(1)), kStart)) << "its fate is forgotten";
+  EXPECT_FALSE(s.session.receive(as_bytes(get(1001)), kStart));
+}
+
 TEST(H2Conformance, AnEmptyEndNeedsNoWindow) {
   Server s;
   s.body.left = 1000;
@@ -549,6 +642,7 @@ TEST(H2Conformance, ARefusedBlockLeavesTheTableInStep) {
     bad.add(n, v);
   }
   bad.add("connection", "close");
+  ASSERT_TRUE(client.session.receive(as_bytes(kNoSettings), kStart));
   for (int i = 0; i < 6; ++i) {
     EXPECT_FALSE(client.session.request(bad, nullptr).has_value());
     EXPECT_TRUE(client.session.request(good, nullptr).has_value());
