@@ -75,6 +75,8 @@ Status App::start_workers() {
   shared_.limits.pipeline_buffer = static_cast<size_t>(settings_.pipeline_buffer);
   shared_.limits.detect_timeout = settings_.detect_timeout;
   shared_.limits.drain_timeout = settings_.drain_timeout;
+  shared_.limits.queue_timeout = settings_.queue_timeout;
+  shared_.believed = MELTEMI_TRY(Forwarders::parse(settings_.believed_forwarders));
   shared_.hbone.held = &held_;
   shared_.hbone.handshake_timeout = settings_.admission.handshake_timeout;
   shared_.access_log = settings_.access_log;
@@ -286,6 +288,9 @@ void App::collect(telemetry::Exposition& out) const {
           sum(&ProxyStats::retry_budget_exhausted));
   counter("meltemi_rbac_shadow_denied_total", "Requests that dry-run policies would have denied",
           sum(&ProxyStats::shadow_denied));
+  counter("meltemi_requests_sent_again_total",
+          "Requests that an endpoint refused without acting on them (REFUSED_STREAM, GOAWAY)",
+          sum(&ProxyStats::sent_again));
   counter("meltemi_limit_hits_total", "Times that a client ran into a named limit",
           sum(&ProxyStats::limit_hits));
   out.family("meltemi_held_bytes", MetricType::kGauge, "Bytes held for slow readers");

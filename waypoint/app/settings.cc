@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "userspace/base/address.h"
+#include "waypoint/proxy/forwarders.h"
 
 namespace meltemi::waypoint {
 namespace {
@@ -44,8 +45,15 @@ void Settings::describe(ConfigTable& t) {
              "Silence after which a client of a port of unknown protocol is taken for TCP.");
   t.duration(&config_patience, "config-patience", "CONFIG_PATIENCE", milliseconds(0), seconds(60),
              "How long a new configuration waits for the routes and endpoints that it names.");
+  t.duration(&queue_timeout, "queue-timeout", "QUEUE_TIMEOUT", milliseconds(1), hours(24),
+             "How long a request waits for room at an endpoint: all connections that it allows are "
+             "full, or it refuses streams.");
   t.duration(&drain_timeout, "drain-timeout", "DRAIN_TIMEOUT", seconds(0), hours(24),
              "How long requests under way may go on after SIGTERM.");
+  t.text(&believed_forwarders, "believed-forwarders", "BELIEVED_FORWARDERS",
+         "SPIFFE IDs, separated by commas, of clients whose X-Forwarded-* and Forwarded go on to the "
+         "app, e.g. an ingress controller's. Of others but the mesh's own waypoints they are "
+         "replaced.");
   t.boolean(&access_log, "access-log", "ACCESS_LOG", "One line for every request.");
   t.boolean(&keys_on_disk, "keys-on-disk", "KEYS_ON_DISK",
             "Keep the own key in state-dir even if that is not in memory (tmpfs).");
@@ -57,6 +65,9 @@ Status Settings::check() const {
     return bad(fmt::format("io-backend is \"{}\": use auto, uring or epoll", io_backend));
   }
   MELTEMI_TRY(operators.check());
+  if (const auto named = Forwarders::parse(believed_forwarders); !named) {
+    return bad("believed-forwarders: " + named.error().detail);
+  }
   if (!SocketAddress::parse(hbone_listen)) {
     return bad(fmt::format("hbone-listen is \"{}\": use address:port", hbone_listen));
   }

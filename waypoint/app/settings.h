@@ -33,6 +33,8 @@ struct Settings {
   Duration detect_timeout = std::chrono::seconds(1);
   Duration config_patience = std::chrono::seconds(2);
   Duration drain_timeout = std::chrono::seconds(30);
+  Duration queue_timeout = std::chrono::seconds(60);
+  std::string believed_forwarders;
   bool access_log = true;
   bool keys_on_disk = false;
 

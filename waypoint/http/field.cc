@@ -69,6 +69,7 @@ FieldId field_id(std::string_view n) {
       break;
     case 'x':
       if (has_prefix(n, "x-envoy-")) return FieldId::kXEnvoy;
+      if (has_prefix(n, "x-meltemi-")) return FieldId::kXMeltemi;
       if (has_prefix(n, "x-istio-")) return FieldId::kXIstio;
       if (n.size() == 12) return one(n, "x-request-id", FieldId::kXRequestId);
       if (n.size() == 15) return one(n, "x-forwarded-for", FieldId::kXForwardedFor);
@@ -77,12 +78,35 @@ FieldId field_id(std::string_view n) {
         if (name_is(n, "x-forwarded-host")) return FieldId::kXForwardedHost;
         return one(n, "x-forwarded-port", FieldId::kXForwardedPort);
       }
-      if (n.size() == 19) return one(n, "x-meltemi-waypoints", FieldId::kXMeltemiWaypoints);
       if (n.size() == 23) return one(n, "x-forwarded-client-cert", FieldId::kXForwardedClientCert);
       break;
     default: break;
   }
   return FieldId::kOther;
+}
+
+bool is_proxys(FieldId id) {
+  switch (id) {
+    case FieldId::kXForwardedFor:
+    case FieldId::kXForwardedProto:
+    case FieldId::kXForwardedHost:
+    case FieldId::kXForwardedPort:
+    case FieldId::kForwarded:
+    case FieldId::kXForwardedClientCert:
+    case FieldId::kXEnvoy:
+    case FieldId::kXIstio:
+    case FieldId::kXMeltemi: return true;
+    default: return false;
+  }
+}
+
+bool is_grpc(const Fields& fields) {
+  constexpr std::string_view kType = "application/grpc";
+  const std::string_view type = fields.value("content-type");
+  if (type.size() < kType.size() || !name_is(type.substr(0, kType.size()), kType)) return false;
+  if (type.size() == kType.size()) return true;
+  const char next = type[kType.size()];
+  return next == '+' || next == ';' || next == ' ';
 }
 
 }  // namespace meltemi::waypoint

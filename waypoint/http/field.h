@@ -39,7 +39,7 @@ enum class FieldId : uint8_t {
   kXRequestId,
   kXEnvoy,  // x-envoy-*
   kXIstio,  // x-istio-*
-  kXMeltemiWaypoints,
+  kXMeltemi,  // x-meltemi-*
   kTraceparent,
   kGrpcStatus,
   kGrpcMessage,
@@ -48,6 +48,10 @@ enum class FieldId : uint8_t {
 
 // The id of a field's name, any case.
 FieldId field_id(std::string_view name);
+
+// Whether a field of a request is a proxy's to write: where the request came from, who sent it, what
+// proxies shall do with it. Of any other client it counts for nothing and goes nowhere.
+bool is_proxys(FieldId id);
 
 inline char ascii_lower(char c) { return c >= 'A' && c <= 'Z' ? static_cast<char>(c | 0x20) : c; }
 // Equal but for ASCII case. `lower` is in lower case already.
@@ -68,6 +72,10 @@ void each_token(std::string_view value, F&& fn) {
   }
 }
 
+// A gRPC call, by its Content-Type: application/grpc, also "+proto" and with parameters. Not gRPC-Web,
+// whose clients read HTTP's own status.
+bool is_grpc(const Fields& fields);
+
 // What routing and policies look at. Everything is normalised already (http/normalise.h).
 struct RequestView {
   std::string_view method;
@@ -78,6 +86,8 @@ struct RequestView {
   std::string_view path;       // without the query
   std::string_view query;      // without '?', may be empty
   const Fields* fields = nullptr;  // without pseudo fields; never null when it is matched
+  // What only a proxy may say (is_proxys()) is there to be matched: one that we believe said it.
+  bool believed = false;
 };
 
 }  // namespace meltemi::waypoint

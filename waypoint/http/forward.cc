@@ -2,6 +2,7 @@
 
 #include <charconv>
 #include <string>
+#include <vector>
 
 #include "waypoint/http/waypoints.h"
 
@@ -18,7 +19,12 @@ class Nominated {
         const FieldId id = field_id(token);
         const bool standard = id == FieldId::kKeepAlive || id == FieldId::kUpgrade ||
                               id == FieldId::kTe || name_is(token, "close");
-        if (!standard && count_ < std::size(names_)) names_[count_++] = token;
+        if (standard) return true;
+        if (count_ < std::size(names_)) {
+          names_[count_++] = token;
+        } else {
+          more_.push_back(token);
+        }
         return true;
       });
     }
@@ -27,12 +33,16 @@ class Nominated {
     for (size_t i = 0; i < count_; ++i) {
       if (codec::equal_ignoring_case(names_[i], name)) return true;
     }
+    for (const std::string_view other : more_) {
+      if (codec::equal_ignoring_case(other, name)) return true;
+    }
     return false;
   }
 
  private:
   std::string_view names_[16];
   size_t count_ = 0;
+  std::vector<std::string_view> more_;  // no honest sender has any
 };
 
 // Belongs to one connection (RFC 9110 section 7.6.1).
@@ -44,8 +54,7 @@ bool hop_by_hop(FieldId id) {
     case FieldId::kTe:
     case FieldId::kTransferEncoding:
     case FieldId::kUpgrade:
-    case FieldId::kHttp2Settings:
-    case FieldId::kTrailer: return true;
+    case FieldId::kHttp2Settings: return true;
     default: return false;
   }
 }
@@ -56,17 +65,34 @@ bool replaced(FieldId id, const ForwardInfo& info) {
     case FieldId::kXForwardedClientCert:
     case FieldId::kXEnvoy:
     case FieldId::kXIstio:
-    case FieldId::kXMeltemiWaypoints:
+    case FieldId::kXMeltemi:
     case FieldId::kXForwardedFor:
     case FieldId::kProxyAuthorization: return true;
     case FieldId::kXForwardedProto:
     case FieldId::kXForwardedPort:
-    case FieldId::kForwarded: return info.edge;
-    case FieldId::kXForwardedHost: return info.edge || !info.forwarded_host.empty();
+    case FieldId::kForwarded: return !info.believe_forwarded;
+    case FieldId::kXForwardedHost: return !info.believe_forwarded || !info.forwarded_host.empty();
     case FieldId::kXRequestId: return !info.request_id.empty();
     default: return false;
   }
 }
+
+// RFC 9110 section 10.1.1: without a body, or from HTTP/1.0, the expectation is void; an endpoint that
+// heard of it would wait, or answer with a 100 that nobody asked for.
+bool void_expectation(FieldId id, const RequestHead& head) {
+  return id == FieldId::kExpect &&
+         (head.framing == H1Framing::kNone || head.version == HttpVersion::kHttp10);
+}
+
+// Whether the client takes trailers: "trailers" among the values of TE.
+bool takes_trailers(std::string_view te) {
+  bool found = false;
+  each_token(te, [&found](std::string_view t) { return !(found = name_is(t, "trailers")); });
+  return found;
+}
+
+// RFC 9110 section 8.6: none of these has a Content-Length.
+bool never_has_length(uint16_t status) { return status < 200 || status == 204; }
 
 // Lower-cased names for HTTP/2; the scratch is the thread's.
 std::string_view lower_name(std::string_view name) {
@@ -84,8 +110,7 @@ std::string_view decimal(uint64_t n, char (&buffer)[20]) {
 
 // Fields that both protocols get at the end.
 void add_forwarding(const RequestHead& head, const ForwardInfo& info, Fields& out) {
-  const auto before = head.fields->get("x-forwarded-for");
-  if (before && !info.edge) {
+  if (info.believe_forwarded && head.fields->has("x-forwarded-for")) {
     thread_local std::string joined;
     joined = head.fields->joined("x-forwarded-for");
     joined += ", ";
@@ -94,8 +119,8 @@ void add_forwarding(const RequestHead& head, const ForwardInfo& info, Fields& ou
   } else {
     out.add("x-forwarded-for", info.client_ip);
   }
-  if (info.edge || !head.fields->get("x-forwarded-proto")) {
-    out.add("x-forwarded-proto", head.scheme);
+  if (!info.believe_forwarded || !head.fields->has("x-forwarded-proto")) {
+    out.add("x-forwarded-proto", info.client_scheme);
   }
   if (!info.request_id.empty()) out.add("x-request-id", info.request_id);
   if (!info.forwarded_host.empty()) out.add("x-forwarded-host", info.forwarded_host);
@@ -122,7 +147,7 @@ std::string_view version_text(HttpVersion version) {
 void build_h1_request(const RequestHead& head, const ForwardInfo& info, Fields& out) {
   out.clear();
   const Nominated nominated(*head.fields);
-  bool host = false, framed = false;
+  bool host = false, framed = false, trailers = false;
   const bool from_h1 = head.version != HttpVersion::kHttp2;
   if (!from_h1 || !head.fields->get("host")) {
     out.add("host", info.authority);
@@ -150,7 +175,12 @@ void build_h1_request(const RequestHead& head, const ForwardInfo& info, Fields& 
       framed = true;
       continue;
     }
-    if (hop_by_hop(id) || replaced(id, info) || nominated.has(f.name)) continue;
+    if (id == FieldId::kTe) trailers = trailers || takes_trailers(f.value);
+    if (id == FieldId::kTrailer && head.framing != H1Framing::kChunked) continue;
+    if (hop_by_hop(id) || replaced(id, info) || void_expectation(id, head) ||
+        nominated.has(f.name)) {
+      continue;
+    }
     out.add(f.name, f.value);
   }
   if (!framed && head.framing == H1Framing::kChunked) {
@@ -165,7 +195,9 @@ void build_h1_request(const RequestHead& head, const ForwardInfo& info, Fields& 
   if (head.websocket) {
     out.add("connection", "Upgrade");
     out.add("upgrade", "websocket");
-    if (!info.websocket_key.empty()) out.add("sec-websocket-key", info.websocket_key);
+  } else if (trailers) {  // RFC 9110 section 10.1.4
+    out.add("te", "trailers");
+    out.add("connection", "TE");
   }
 }
 
@@ -176,18 +208,24 @@ void build_h2_request(const RequestHead& head, const ForwardInfo& info, Fields& 
   out.add(":authority", info.authority);
   out.add(":path", info.target);
   const Nominated nominated(*head.fields);
-  bool length = false;
+  bool length = false, te = false;
   for (const Field f : *head.fields) {
     if (f.name.starts_with(':')) continue;
     const FieldId id = field_id(f.name);
-    if (id == FieldId::kHost) continue;
-    if (id == FieldId::kTe) {
-      bool trailers = false;
-      each_token(f.value, [&](std::string_view t) { return !(trailers = name_is(t, "trailers")); });
-      if (trailers) out.add("te", "trailers");
+    if (id == FieldId::kOther) [[likely]] {
+      if (!nominated.has(f.name)) out.add(lower_name(f.name), f.value, f.never_indexed);
       continue;
     }
-    if (hop_by_hop(id) || replaced(id, info) || nominated.has(f.name)) continue;
+    if (id == FieldId::kHost) continue;
+    if (id == FieldId::kTe) {
+      if (takes_trailers(f.value) && !te) out.add("te", "trailers");
+      te = te || takes_trailers(f.value);
+      continue;
+    }
+    if (hop_by_hop(id) || replaced(id, info) || void_expectation(id, head) ||
+        nominated.has(f.name)) {
+      continue;
+    }
     if (id == FieldId::kContentLength) length = true;
     out.add(lower_name(f.name), f.value, f.never_indexed);
   }
@@ -216,6 +254,7 @@ void build_h1_response(const ResponseHead& head, H1Framing framing, AfterRespons
     switch (id) {
       case FieldId::kContentLength:
         // A response to HEAD keeps the length that a GET would have had.
+        if (never_has_length(head.status)) continue;
         if (framing == H1Framing::kLength || head.no_body) out.add(f.name, f.value);
         framed = framed || framing == H1Framing::kLength;
         continue;
@@ -260,20 +299,34 @@ void build_h2_response(const ResponseHead& head, Fields& out) {
   for (const Field f : *head.fields) {
     if (f.name.starts_with(':')) continue;
     const FieldId id = field_id(f.name);
+    if (id == FieldId::kContentLength && never_has_length(head.status)) continue;
     if (hop_by_hop(id) || id == FieldId::kXEnvoy || nominated.has(f.name)) continue;
     out.add(lower_name(f.name), f.value, f.never_indexed);
   }
 }
 
+namespace {
+
+// What may not come in trailers: what frames or routes a message (RFC 9110 section 6.5.1), and what
+// may not come from a client at all, which an endpoint that merges trailers would take for the head's.
+bool no_trailer(FieldId id) {
+  switch (id) {
+    case FieldId::kHost:
+    case FieldId::kContentLength:
+    case FieldId::kTrailer:
+    case FieldId::kExpect:
+    case FieldId::kXRequestId: return true;
+    default: return hop_by_hop(id) || is_proxys(id);
+  }
+}
+
+}  // namespace
+
 void build_trailers(const Fields& in, bool lower_case, Fields& out) {
   out.clear();
   for (const Field f : in) {
     const FieldId id = field_id(f.name);
-    if (f.name.starts_with(':') || hop_by_hop(id) || id == FieldId::kHost ||
-        id == FieldId::kContentLength || id == FieldId::kXEnvoy || id == FieldId::kXIstio ||
-        id == FieldId::kXForwardedClientCert) {
-      continue;
-    }
+    if (f.name.starts_with(':') || no_trailer(id)) continue;
     out.add(lower_case ? lower_name(f.name) : f.name, f.value, f.never_indexed);
   }
 }

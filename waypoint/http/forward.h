@@ -1,6 +1,7 @@
 // The heads that go on: which fields of a message are forwarded, dropped, added or replaced, for each
 // pair of protocols. Pure. Between HTTP/1 on both sides the case and order of fields stay as they
-// were. Must never forward what belongs to one connection only, nor an identity that a client claims.
+// were. Must never forward what belongs to one connection only, nor what a client claims that only a
+// proxy of the mesh may say: identities, the way that a request came, instructions to proxies.
 #pragma once
 
 #include <cstdint>
@@ -43,14 +44,16 @@ struct ResponseHead {
 struct ForwardInfo {
   std::string_view target;      // normalised and rewritten
   std::string_view authority;   // rewritten or as sent
-  std::string_view client_ip;   // appended to X-Forwarded-For
+  std::string_view client_ip;   // goes into X-Forwarded-For
+  std::string_view client_scheme = "http";  // of the client's connection: X-Forwarded-Proto
   std::string_view request_id;  // "": the client's own stays
   std::string_view original_path;   // "": not rewritten; else x-envoy-original-path
   std::string_view forwarded_host;  // "": none; else X-Forwarded-Host
   uint32_t attempt = 0;         // 0: not told
   std::string_view waypoints;   // "": the endpoint is no waypoint; else X-Meltemi-Waypoints
-  bool edge = false;            // X-Forwarded-* and Forwarded of the client are replaced
-  std::string_view websocket_key;  // RFC 8441 to HTTP/1: the key that the client has none of
+  // The client is a proxy that we believe: its X-Forwarded-* and Forwarded go on. Else we are the
+  // first to know where the request comes from, and they are replaced.
+  bool believe_forwarded = false;
 };
 
 // `out` is replaced. For HTTP/1: Host included, framing as in `head`.

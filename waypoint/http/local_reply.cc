@@ -37,11 +37,26 @@ int grpc_status_of_http(uint16_t status) {
 }
 
 int grpc_status_of(Reason reason, uint16_t http_status) {
-  switch (reason) {
-    case Reason::kRequestTimeout: return 4;  // DEADLINE_EXCEEDED
-    case Reason::kLimitExceeded: return 8;   // RESOURCE_EXHAUSTED
-    default: return grpc_status_of_http(http_status);
+  // A limit of ours (503) is UNAVAILABLE, as with Envoy: what may be tried again must look like it.
+  if (reason == Reason::kRequestTimeout) return 4;  // DEADLINE_EXCEEDED
+  return grpc_status_of_http(http_status);
+}
+
+std::string grpc_message(std::string_view text) {
+  static constexpr char kHex[] = "0123456789ABCDEF";
+  while (text.ends_with('\n')) text.remove_suffix(1);
+  std::string out;
+  for (const char c : text) {
+    const auto u = static_cast<uint8_t>(c);
+    if (u >= 0x20 && u <= 0x7e && c != '%') {
+      out += c;
+    } else {
+      out += '%';
+      out += kHex[u >> 4];
+      out += kHex[u & 15];
+    }
   }
+  return out;
 }
 
 std::string reply_body(Reason reason, std::string_view detail) {

@@ -14,6 +14,8 @@ uint16_t status_of(Reason reason);
 // gRPC status for the same: of the reason where that says more than the HTTP status.
 int grpc_status_of(Reason reason, uint16_t http_status);
 int grpc_status_of_http(uint16_t http_status);  // gRPC's own mapping table
+// `text` as the value of grpc-message: percent-encoded (gRPC over HTTP/2, "Status-Message").
+std::string grpc_message(std::string_view text);
 // Body of a reply, one line. A denied request hears exactly what Istio's say.
 std::string reply_body(Reason reason, std::string_view detail);
 

@@ -191,7 +191,10 @@ Result<HostName> normalise_host(std::string_view authority, Arena& arena) {
   if (!parts) return bad("host: malformed port or brackets");
   std::string_view name = parts->host;
   if (name.size() > 1 && name.back() == '.') name.remove_suffix(1);
-  if (name.empty()) return bad("host: empty");
+  if (name.empty() || name == ".") return bad("host: empty");
+  if (name.front() == '.' || name.back() == '.' || name.find("..") != std::string_view::npos) {
+    return bad("host: empty label");
+  }
   if (name.size() > kMaxHost) return bad("host: longer than 255 bytes");
   const bool v6 = authority[0] == '[';
   if (v6 && !IpAddress::parse(name)) return bad("host: malformed IPv6 address");

@@ -13,6 +13,11 @@ namespace {
 
 log::Scope scope("waypoint");
 
+// A client of HTTP sends its request at once; one that has said nothing for so long may be waiting for
+// the server's greeting. Short enough not to be felt, long enough that few connections are made for
+// nothing.
+constexpr Duration kSilence = std::chrono::milliseconds(2);
+
 telemetry::Peer source_peer(ProxyWorker& worker, const model::Identity& identity,
                             const SocketAddress& address) {
   telemetry::Peer peer;
@@ -121,6 +126,7 @@ void Acceptor::on_connect(std::unique_ptr<net::ConnectRequest> request) {
   client.source = source_peer(worker_, client.identity, client.remote);
   client.waypoints = request->header(kWaypointsHeader);
   client.lease = std::move(*lease);
+  client.believed = worker_.believes(client.identity, client.remote.ip);
   begin(std::move(client), *listener, request->accept());
 }
 
@@ -158,7 +164,7 @@ void Acceptor::begin(ClientInfo client, ListenerPtr listener, net::StreamPtr str
     if (http && http->options.codec != CodecType::kAuto) {
       const bool h2 = http->options.codec == CodecType::kHttp2;
       return serve(std::move(client), *listener, std::move(stream),
-                   h2 ? Detected::kH2 : Detected::kHttp1, {}, false);
+                   h2 ? Detected::kH2 : Detected::kHttp1, {}, false, nullptr);
     }
   }
   const bool http_only = !listener->needs_detection();
@@ -171,13 +177,26 @@ void Acceptor::detected(Detector& d, Detected protocol) {
   net::StreamPtr stream = std::move(d.stream);
   std::string early = std::move(d.early);
   const bool ended = d.ended;
+  TcpFlow* const ahead = std::exchange(d.ahead, nullptr);
   connection_gone(d);
-  serve(std::move(client), *listener, std::move(stream), protocol, std::move(early), ended);
+  serve(std::move(client), *listener, std::move(stream), protocol, std::move(early), ended, ahead);
+}
+
+void Acceptor::dial_ahead(Detector& d) {
+  const FilterChain* chain = d.listener->chain_for(Detected::kOther);
+  if (!chain || !chain->tcp()) return;
+  d.ahead = &own<TcpFlow>(*this, d.client, nullptr, std::string(), false, chain->tcp()->idle_timeout);
+  if (!d.ahead->start_ahead(*chain->tcp(), d)) d.ahead->forget();
 }
 
 void Acceptor::serve(ClientInfo client, const Listener& listener, net::StreamPtr stream,
-                     Detected protocol, std::string early, bool ended) {
+                     Detected protocol, std::string early, bool ended, TcpFlow* ahead) {
   const FilterChain* chain = listener.chain_for(protocol);
+  if (chain && chain->tcp() && ahead) {
+    flows_.insert(ahead);
+    return ahead->take(*chain->tcp(), std::move(stream), std::move(early), ended);
+  }
+  if (ahead) ahead->forget();
   if (!chain) return;  // nothing takes it: the stream is aborted
   if (chain->tcp()) {
     return serve_tcp(std::move(client), *chain->tcp(), std::move(stream), std::move(early), ended);
@@ -238,7 +257,8 @@ Detector::Detector(Acceptor& acceptor, ClientInfo client_info, ListenerPtr liste
   const Duration wait = http_only && chain && chain->http()
                             ? chain->http()->options.headers_timeout
                             : acceptor.worker().shared().limits.detect_timeout;
-  timer_.set(acceptor.worker().now() + wait);
+  deadline_ = wait > Duration::zero() ? acceptor.worker().now() + wait : MonoTime::max();
+  timer_.set(http_only_ ? deadline_ : std::min(deadline_, acceptor.worker().now() + kSilence));
   stream->resume_read();
 }
 
@@ -253,18 +273,25 @@ void Detector::on_data(const net::Slices& data) {
 }
 
 void Detector::on_deadline() {
+  if (finished_) return;  // its first bytes came in the same turn
   if (http_only_) return close();
+  if (acceptor_.worker().now() < deadline_) {
+    timer_.set(deadline_);
+    if (early.empty()) acceptor_.dial_ahead(*this);
+    return;
+  }
   // Silence: the server speaks first, or nobody does. Half a request line is HTTP's to answer.
   done(early.find(' ') == std::string::npos ? Detected::kOther : Detected::kHttp1);
 }
 
 void Detector::done(Detected protocol) {
-  finished_ = true;
+  if (std::exchange(finished_, true)) return;
   stream->pause_read();
   acceptor_.detected(*this, protocol);
 }
 
 void Detector::on_read_end() {
+  if (finished_) return;
   // Without a whole request line nothing of HTTP follows; of bytes, the server's half does.
   if (http_only_ || early.find(' ') != std::string::npos) return close();
   ended = true;
@@ -275,6 +302,7 @@ void Detector::close() {
   if (finished_) return;
   finished_ = true;
   stream.reset();
+  if (ahead) ahead->forget();
   acceptor_.connection_gone(*this);
 }
 
@@ -311,6 +339,45 @@ void TcpFlow::start(const TcpChain& chain) {
   const model::PolicyVerdict verdict = judge(chain);
   if (!verdict.allowed) return end(verdict.reason, verdict.detail());
   connect();
+}
+
+bool TcpFlow::start_ahead(const TcpChain& chain, Detector& detector) {
+  detector_ = &detector;
+  cluster_name_ = chain.choose(acceptor_.worker().random().next()).cluster;
+  if (!judge(chain).allowed) return false;
+  if (ClusterState* cluster = acceptor_.worker().upstreams().find(cluster_name_)) {
+    info_.service = cluster->service();
+  }
+  connect();
+  return true;
+}
+
+void TcpFlow::take(const TcpChain& chain, net::StreamPtr stream, std::string early, bool ended) {
+  detector_ = nullptr;
+  stream_ = std::move(stream);
+  early_ = std::move(early);
+  read_ended_ = ended;
+  attempts_left_ = chain.connect_attempts;
+  const model::PolicyVerdict verdict = judge(chain);  // they may have changed
+  if (!verdict.allowed) return end(verdict.reason, verdict.detail());
+  if (upstream_) relay(std::move(upstream_));
+}
+
+void TcpFlow::forget() {
+  if (ended_) return;
+  ended_ = true;
+  if (detector_) detector_->ahead = nullptr;
+  detector_ = nullptr;
+  upstream_.reset();
+  acceptor_.connection_gone(*this);
+}
+
+void TcpFlow::on_data(const net::Slices& data) {
+  for (size_t i = 0; i < data.count; ++i) {
+    greeting_.append(static_cast<const char*>(data.pieces[i].iov_base), data.pieces[i].iov_len);
+  }
+  upstream_->pause_read();
+  if (detector_) std::exchange(detector_, nullptr)->server_spoke();
 }
 
 model::PolicyVerdict TcpFlow::judge(const TcpChain& chain) const {
@@ -380,17 +447,24 @@ void TcpFlow::on_connected(net::StreamPtr stream, const net::ConnectAnswer&) {
 void TcpFlow::on_connect_failed(const Error& error, const net::ConnectAnswer*) { failed(error); }
 
 void TcpFlow::failed(const Error& error) {
+  if (detector_) return forget();
   if (--attempts_left_ == 0) return end(error.reason, error.detail);
   acceptor_.worker().loop().start(soon_, acceptor_.worker().now());
 }
 
 void TcpFlow::relay(net::StreamPtr upstream) {
   ProxyWorker& worker = acceptor_.worker();
+  if (detector_) {
+    upstream_ = std::move(upstream);
+    upstream_->set_events(this);
+    return upstream_->resume_read();
+  }
   if (worker.shared().tcp_metrics) {
     report_ = std::make_unique<telemetry::ConnectionReport>(*worker.shared().tcp_metrics,
                                                             worker.shard(), info_, started_);
   }
   if (!early_.empty()) upstream->write(as_bytes(early_));
+  if (!greeting_.empty()) stream_->write(as_bytes(greeting_));
   relay_ = std::make_unique<net::Relay>(std::move(stream_), std::move(upstream), *this,
                                         idle_timeout_);
   relay_->start(read_ended_);
@@ -410,6 +484,7 @@ void TcpFlow::abort(Reason reason) {
 }
 
 void TcpFlow::end(Reason reason, std::string_view detail) {
+  if (detector_) return forget();
   if (ended_) return;
   ended_ = true;
   ProxyWorker& worker = acceptor_.worker();

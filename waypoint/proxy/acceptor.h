@@ -41,6 +41,8 @@ class Acceptor final : public net::HboneHandler, private ConnectionOwner {
   // --- from parts ---
   ProxyWorker& worker() { return worker_; }
   void detected(Detector& detector, Detected protocol);
+  // The client is silent: connects to where its bytes would go, in case the server speaks first.
+  void dial_ahead(Detector& detector);
   void connection_gone(rt::Retirable& connection) override;
 
  private:
@@ -49,7 +51,7 @@ class Acceptor final : public net::HboneHandler, private ConnectionOwner {
                         const std::shared_ptr<void>& context) override;
   void begin(ClientInfo client, ListenerPtr listener, net::StreamPtr stream);
   void serve(ClientInfo client, const Listener& listener, net::StreamPtr stream,
-             Detected protocol, std::string early, bool ended);
+             Detected protocol, std::string early, bool ended, TcpFlow* ahead);
   void serve_tcp(ClientInfo client, const TcpChain& chain, net::StreamPtr stream, std::string early,
                  bool ended);
   template <typename T, typename... A>
@@ -64,7 +66,8 @@ class Acceptor final : public net::HboneHandler, private ConnectionOwner {
   bool draining_ = false;
 };
 
-// Waits for the first bytes of a connection.
+// Waits for the first bytes of a connection: of the client, which tell its protocol, and, once the client
+// has been silent for a moment, of the server too, which tell that it is not HTTP.
 class Detector final : public rt::Retirable, private net::StreamEvents, private LazyTimer::Owner {
  public:
   Detector(Acceptor& acceptor, ClientInfo client, ListenerPtr listener, net::StreamPtr stream,
@@ -74,6 +77,10 @@ class Detector final : public rt::Retirable, private net::StreamEvents, private 
   net::StreamPtr stream;
   std::string early;
   bool ended = false;  // the client sends no more than `early`
+  TcpFlow* ahead = nullptr;  // connects meanwhile
+
+  // Of `ahead`.
+  void server_spoke() { done(Detected::kOther); }
 
  private:
   void on_data(const net::Slices& data) override;
@@ -86,12 +93,16 @@ class Detector final : public rt::Retirable, private net::StreamEvents, private 
 
   Acceptor& acceptor_;
   LazyTimer timer_;
+  MonoTime deadline_;
   bool http_only_;
   bool finished_ = false;
 };
 
 // A connection that is relayed as it is.
-class TcpFlow final : public rt::Retirable, public net::RelayOwner, private net::TunnelConnect {
+class TcpFlow final : public rt::Retirable,
+                      public net::RelayOwner,
+                      private net::TunnelConnect,
+                      private net::StreamEvents {
  public:
   // `early`: bytes that were read already; `ended`: and no more follow.
   TcpFlow(Acceptor& acceptor, ClientInfo client, net::StreamPtr stream, std::string early, bool ended,
@@ -99,6 +110,14 @@ class TcpFlow final : public rt::Retirable, public net::RelayOwner, private net:
   ~TcpFlow() override;
   // Asks the chain's policies, then connects.
   void start(const TcpChain& chain);
+  // The same before it is known that the connection is one of bytes; it has no stream yet. What the
+  // server says meanwhile is kept, and told to `detector`. Ends without a word if it does not come
+  // about, and the flow that is made later tries again. False: the policies would not let it in.
+  bool start_ahead(const TcpChain& chain, Detector& detector);
+  // It is one of bytes.
+  void take(const TcpChain& chain, net::StreamPtr stream, std::string early, bool ended);
+  // It is not.
+  void forget();
   // The configuration has changed: ends the flow if its client would not be let in any more.
   void judge_again(const Snapshot& snapshot);
   void abort(Reason reason);
@@ -107,6 +126,11 @@ class TcpFlow final : public rt::Retirable, public net::RelayOwner, private net:
   void on_connected(net::StreamPtr stream, const net::ConnectAnswer& answer) override;
   void on_connect_failed(const Error& error, const net::ConnectAnswer* answer) override;
   void on_relay_end(net::Relay& relay, const net::RelayReport& report) override;
+  // StreamEvents: of the server, while it is ahead.
+  void on_data(const net::Slices& data) override;
+  void on_read_end() override { forget(); }
+  void on_writable() override {}
+  void on_closed(const net::StreamEnd&) override { forget(); }
   void connect();
   void relay(net::StreamPtr upstream);
   void failed(const Error& error);
@@ -117,6 +141,9 @@ class TcpFlow final : public rt::Retirable, public net::RelayOwner, private net:
   ClientInfo client_;
   net::StreamPtr stream_;
   std::string early_;
+  Detector* detector_ = nullptr;  // while it is ahead
+  net::StreamPtr upstream_;       // and connected
+  std::string greeting_;          // and the server has spoken
   bool read_ended_;
   Duration idle_timeout_;
   net::TcpDial dial_;

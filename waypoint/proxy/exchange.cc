@@ -11,8 +11,9 @@
 namespace meltemi::waypoint {
 namespace {
 
-// "http://host/path" to its parts; anything else stays as it is.
-void split_absolute_form(RequestHead& head) {
+// "http://host/path" to its parts (RFC 9112 section 3.2.2: its host counts, not Host's); anything else
+// stays as it is.
+void split_absolute_form(RequestHead& head, Arena& arena) {
   if (head.version == HttpVersion::kHttp2 || head.target.starts_with('/')) return;
   for (const std::string_view scheme : {"http://", "https://"}) {
     if (head.target.size() < scheme.size() ||
@@ -20,9 +21,13 @@ void split_absolute_form(RequestHead& head) {
       continue;
     }
     const std::string_view rest = head.target.substr(scheme.size());
-    const size_t slash = rest.find_first_of("/?");
-    head.authority = rest.substr(0, slash);
-    head.target = slash == std::string_view::npos ? std::string_view("/") : rest.substr(slash);
+    const size_t end = rest.find_first_of("/?");
+    head.authority = rest.substr(0, end);
+    if (end == std::string_view::npos) {  // RFC 9112 sections 3.2.1 and 3.2.4
+      head.target = head.method == "OPTIONS" ? "*" : "/";
+    } else {
+      head.target = rest[end] == '/' ? rest.substr(end) : arena.join("/", rest.substr(end));
+    }
     head.scheme = scheme.substr(0, scheme.size() - 3);
     return;
   }
@@ -78,12 +83,13 @@ void Exchange::open(const RequestHead& head, ServerSide& server, const ClientInf
   state_ = State::kConnecting;
   request_complete_ = request_paused_ = response_paused_ = in_retry_ = counted_ = false;
   replayable_ = true;
-  attempts_ = 0;
+  attempts_ = refusals_ = 0;
   status_ = 0;
   grpc_status_ = -1;
   received_ = sent_ = 0;
   started_ = last_active_ = worker_.now();
   total_deadline_ = try_deadline_ = backoff_until_ = MonoTime::max();
+  queue_deadline_ = refused_until_ = MonoTime::max();
   idle_ = Duration::zero();
   upstream_time_ = Duration::zero();
   endpoint_.reset();
@@ -111,7 +117,7 @@ void Exchange::refuse(const RequestHead& head, ServerSide& server, const ClientI
 }
 
 bool Exchange::normalise(const HttpChain& chain) {
-  split_absolute_form(head_);
+  split_absolute_form(head_, arena_);
   std::string_view authority = head_.authority;
   if (authority.empty()) {  // HTTP/1.0: it means whom it has connected to
     if (head_.version != HttpVersion::kHttp10) {
@@ -130,6 +136,10 @@ bool Exchange::normalise(const HttpChain& chain) {
     reply(target.error().reason, target.error().detail);
     return false;
   }
+  if (target->path == "*" && (head_.method != "OPTIONS" || target->has_query)) {
+    reply(Reason::kBadRequest, "target: \"*\" is for OPTIONS alone");
+    return false;
+  }
   target_ = *target;
   view_.method = head_.method;
   view_.scheme = head_.scheme;
@@ -139,6 +149,7 @@ bool Exchange::normalise(const HttpChain& chain) {
   view_.path = target_.path;
   view_.query = target_.query;
   view_.fields = head_.fields;
+  view_.believed = client_->believed;
   return true;
 }
 
@@ -163,7 +174,14 @@ bool Exchange::route(const HttpChain& chain) {
     reply(Reason::kNoRoute, "the route configuration has not been received", 503);
     return false;
   }
-  route_ = chain.routes->find(view_, arena_);
+  if (target_.path == "*") {
+    // The whole server is meant: whoever has its root answers. What is forwarded stays "*".
+    RequestView root = view_;
+    root.path = "/";
+    route_ = chain.routes->find(root, arena_);
+  } else {
+    route_ = chain.routes->find(view_, arena_);
+  }
   if (!route_) {
     reply(Reason::kNoRoute, "");
     return false;
@@ -199,7 +217,7 @@ bool Exchange::forward(const ForwardAction& action, const HttpChain& chain) {
     return false;
   }
   counted_ = true;
-  if (action.idle_timeout > Duration::zero()) idle_ = action.idle_timeout;
+  idle_ = action.idle_timeout.value_or(idle_);
   if (!head_.websocket) {
     total_deadline_ = after(started_, effective_timeout(action, *head_.fields, head_.grpc));
   }
@@ -211,8 +229,8 @@ bool Exchange::forward(const ForwardAction& action, const HttpChain& chain) {
   info.authority = host.empty() ? view_.authority : std::string_view(host);
   if (!host.empty() && action.append_x_forwarded_host) info.forwarded_host = view_.authority;
   info.client_ip = client_->remote_ip;
-  info.edge = chain.options.edge;
-  if (chain.options.generate_request_id && (info.edge || !head_.fields->has("x-request-id"))) {
+  info.believe_forwarded = client_->believed;
+  if (chain.options.generate_request_id && (chain.options.edge || !head_.fields->has("x-request-id"))) {
     worker_.make_request_id(request_id_);
     info.request_id = {request_id_.data(), request_id_.size()};
   }
@@ -258,6 +276,7 @@ void Exchange::attempt() {
     failure.connected = !failure.unprocessed;  // a limit, or a head that cannot be written: final
     return on_attempt_failed(failure);
   }
+  if (!*side) queue_deadline_ = worker_.now() + worker_.shared().limits.queue_timeout;
   arm_timer();
   if (*side) on_attempt_started(**side, host_->endpoint().address);
 }
@@ -278,6 +297,7 @@ bool Exchange::tell_waypoint(Host& host) {
 void Exchange::on_attempt_started(ClientSide& side, const SocketAddress& endpoint) {
   side_ = &side;
   endpoint_ = endpoint;
+  queue_deadline_ = MonoTime::max();
   state_ = State::kSent;
   send_buffered();
 }
@@ -429,6 +449,7 @@ void Exchange::on_attempt_failed(const AttemptFailure& failure) {
     server_->abort(failure.reason);
     return complete(failure.reason, failure.detail);
   }
+  if (failure.connected && failure.unprocessed && send_again()) return;
   AttemptOutcome outcome;
   outcome.request_sent = failure.request_sent;
   if (!failure.connected) {
@@ -441,7 +462,26 @@ void Exchange::on_attempt_failed(const AttemptFailure& failure) {
     outcome.kind = AttemptOutcome::Kind::kReset;
   }
   if (try_again(outcome)) return;
-  reply(failure.reason, failure.detail);
+  reply(failure.reason, failure.detail, failure.malformed ? 502 : 0);  // RFC 9110 section 15.6.3
+}
+
+// No retry in the sense of a policy or a budget: the endpoint said itself that it has done nothing (RFC
+// 9113 section 8.7), mostly for want of room. Slower with each time, so that one which refuses
+// everything is not pestered.
+bool Exchange::send_again() {
+  const MonoTime now = worker_.now();
+  if (!replayable_ || now >= refused_until_) return false;
+  if (refusals_++ == 0) refused_until_ = now + worker_.shared().limits.queue_timeout;
+  worker_.stats().sent_again.fetch_add(1, std::memory_order_relaxed);
+  --attempts_;
+  state_ = State::kBackoff;
+  try_deadline_ = MonoTime::max();
+  backoff_until_ = now;
+  if (refusals_ > 1) {
+    backoff_until_ += retry_backoff(RetryPolicy::safe_default(), refusals_ - 1, worker_.random());
+  }
+  arm_timer();
+  return true;
 }
 
 bool Exchange::try_again(const AttemptOutcome& outcome) {
@@ -474,6 +514,7 @@ bool Exchange::try_again(const AttemptOutcome& outcome) {
 // The attempt is over by itself: what counts for it is given back.
 void Exchange::end_attempt() {
   side_ = nullptr;
+  queue_deadline_ = MonoTime::max();
   if (!host_) return;
   destination_ = host_->peer();
   host_->add_active(-1);
@@ -515,10 +556,7 @@ void Exchange::send_local(uint16_t status, int grpc_status, std::string_view bod
     response_.add("content-type", "application/grpc");
     response_.add("grpc-status", fmt::to_string(grpc_status));
     grpc_status_ = grpc_status;
-    if (!body.empty()) {
-      while (body.ends_with('\n')) body.remove_suffix(1);
-      response_.add("grpc-message", body);
-    }
+    if (!body.empty()) response_.add("grpc-message", grpc_message(body));
     return server_->respond(head, true, false);
   }
   head.status = status;
@@ -560,7 +598,8 @@ MonoTime Exchange::idle_deadline() const {
 }
 
 void Exchange::arm_timer() {
-  timer_.set(std::min({total_deadline_, try_deadline_, backoff_until_, idle_deadline()}));
+  timer_.set(std::min({total_deadline_, try_deadline_, backoff_until_, queue_deadline_,
+                       idle_deadline()}));
 }
 
 void Exchange::on_deadline() {
@@ -582,6 +621,10 @@ void Exchange::on_deadline() {
     outcome.kind = AttemptOutcome::Kind::kTimeout;
     if (!try_again(outcome)) reply(Reason::kRequestTimeout, "per_try_timeout");
     return;
+  }
+  if (now >= queue_deadline_) {
+    worker_.stats().limit_hits.fetch_add(1, std::memory_order_relaxed);
+    return reply(Reason::kLimitExceeded, "queue_timeout");
   }
   if (now >= backoff_until_) return attempt();
   arm_timer();

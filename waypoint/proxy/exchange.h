@@ -32,6 +32,9 @@ struct ClientInfo {
   std::string listener;      // name, for bound ones; empty: found by `local`
   std::string waypoints;     // passed on the way here, if the CONNECT says so
   rt::Lease lease;           // its place; whoever serves it says whether it works or is idle
+  // A proxy of the mesh, or one that the operator named: what it says about where a request came from
+  // is believed (X-Forwarded-*, Forwarded).
+  bool believed = false;
 
   // The HTTP chain for a request now; config may have changed since the last one. Null: none.
   const HttpChain* chain(const Snapshot& snapshot, bool h2) const;
@@ -81,6 +84,8 @@ class Exchange final : private UpstreamEvents, private LazyTimer::Owner {
                   std::string_view location);
   void complete(Reason reason, std::string_view detail);
   bool try_again(const AttemptOutcome& outcome);
+  // The endpoint has refused the request and not acted on it. False: it cannot be sent again.
+  bool send_again();
   void end_attempt();
   void drop_attempt();
   void arm_timer();
@@ -131,12 +136,15 @@ class Exchange final : private UpstreamEvents, private LazyTimer::Owner {
   bool in_retry_ = false;
   bool counted_ = false;       // in the cluster's request count
   uint32_t attempts_ = 0;
+  uint32_t refusals_ = 0;
   uint16_t status_ = 0;
   int grpc_status_ = -1;
   uint64_t received_ = 0, sent_ = 0;
   MonoTime started_{}, attempt_started_{}, last_active_{};
   MonoTime total_deadline_ = MonoTime::max(), try_deadline_ = MonoTime::max();
   MonoTime backoff_until_ = MonoTime::max();
+  MonoTime queue_deadline_ = MonoTime::max();   // to wait for room at an endpoint
+  MonoTime refused_until_ = MonoTime::max();    // to be refused
   Duration idle_{};
   Duration upstream_time_{};
   telemetry::Peer destination_;

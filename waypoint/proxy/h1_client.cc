@@ -116,8 +116,9 @@ void H1Client::close() {
   host_.gone(*this);
 }
 
-void H1Client::fail_attempt(Reason reason, std::string_view detail) {
+void H1Client::fail_attempt(Reason reason, std::string_view detail, bool malformed) {
   AttemptFailure failure;
+  failure.malformed = malformed;
   failure.reason = reason;
   failure.detail = detail;
   failure.connected = true;
@@ -172,7 +173,7 @@ bool H1Client::on_event(const codec::H1Event& event, bool more_input) {
       return true;
     case codec::H1EventKind::kError:
       fail_attempt(Reason::kUpstreamReset,
-                   fmt::format("response: {}", parser_.error().detail));
+                   fmt::format("malformed response: {}", parser_.error().detail), true);
       return false;
     case codec::H1EventKind::kNeedMore: break;
   }
@@ -194,7 +195,8 @@ bool H1Client::response_head() {
     return !dead_;
   }
   if (head.status == 101 && !plan_->head->websocket) {
-    fail_attempt(Reason::kUpstreamReset, "response: 101 to a request without Upgrade");
+    fail_attempt(Reason::kUpstreamReset, "malformed response: 101 to a request without Upgrade",
+                 true);
     return false;
   }
   head_seen_ = true;

@@ -17,10 +17,6 @@ codec::H1Limits limits_of(const HttpOptions& o) {
   return limits;
 }
 
-bool is_grpc(const Fields& fields) {
-  return fields.value("content-type").starts_with("application/grpc");
-}
-
 }  // namespace
 
 H1Server::H1Server(ProxyWorker& worker, ConnectionOwner& owner, ClientInfo client,
@@ -37,7 +33,7 @@ H1Server::H1Server(ProxyWorker& worker, ConnectionOwner& owner, ClientInfo clien
   client_.lease.on_give_way(rt::post_to(worker.loop()), [this](rt::GiveWay) { drain(); });
   stream_->set_events(this);
   stream_->limit_read(kReadPiece);
-  timer_.set(worker.now() + options_.headers_timeout);
+  timer_.set(head_deadline());
   if (!early.empty()) {
     held_.assign(as_text(early));
     worker_.loop().at_turn_end(*this);  // not from inside the constructor
@@ -46,6 +42,11 @@ H1Server::H1Server(ProxyWorker& worker, ConnectionOwner& owner, ClientInfo clien
 }
 
 H1Server::~H1Server() = default;
+
+MonoTime H1Server::head_deadline() const {
+  return options_.headers_timeout > Duration::zero() ? worker_.now() + options_.headers_timeout
+                                                     : MonoTime::max();
+}
 
 // --- writing ----------------------------------------------------------------------------------
 
@@ -64,7 +65,7 @@ bool H1Server::flush(ByteView tail) {
 void H1Server::informational(const ResponseHead& head) {
   if (dead_ || head_.version == HttpVersion::kHttp10) return;
   build_h1_response(head, H1Framing::kNone, AfterResponse::kDefault, fields_);
-  fields_.remove("content-length");
+  if (head.status == 100) expecting_ = false;
   if (codec::append_response_head(out_, head.status, codec::reason_phrase(head.status), fields_)) {
     flush({});
   }
@@ -76,10 +77,11 @@ void H1Server::respond(const ResponseHead& head, bool end, bool tunnel) {
   if (tunnel) framing = H1Framing::kNone;
   until_close_ = framing == H1Framing::kUntilClose;
   chunked_ = framing == H1Framing::kChunked;
-  // A request whose body is still coming, or which wanted to upgrade and may not, leaves bytes behind
-  // that cannot be told apart: the connection ends with this response.
+  // A request that wanted to upgrade and may not, or whose body may come or not because nobody told its
+  // client to continue (RFC 9110 section 10.1.1), leaves bytes behind that cannot be told apart: the
+  // connection ends with this response.
   if (until_close_ || refused_ || draining_ || worker_.draining() ||
-      (upgrade_pending_ && !tunnel) ||
+      (upgrade_pending_ && !tunnel) || expecting_ ||
       (options_.max_requests_per_connection && requests_ >= options_.max_requests_per_connection)) {
     keep_alive_ = false;
   }
@@ -158,7 +160,7 @@ void H1Server::response_done() {
     return part();
   }
   if (!request_open_) return next_request();
-  timer_.set(worker_.now() + options_.headers_timeout);  // for what is left of the body
+  timer_.set(head_deadline());  // for what is left of the body
 }
 
 void H1Server::part() {
@@ -200,7 +202,15 @@ void H1Server::pump() {
     feed(as_bytes(bytes));
     if (dead_) return;
   }
-  if (read_ended_ && !waiting() && !request_open_ && held_.empty()) part();
+  if (!read_ended_ || !held_.empty()) return;
+  if (cut_off()) return end_cut_off();
+  if (!waiting()) part();
+}
+
+void H1Server::end_cut_off() {
+  if (!exchange_.active()) return part();  // answers to the requests before are on their way
+  exchange_.client_gone(Reason::kClientClosedEarly);
+  close();
 }
 
 void H1Server::on_data(const net::Slices& data) {
@@ -234,8 +244,8 @@ void H1Server::feed(ByteView in) {
     const codec::H1Event event = parser_.next(in);
     if (event.kind == codec::H1EventKind::kNeedMore) {
       if (!request_open_ && response_done_ && parser_.in_message() &&
-          timer_.wanted() > worker_.now() + options_.headers_timeout) {
-        timer_.set(worker_.now() + options_.headers_timeout);
+          timer_.wanted() > head_deadline()) {
+        timer_.set(head_deadline());
       }
       return;
     }
@@ -247,10 +257,11 @@ bool H1Server::request_event(const codec::H1Event& event) {
   switch (event.kind) {
     case codec::H1EventKind::kHead: request_head(); return !dead_;
     case codec::H1EventKind::kBody:
+      expecting_ = false;
       exchange_.request_body(event.data);
       return !dead_;
     case codec::H1EventKind::kComplete:
-      request_open_ = false;
+      request_open_ = expecting_ = false;
       exchange_.request_end(parser_.trailers());
       if (!dead_ && response_done_ && keep_alive_) next_request();
       return !dead_;
@@ -275,7 +286,8 @@ void H1Server::request_head() {
   client_.lease.active();
   request_open_ = true;
   response_done_ = false;
-  keep_alive_ = h.keep_alive && !read_ended_;
+  keep_alive_ = h.keep_alive;
+  expecting_ = h.expect_continue && h.framing != H1Framing::kNone;
   chunked_ = until_close_ = false;
   head_ = RequestHead{};
   head_.method = h.method;
@@ -292,6 +304,12 @@ void H1Server::request_head() {
       return !head_.websocket;
     });
     head_.websocket = head_.websocket && h.method == "GET" && h.framing == H1Framing::kNone;
+    if (head_.websocket && h.headers.count("sec-websocket-key") > 1) {  // RFC 6455 section 11.3.1
+      refused_ = true;
+      return exchange_.refuse(head_, *this, client_, 400,
+                              Error{Reason::kBadRequest, Fault::kDownstream, Retry::kNo,
+                                    "more than one Sec-WebSocket-Key"});
+    }
   }
   if (options_.request_timeout > Duration::zero()) {
     timer_.set(worker_.now() + options_.request_timeout);
@@ -344,17 +362,12 @@ void H1Server::on_read_end() {
     static const Fields kNone;
     return exchange_.request_end(kNone);
   }
-  if (request_open_ || parser_.in_message()) {
-    if (exchange_.active()) exchange_.client_gone(Reason::kClientClosedEarly);
-    return close();
-  }
-  if (upgrade_pending_) {
-    if (exchange_.active()) exchange_.client_gone(Reason::kClientClosedEarly);
-    return close();
-  }
+  if (upgrade_pending_) return end_cut_off();
+  if (!held_.empty()) return;  // whole requests may wait in it: pump() goes on
+  if (cut_off()) return end_cut_off();
   // A client may close its side and still wait for the answer.
   keep_alive_ = false;
-  if (!waiting() && held_.empty()) part();
+  if (!waiting()) part();
 }
 
 void H1Server::on_writable() {

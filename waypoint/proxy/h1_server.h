@@ -58,6 +58,11 @@ class H1Server final : public rt::Retirable,
   bool flush(ByteView tail);
   void close();
   void part();  // ends in order: what is written goes out, what still comes is dropped
+  // Never, if there is no limit.
+  MonoTime head_deadline() const;
+  // The client has closed its side, and what is under way lacks a part that will never come.
+  bool cut_off() const { return request_open_ || parser_.in_message(); }
+  void end_cut_off();
   bool waiting() const { return exchange_.active() || !response_done_; }
 
   ProxyWorker& worker_;
@@ -74,6 +79,7 @@ class H1Server final : public rt::Retirable,
   std::string held_;   // received, belongs to later requests (or to a tunnel that is not open yet)
   uint32_t requests_ = 0;
   bool request_open_ = false;    // a head came, its end did not
+  bool expecting_ = false;       // the client may wait for our 100 (Continue) with its body
   bool response_done_ = true;
   bool keep_alive_ = true;
   bool chunked_ = false;         // the response's body

@@ -95,7 +95,19 @@ H2Client::~H2Client() = default;
 
 bool H2Client::can_request() const {
   const uint32_t most = host_.cluster().config().max_requests_per_connection;
-  return !dead_ && !draining_ && session_.can_request() && (most == 0 || requests_ < most);
+  return !dead_ && !draining_ && streams_.size() < bearable_ && session_.can_request() &&
+         (most == 0 || requests_ < most);
+}
+
+void H2Client::on_settings() {
+  settling_ = false;
+  bearable_ = kAsSettingsSay;
+  host_.room_changed();
+}
+
+void H2Client::on_goaway(uint32_t) {
+  draining_ = true;
+  host_.room_changed();
 }
 
 Result<ClientSide*> H2Client::start(AttemptPlan& plan) {
@@ -135,6 +147,7 @@ void H2Client::forget(H2ClientStream& stream) {
   stream.buffer_.clear();
   stream.trailers_.clear();
   if (spare_.size() < kMaxSpare) spare_.push_back(std::move(owned));
+  host_.room_changed();
   when_idle();
 }
 
@@ -207,6 +220,7 @@ void H2Client::on_end(uint32_t id, const Fields& trailers) {
   H2ClientStream* s = find(id);
   if (!s) return;
   UpstreamEvents* events = s->plan_->events;
+  if (bearable_ != kAsSettingsSay) ++bearable_;
   if (!s->sent_all_ && s->plan_->head->framing != H1Framing::kNone) {
     session_.reset(id, codec::H2Code::kNoError);  // answered before the request was complete
   }
@@ -218,14 +232,18 @@ void H2Client::on_closed(uint32_t id, uint32_t code, bool unprocessed) {
   H2ClientStream* s = find(id);
   if (!s) return;
   AttemptFailure failure;
-  failure.reason = reason_of(code);
-  const std::string detail = fmt::format("stream reset: {}", codec::h2_code_name(code));
+  const bool malformed = session_.broken_by_peer(id);
+  failure.malformed = malformed;
+  failure.reason = malformed ? Reason::kUpstreamReset : reason_of(code);
+  const std::string detail = fmt::format("{}: {}", malformed ? "malformed response" : "stream reset",
+                                         codec::h2_code_name(code));
   failure.detail = detail;
   failure.connected = true;
   failure.request_sent = true;
   failure.unprocessed = unprocessed;
   UpstreamEvents* events = s->plan_->events;
   forget(*s);
+  if (unprocessed && !draining_) bearable_ = std::max<size_t>(streams_.size(), 1);
   events->on_attempt_failed(failure);
 }
 
@@ -236,7 +254,7 @@ void H2Client::on_data(const net::Slices& data) {
         host_.worker().now());
     if (!ok) {
       flush();
-      return close(Reason::kUpstreamReset, ok.error().detail);
+      return close(Reason::kUpstreamReset, "malformed response: " + ok.error().detail, true);
     }
   }
   if (dead_) return;
@@ -266,7 +284,7 @@ void H2Client::on_closed(const net::StreamEnd& end) {
   close(end.reason == Reason::kOk ? Reason::kServerClosedEarly : end.reason, "connection closed");
 }
 
-void H2Client::close(Reason reason, std::string_view detail) {
+void H2Client::close(Reason reason, std::string_view detail, bool malformed) {
   if (dead_) return;
   dead_ = true;
   if (streams_.empty() && !blocked_) {
@@ -280,6 +298,7 @@ void H2Client::close(Reason reason, std::string_view detail) {
     AttemptFailure failure;
     failure.reason = reason;
     failure.detail = detail;
+    failure.malformed = malformed;
     failure.connected = failure.request_sent = true;
     failure.reused = requests_ > 1 && !s->response_begun_;
     UpstreamEvents* events = s->plan_->events;

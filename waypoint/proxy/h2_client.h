@@ -46,11 +46,15 @@ class H2Client final : public rt::Retirable,
   ~H2Client() override;
 
   bool can_request() const;
+  // Its SETTINGS have not come: how much room it has is not known yet.
+  bool settling() const { return settling_; }
+  // The endpoint allows no streams at all for now.
+  bool unwilling() const { return !settling_ && !draining_ && session_.peer_max_streams() == 0; }
   Result<ClientSide*> start(AttemptPlan& plan);
   size_t streams() const { return streams_.size(); }
   // No new requests; closes when the last one has ended.
   void drain();
-  void close(Reason reason, std::string_view detail);
+  void close(Reason reason, std::string_view detail, bool malformed = false);
 
  private:
   friend class H2ClientStream;
@@ -60,7 +64,8 @@ class H2Client final : public rt::Retirable,
   void on_data(uint32_t stream, ByteView data) override;
   void on_end(uint32_t stream, const Fields& trailers) override;
   void on_closed(uint32_t stream, uint32_t code, bool unprocessed) override;
-  void on_goaway(uint32_t code) override { draining_ = true; }
+  void on_settings() override;
+  void on_goaway(uint32_t code) override;
   // StreamEvents
   void on_data(const net::Slices& data) override;
   void on_read_end() override;
@@ -83,6 +88,11 @@ class H2Client final : public rt::Retirable,
   StreamMap<H2ClientStream> streams_;
   std::vector<std::unique_ptr<H2ClientStream>> spare_;
   uint64_t requests_ = 0;
+  // Streams that the endpoint bears, by what it refused, whatever its SETTINGS say: grows with each one
+  // that ends well.
+  static constexpr size_t kAsSettingsSay = SIZE_MAX;
+  size_t bearable_ = kAsSettingsSay;
+  bool settling_ = true;
   bool blocked_ = false;
   bool draining_ = false;
   bool dead_ = false;

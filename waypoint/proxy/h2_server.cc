@@ -58,7 +58,11 @@ void H2ServerStream::respond(const ResponseHead& head, bool end, bool tunnel) {
   whole_ = end || (head.framing == H1Framing::kNone && !tunnel) || head.no_body;
   const Status ok =
       connection_.session_.respond(id_, connection_.out_fields_, whole_ ? nullptr : this);
-  if (!ok) connection_.session_.reset(id_, codec::H2Code::kInternalError);
+  if (!ok) {
+    connection_.session_.reset(id_, codec::H2Code::kInternalError);
+  } else if (whole_) {
+    answered();
+  }
   connection_.want_flush();
 }
 
@@ -80,7 +84,14 @@ void H2ServerStream::finish(const Fields* trailers) {
     has_trailers_ = true;
   }
   connection_.session_.resume(id_);
+  answered();
   connection_.want_flush();
+}
+
+// Nobody wants what the client has not sent yet: it is told so behind the response, or it would hold
+// the stream, and the bytes, for as long as it liked (RFC 9113 section 8.1).
+void H2ServerStream::answered() {
+  if (!request_ended_) connection_.session_.reset(id_, codec::H2Code::kNoError);
 }
 
 void H2ServerStream::abort(Reason) {
@@ -153,6 +164,7 @@ void H2Server::on_head(uint32_t id, Fields& headers, bool end) {
   s.id_ = id;
   std::swap(s.fields_, headers);
   s.done_ = s.has_trailers_ = s.paused_ = s.waiting_room_ = s.gone_ = s.whole_ = false;
+  s.request_ended_ = end;
   s.unread_ = 0;
   s.head_ = RequestHead{};
   s.head_.fields = &s.fields_;
@@ -163,7 +175,7 @@ void H2Server::on_head(uint32_t id, Fields& headers, bool end) {
   if (s.head_.authority.empty()) s.head_.authority = s.fields_.value("host");
   const std::string_view scheme = s.fields_.value(":scheme");
   if (!scheme.empty()) s.head_.scheme = scheme;
-  s.head_.grpc = s.fields_.value("content-type").starts_with("application/grpc");
+  s.head_.grpc = is_grpc(s.fields_);
   if (!end) {
     const auto length = s.fields_.get("content-length");
     s.head_.framing = length ? H1Framing::kLength : H1Framing::kChunked;
@@ -181,8 +193,8 @@ void H2Server::on_head(uint32_t id, Fields& headers, bool end) {
     s.head_.method = "GET";
     s.head_.websocket = true;
     s.head_.framing = H1Framing::kNone;
-    s.fields_.add("sec-websocket-key", websocket_key(worker_.random()));
-    s.head_.target = s.fields_.value(":path");  // add() may have moved the text
+    s.fields_.set("sec-websocket-key", websocket_key(worker_.random()));  // RFC 8441 section 5.1
+    s.head_.target = s.fields_.value(":path");  // set() may have moved the text
     s.head_.authority = s.fields_.value(":authority");
     s.head_.scheme = s.fields_.value(":scheme");
   }
@@ -206,7 +218,10 @@ void H2Server::on_data(uint32_t id, ByteView data) {
 }
 
 void H2Server::on_end(uint32_t id, const Fields& trailers) {
-  if (H2ServerStream* s = find(id)) s->exchange_.request_end(trailers);
+  if (H2ServerStream* s = find(id)) {
+    s->request_ended_ = true;
+    s->exchange_.request_end(trailers);
+  }
 }
 
 void H2Server::on_closed(uint32_t id, uint32_t code, bool unprocessed) {

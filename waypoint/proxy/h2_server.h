@@ -24,6 +24,7 @@ class H2ServerStream final : private ServerSide, private codec::H2Body {
   void finish(const Fields* trailers) override;
   void abort(Reason reason) override;
   void pause_request(bool pause) override;
+  void answered();
   // H2Body
   Ready ready(size_t max) override;
   void take(size_t bytes, codec::H2Sink& sink) override;
@@ -38,6 +39,7 @@ class H2ServerStream final : private ServerSide, private codec::H2Body {
   Fields trailers_;
   size_t unread_ = 0;
   bool done_ = false, has_trailers_ = false, paused_ = false, waiting_room_ = false;
+  bool request_ended_ = false;  // the client has sent everything
   bool gone_ = true;        // nothing may be sent any more
   bool extended_ = false;   // RFC 8441: 101 becomes 200
   bool whole_ = false;      // the head ended the stream

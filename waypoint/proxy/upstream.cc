@@ -118,53 +118,119 @@ Result<std::string> Host::way(std::string_view passed, const model::Identity& cl
 }
 
 Result<ClientSide*> Host::start(AttemptPlan& plan) {
-  if (plan.h2) {
-    for (const auto& client : h2_) {
-      if (client->can_request()) return client->start(plan);
-    }
-    for (const auto& dial : dials_) {
-      if (!dial->h2() || dial->waiters.empty()) continue;
-      if (cluster_.pending >= cluster_.config().max_pending_requests) {
-        return limit("max_pending_requests");
-      }
-      ++cluster_.pending;
-      dial->waiters.push_back(&plan);
-      plan.dial = dial.get();
-      return nullptr;
-    }
-  } else {
-    while (!idle_.empty()) {
-      H1Client* client = idle_.back();
-      idle_.pop_back();
-      if (const Status ok = client->start(plan); !ok) {
-        idle_.push_back(client);  // nothing was written to it
-        return fail(ok.error());
-      }
-      return static_cast<ClientSide*>(client);
-    }
+  if (waiting_[plan.h2].empty()) [[likely]] {  // else those who came before are served first
+    auto side = start_now(plan);
+    if (!side || *side) return side;
   }
-  if (cluster_.connections >= cluster_.config().max_connections) return limit("max_connections");
   if (cluster_.pending >= cluster_.config().max_pending_requests) {
     return limit("max_pending_requests");
   }
   ++cluster_.pending;
-  ++cluster_.connections;
-  worker_.stats().upstream_connections.fetch_add(1, std::memory_order_relaxed);
-  dials_.push_back(std::make_unique<Dial>(*this, plan.h2,
-                                          worker_.now() + cluster_.config().connect_timeout));
-  Dial& dial = *dials_.back();
-  dial.waiters.push_back(&plan);
-  plan.dial = &dial;
-  dial.start();
+  plan.waiting = true;
+  waiting_[plan.h2].push_back(&plan);
+  dial_for_waiting(plan.h2);
   return nullptr;
 }
 
-void Host::cancel(AttemptPlan& plan) {
-  Dial* dial = std::exchange(plan.dial, nullptr);
-  if (!dial) return;
+bool Host::has_room(bool h2) const {
+  if (!h2) return !idle_.empty();
+  return std::any_of(h2_.begin(), h2_.end(), [](const auto& c) { return c->can_request(); });
+}
+
+Result<ClientSide*> Host::start_now(AttemptPlan& plan) {
+  if (plan.h2) {
+    for (const auto& client : h2_) {
+      if (client->can_request()) return client->start(plan);
+    }
+    return nullptr;
+  }
+  if (idle_.empty()) return nullptr;
+  H1Client* client = idle_.back();
+  idle_.pop_back();
+  if (const Status ok = client->start(plan); !ok) {
+    idle_.push_back(client);  // nothing was written to it
+    return fail(ok.error());
+  }
+  return static_cast<ClientSide*>(client);
+}
+
+AttemptPlan& Host::next_waiting(bool h2) {
+  AttemptPlan& plan = *waiting_[h2].front();
+  waiting_[h2].pop_front();
+  plan.waiting = false;
   --cluster_.pending;
-  std::erase(dial->waiters, &plan);
-  // The connection goes on being made: the next request will want it.
+  return plan;
+}
+
+void Host::serve_waiting(bool h2) {
+  while (!waiting_[h2].empty() && has_room(h2)) {
+    AttemptPlan& plan = next_waiting(h2);
+    const auto side = start_now(plan);
+    if (!side) {
+      AttemptFailure failure;
+      failure.reason = side.error().reason;
+      const std::string detail = side.error().detail;
+      failure.detail = detail;
+      failure.connected = true;  // a head that this connection cannot carry: no other could
+      plan.events->on_attempt_failed(failure);
+    } else if (*side) {
+      plan.events->on_attempt_started(**side, endpoint_.address);
+    }
+  }
+  dial_for_waiting(h2);
+}
+
+size_t Host::dials(bool h2) const {
+  return static_cast<size_t>(std::count_if(dials_.begin(), dials_.end(),
+                                           [h2](const auto& d) { return d->h2() == h2; }));
+}
+
+void Host::dial_for_waiting(bool h2) {
+  // How many requests an HTTP/2 connection takes is known when its SETTINGS have come: one at a time,
+  // and none beside one that takes nothing.
+  const auto tells = [this] {
+    return std::any_of(h2_.begin(), h2_.end(), [](const auto& c) { return c->settling() ||
+                                                                         c->unwilling(); });
+  };
+  while (!waiting_[h2].empty() && (h2 ? dials(true) == 0 && !tells()
+                                      : dials(false) < waiting_[false].size())) {
+    // Without any connection nobody who waits here would ever be served, so one may be made although
+    // other endpoints have taken all.
+    const bool none = (h2 ? h2_.empty() : h1_.empty()) && dials(h2) == 0;
+    if (!none && cluster_.connections >= cluster_.config().max_connections) return;
+    ++cluster_.connections;
+    worker_.stats().upstream_connections.fetch_add(1, std::memory_order_relaxed);
+    dials_.push_back(std::make_unique<Dial>(*this, h2,
+                                            worker_.now() + cluster_.config().connect_timeout));
+    dials_.back()->start();
+  }
+}
+
+void Host::fail_waiting(bool h2, size_t count, const AttemptFailure& failure) {
+  for (; count > 0 && !waiting_[h2].empty(); --count) {
+    next_waiting(h2).events->on_attempt_failed(failure);
+  }
+}
+
+void Host::on_turn_end() {
+  if (leaving_) {
+    AttemptFailure failure;
+    failure.reason = Reason::kNoEndpoint;
+    failure.detail = "the endpoint has gone";
+    failure.connected = failure.unprocessed = true;  // nothing was sent: it goes to another one
+    fail_waiting(false, waiting_[false].size(), failure);
+    fail_waiting(true, waiting_[true].size(), failure);
+    return check_done();
+  }
+  serve_waiting(false);
+  serve_waiting(true);
+}
+
+void Host::cancel(AttemptPlan& plan) {
+  if (!std::exchange(plan.waiting, false)) return;
+  --cluster_.pending;
+  std::erase(waiting_[plan.h2], &plan);
+  // A connection that is being made goes on being made: the next request will want it.
 }
 
 std::unique_ptr<Dial> Host::take(Dial& dial) {
@@ -177,58 +243,38 @@ std::unique_ptr<Dial> Host::take(Dial& dial) {
 
 void Host::dial_done(Dial& dial, net::StreamPtr stream) {
   std::unique_ptr<Dial> owned = take(dial);
-  const std::vector<AttemptPlan*> waiters = std::move(owned->waiters);
   const bool h2 = owned->h2();
   worker_.loop().retire(std::move(owned));
-  for (AttemptPlan* plan : waiters) {
-    plan->dial = nullptr;
-    --cluster_.pending;
-  }
   if (h2) {
     h2_.push_back(std::make_unique<H2Client>(*this, std::move(stream)));
   } else {
     h1_.push_back(std::make_unique<H1Client>(*this, std::move(stream)));
     idle_.push_back(h1_.back().get());
   }
-  for (AttemptPlan* plan : waiters) {
-    // Usually the new connection; a request that it has no room for dials its own.
-    auto side = start(*plan);
-    if (!side) {
-      AttemptFailure failure;
-      failure.reason = side.error().reason;
-      const std::string detail = side.error().detail;
-      failure.detail = detail;
-      plan->events->on_attempt_failed(failure);
-    } else if (*side) {
-      plan->events->on_attempt_started(**side, endpoint_.address);
-    }
-  }
+  serve_waiting(h2);
   if (leaving_) close_idle();
 }
 
 void Host::dial_failed(Dial& dial, const Error& error) {
   std::unique_ptr<Dial> owned = take(dial);
-  const std::vector<AttemptPlan*> waiters = std::move(owned->waiters);
+  const bool h2 = owned->h2();
   const Error kept = error;
   worker_.loop().retire(std::move(owned));
   --cluster_.connections;
-  for (AttemptPlan* plan : waiters) {
-    plan->dial = nullptr;
-    --cluster_.pending;
-  }
-  for (AttemptPlan* plan : waiters) {
-    AttemptFailure failure;
-    failure.reason = kept.reason;
-    failure.detail = kept.detail;
-    failure.unprocessed = kept.retry == Retry::kSafe;
-    plan->events->on_attempt_failed(failure);
-  }
+  AttemptFailure failure;
+  failure.reason = kept.reason;
+  failure.detail = kept.detail;
+  failure.unprocessed = kept.retry == Retry::kSafe;
+  // It was made for one request of HTTP/1, whose place another connection may still take for others.
+  const bool one = !h2 && (!h1_.empty() || dials(false) > 0);
+  fail_waiting(h2, one ? 1 : waiting_[h2].size(), failure);
   check_done();
 }
 
 void Host::idle(H1Client& client) {
   if (leaving_) return client.close();
   idle_.push_back(&client);
+  room_changed();
 }
 
 void Host::gone(H1Client& client) {
@@ -239,6 +285,7 @@ void Host::gone(H1Client& client) {
   worker_.loop().retire(std::move(*it));
   *it = std::move(h1_.back());
   h1_.pop_back();
+  room_changed();
   check_done();
 }
 
@@ -248,6 +295,7 @@ void Host::gone(H2Client& client) {
                                [&](const auto& c) { return c.get() == &client; });
   worker_.loop().retire(std::move(*it));
   h2_.erase(it);
+  room_changed();
   check_done();
 }
 
@@ -261,6 +309,7 @@ void Host::leave() {
   leaving_ = true;
   slot = -1;
   close_idle();
+  room_changed();  // who waits goes to another endpoint
 }
 
 void Host::check_done() {

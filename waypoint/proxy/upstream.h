@@ -1,8 +1,10 @@
 // Upstream connections of one worker: a pool for every endpoint, plaintext or through an HBONE tunnel
 // whose peer is pinned to the workload's identity. A request gets a ClientSide; who made the connection
-// and for whom is not its business. Must never send to an endpoint whose identity it cannot pin.
+// and for whom is not its business. Where no connection has room, requests wait in order until one has:
+// another is made, or a request ends. Must never send to an endpoint whose identity it cannot pin.
 #pragma once
 
+#include <deque>
 #include <memory>
 #include <string>
 #include <unordered_map>
@@ -29,7 +31,7 @@ struct AttemptPlan {
   const HeaderOps* request_ops[2] = {};  // applied to the head in this order
   bool h2 = false;           // speak HTTP/2 to the endpoint
   UpstreamEvents* events = nullptr;
-  Dial* dial = nullptr;      // set while a connection is being made
+  bool waiting = false;      // for a connection with room
 };
 
 // Makes one connection to an endpoint. Owned by its Host.
@@ -39,7 +41,6 @@ class Dial final : public rt::Retirable, private net::TunnelConnect {
   ~Dial() override;
   void start();
   bool h2() const { return h2_; }
-  std::vector<AttemptPlan*> waiters;
 
  private:
   void on_connected(net::StreamPtr stream, const net::ConnectAnswer& answer) override;
@@ -57,7 +58,7 @@ class Dial final : public rt::Retirable, private net::TunnelConnect {
 };
 
 // An endpoint and its connections.
-class Host final : public rt::Retirable {
+class Host final : public rt::Retirable, private rt::TurnHook {
  public:
   Host(ProxyWorker& worker, ClusterState& cluster, Endpoint endpoint);
   ~Host() override;
@@ -69,10 +70,10 @@ class Host final : public rt::Retirable {
   const Endpoint& endpoint() const { return endpoint_; }
   void set_endpoint(Endpoint endpoint) { endpoint_ = std::move(endpoint); }
 
-  // Starts the attempt on a connection that is there (returns its side) or dials one (returns null;
-  // the plan's events tell). Error: a limit, or no identity to pin.
+  // Starts the attempt on a connection that has room (returns its side) or lets it wait for one
+  // (returns null; the plan's events tell). Error: a limit, or no identity to pin.
   Result<ClientSide*> start(AttemptPlan& plan);
-  // Takes a plan that waits for a connection out of its dial. No effect for others.
+  // Takes a plan that waits out of the queue. No effect for others.
   void cancel(AttemptPlan& plan);
 
   // Requests in flight, for the balancer: the counter is the cluster's.
@@ -90,6 +91,10 @@ class Host final : public rt::Retirable {
   void no_longer_idle(H1Client& client);
   void gone(H1Client& client);
   void gone(H2Client& client);
+  // A connection may have room now, or will have none any more: who waits is served at the turn's end.
+  void room_changed() {
+    if (waits()) worker_.loop().at_turn_end(*this);
+  }
 
  private:
   friend class Dial;
@@ -97,7 +102,20 @@ class Host final : public rt::Retirable {
   void dial_done(Dial& dial, net::StreamPtr stream);
   void dial_failed(Dial& dial, const Error& error);
   std::unique_ptr<Dial> take(Dial& dial);
-  bool busy() const { return active_ > 0 || !h1_.empty() || !h2_.empty() || !dials_.empty(); }
+  void on_turn_end() override;
+  // Null: no connection has room.
+  Result<ClientSide*> start_now(AttemptPlan& plan);
+  bool has_room(bool h2) const;
+  void serve_waiting(bool h2);
+  // Makes as many connections as those who wait need, within the limits.
+  void dial_for_waiting(bool h2);
+  AttemptPlan& next_waiting(bool h2);
+  void fail_waiting(bool h2, size_t count, const AttemptFailure& failure);
+  bool waits() const { return !waiting_[0].empty() || !waiting_[1].empty(); }
+  size_t dials(bool h2) const;
+  bool busy() const {
+    return active_ > 0 || !h1_.empty() || !h2_.empty() || !dials_.empty() || waits();
+  }
   void close_idle();
   void leave();      // the endpoint is gone: nothing new, and away when the last request ends
   void check_done();
@@ -115,6 +133,7 @@ class Host final : public rt::Retirable {
   std::vector<std::unique_ptr<H1Client>> h1_;      // all
   std::vector<std::unique_ptr<H2Client>> h2_;
   std::vector<std::unique_ptr<Dial>> dials_;
+  std::deque<AttemptPlan*> waiting_[2];            // for HTTP/1 and for HTTP/2, first come first
 };
 
 // A cluster as this worker sees it.

@@ -19,6 +19,7 @@ ProxyWorker::ProxyWorker(rt::Loop& loop, uint32_t shard, const ProxyShared& shar
       shard_(shard),
       shared_(shared),
       mesh_(shared.mesh ? *shared.mesh : empty_mesh()),
+      forwarders_(shared.believed),
       tunnels_(loop, shared.hbone, hbone_stats_),
       upstreams_(std::make_unique<UpstreamSet>(*this)) {
   // Without entropy from the kernel the constant seed plus the shard still spreads load.

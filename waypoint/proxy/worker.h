@@ -14,6 +14,7 @@
 #include "userspace/rt/worker.h"
 #include "userspace/telemetry/connection_report.h"
 #include "userspace/telemetry/request_report.h"
+#include "waypoint/proxy/forwarders.h"
 #include "waypoint/xds/snapshot.h"
 
 namespace meltemi::waypoint {
@@ -27,12 +28,15 @@ struct ProxyLimits {
   size_t pipeline_buffer = 64 * 1024;     // bytes of pipelined requests that wait for their turn
   Duration detect_timeout = std::chrono::seconds(1);   // first bytes of an unknown protocol
   Duration drain_timeout = std::chrono::seconds(30);
+  // How long a request waits for room at an endpoint: longer than a connection takes to be made, and
+  // than a client has patience.
+  Duration queue_timeout = std::chrono::seconds(60);
 };
 
 // Counters of one worker, read by any thread.
 struct ProxyStats {
   std::atomic<uint64_t> requests{0}, connections{0}, upstream_connections{0}, retries{0},
-      retry_budget_exhausted{0}, limit_hits{0}, shadow_denied{0};
+      retry_budget_exhausted{0}, limit_hits{0}, shadow_denied{0}, sent_again{0};
 };
 
 // Who is let in: tunnels at the HBONE port, their CONNECT requests, and what bound listeners accept.
@@ -57,6 +61,7 @@ struct ProxyShared {
   std::string name = "default/waypoint";  // namespace and Gateway of this waypoint
   ProxyLimits limits;
   net::HboneOptions hbone;
+  std::vector<model::Identity> believed;  // besides the mesh's own waypoints, see Forwarders
   bool access_log = true;
 };
 
@@ -173,6 +178,11 @@ class ProxyWorker {
   const model::Snapshot& mesh() { return mesh_.get(); }
   bool has_mesh() const { return shared_.mesh != nullptr; }
 
+  // Whether what this client says about where its requests came from goes on.
+  bool believes(const model::Identity& client, const IpAddress& address) {
+    return forwarders_.believes(mesh(), client, {shared_.network, address});
+  }
+
   // 36 characters of a random UUID (RFC 9562 version 4).
   void make_request_id(std::array<char, 36>& out);
 
@@ -193,6 +203,7 @@ class ProxyWorker {
   net::HboneStats hbone_stats_;
   telemetry::HttpSeriesCache series_cache_;
   model::SnapshotReader mesh_;
+  Forwarders forwarders_;
   SnapshotRef snapshot_;
   std::shared_ptr<const net::TlsContext> tls_;
   net::TunnelPool tunnels_;

@@ -136,6 +136,7 @@ Result<HeaderMatcher> HeaderMatcher::compile(const pb::HeaderMatcher& proto) {
   } else if (m.name_[0] == ':') {
     return bad(fmt::format("header match: unknown pseudo header \"{}\"", m.name_));
   }
+  m.proxys_ = is_proxys(field_id(m.name_));
   m.invert_ = proto.invert_match();
   m.missing_is_empty_ = proto.treat_missing_header_as_empty();
   m.kind_ = Kind::kString;
@@ -208,6 +209,7 @@ bool HeaderMatcher::matches(const RequestView& request, Arena& arena) const {
     }
     case Pseudo::kNone: break;
   }
+  if (proxys_ && !request.believed) return holds(std::nullopt);  // as the app will see it
   return matches(*request.fields, arena);
 }
 

@@ -84,6 +84,7 @@ class HeaderMatcher {
   bool present_ = true;
   bool invert_ = false;
   bool missing_is_empty_ = false;
+  bool proxys_ = false;  // is_proxys()
   int64_t range_start_ = 0, range_end_ = 0;
   StringMatcher text_;
 };

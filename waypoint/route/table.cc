@@ -124,6 +124,7 @@ std::vector<model::Symbol> RouteTable::clusters() const {
 std::string_view rewritten_target(const ForwardAction& action, const PathMatch& match,
                                   const Target& target, Arena& arena) {
   if (!action.prefix_rewrite && !action.regex_rewrite) [[likely]] return target.full;
+  if (target.path == "*") return target.full;  // there is no path to rewrite
   const std::string_view path =
       rewritten_path(action.prefix_rewrite, action.regex_rewrite, match, target.path, arena);
   if (!target.has_query) return path;
@@ -133,6 +134,7 @@ std::string_view rewritten_target(const ForwardAction& action, const PathMatch& 
 std::string_view redirect_location(const RedirectAction& action, const PathMatch& match,
                                    const RequestView& request, const Target& target,
                                    Arena& arena) {
+  const std::string_view asked = target.path == "*" ? std::string_view("/") : target.path;
   const std::string_view scheme = action.scheme.empty() ? request.scheme : action.scheme;
   const std::string_view host = action.host.empty() ? request.host : action.host;
   uint16_t port = action.port;
@@ -145,7 +147,7 @@ std::string_view redirect_location(const RedirectAction& action, const PathMatch
     path = *action.path;
     with_query = with_query && path.find('?') == std::string_view::npos;
   } else {
-    path = rewritten_path(action.prefix_rewrite, action.regex_rewrite, match, target.path, arena);
+    path = rewritten_path(action.prefix_rewrite, action.regex_rewrite, match, asked, arena);
   }
   const bool v6 = host.find(':') != std::string_view::npos && !host.starts_with('[');
   const std::string_view none;
@@ -153,6 +155,14 @@ std::string_view redirect_location(const RedirectAction& action, const PathMatch
                     v6 ? std::string_view("]") : none, port ? std::string_view(":") : none,
                     port ? digits(port, arena) : none, path,
                     with_query ? std::string_view("?") : none, with_query ? target.query : none);
+}
+
+// Nanoseconds in 64 bits hold less than what eight digits of hours can say.
+template <typename Unit>
+static Duration capped(uint64_t value) {
+  constexpr Duration kMost = std::chrono::hours(24 * 365);
+  const auto most = static_cast<uint64_t>(std::chrono::duration_cast<Unit>(kMost).count());
+  return value >= most ? kMost : Duration(Unit(value));
 }
 
 std::optional<Duration> parse_grpc_timeout(std::string_view text) {
@@ -164,12 +174,12 @@ std::optional<Duration> parse_grpc_timeout(std::string_view text) {
     return std::nullopt;
   }
   switch (text.back()) {
-    case 'H': return std::chrono::hours(value);
-    case 'M': return std::chrono::minutes(value);
-    case 'S': return std::chrono::seconds(value);
-    case 'm': return std::chrono::milliseconds(value);
-    case 'u': return std::chrono::microseconds(value);
-    case 'n': return std::chrono::nanoseconds(value);
+    case 'H': return capped<std::chrono::hours>(value);
+    case 'M': return capped<std::chrono::minutes>(value);
+    case 'S': return capped<std::chrono::seconds>(value);
+    case 'm': return capped<std::chrono::milliseconds>(value);
+    case 'u': return capped<std::chrono::microseconds>(value);
+    case 'n': return capped<std::chrono::nanoseconds>(value);
     default: return std::nullopt;
   }
 }

@@ -59,7 +59,7 @@ struct ForwardAction {
   Duration timeout = kDefaultTimeout;   // of request and response; 0: none
   Duration max_stream_duration{};       // 0: none
   std::optional<Duration> grpc_timeout_max;  // honour grpc-timeout up to this; 0: any
-  Duration idle_timeout{};              // 0: the listener's
+  std::optional<Duration> idle_timeout; // 0: none; unset: the listener's
   std::optional<RetryPolicy> retry;
   std::optional<bool> websocket;        // unset: the listener's choice
   uint16_t not_found_status = 503;

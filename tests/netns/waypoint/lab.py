@@ -227,7 +227,7 @@ class Echo(http.server.BaseHTTPRequestHandler):
                            "port": self.server.server_address[1]}).encode()
         self.reply(200, body, [("X-Case-Kept", "Yes"), ("x-second", "2")])
 
-    do_POST = do_PUT = do_HEAD = do_GET
+    do_POST = do_PUT = do_HEAD = do_OPTIONS = do_GET
 
     def log_message(self, *args):
         pass

@@ -55,7 +55,7 @@ TEST(ForwardRequest, DropsHopByHopAndNominatedFields) {
                  {"Connection", "close, X-Secret, keep-alive"},
                  {"X-Secret", "1"},
                  {"Keep-Alive", "5"},
-                 {"TE", "trailers"},
+                 {"TE", "gzip"},
                  {"Trailer", "x"},
                  {"Upgrade", "TLS/1.2"},
                  {"Proxy-Connection", "close"}}));
@@ -71,12 +71,78 @@ TEST(ForwardRequest, RemovesIdentityThatAClientClaims) {
                  {"x-istio-source", "gateway"},
                  {"X-Forwarded-For", "1.2.3.4"},
                  {"X-Forwarded-For", "5.6.7.8"},
-                 {"X-Forwarded-Proto", "https"}}));
+                 {"X-Meltemi-Waypoints", "shop/w"},
+                 {"x-meltemi-anything", "1"},
+                 {"X-ENVOY-Retry-On", "5xx"},
+                 {"x-envoy-internal", "true"}}));
+  const auto ours = ElementsAre("Host: shop", "x-forwarded-for: 10.0.0.9",
+                                "x-forwarded-proto: http");
+  EXPECT_THAT(c.h1(), ours);
+  c.info.believe_forwarded = true;
+  EXPECT_THAT(c.h1(), ElementsAre("Host: shop", "x-forwarded-for: 1.2.3.4, 5.6.7.8, 10.0.0.9",
+                                  "x-forwarded-proto: http"))
+      << "no proxy may say who the client is, nor tell us what to do";
+}
+
+TEST(ForwardRequest, WhereARequestCameFromIsSaidByProxiesOfTheMeshAlone) {
+  Case c(fields({{"Host", "shop"},
+                 {"X-Forwarded-For", "1.2.3.4"},
+                 {"X-Forwarded-For", "5.6.7.8"},
+                 {"X-Forwarded-Proto", "https"},
+                 {"X-Forwarded-Host", "bank"},
+                 {"X-Forwarded-Port", "443"},
+                 {"Forwarded", "for=1.2.3.4;proto=https"}}));
+  c.head.scheme = "https";  // an absolute form or :scheme says what the client likes
+  const auto ours = ElementsAre("Host: shop", "x-forwarded-for: 10.0.0.9",
+                                "x-forwarded-proto: http");
+  EXPECT_THAT(c.h1(), ours);
+  EXPECT_THAT(c.h2(), testing::Contains("x-forwarded-for: 10.0.0.9"));
+  EXPECT_THAT(c.h2(), testing::Not(testing::Contains(testing::HasSubstr("1.2.3.4"))));
+  c.info.believe_forwarded = true;
   EXPECT_THAT(c.h1(), ElementsAre("Host: shop", "X-Forwarded-Proto: https",
+                                  "X-Forwarded-Host: bank", "X-Forwarded-Port: 443",
+                                  "Forwarded: for=1.2.3.4;proto=https",
                                   "x-forwarded-for: 1.2.3.4, 5.6.7.8, 10.0.0.9"));
-  c.info.edge = true;
+}
+
+TEST(ForwardRequest, ALongConnectionHeaderHidesNothing) {
+  std::string names = "a0";
+  for (int i = 1; i < 40; ++i) names += ", a" + std::to_string(i);
+  Fields f = fields({{"Host", "shop"}});
+  f.add("Connection", names);
+  for (int i = 0; i < 40; ++i) f.add("A" + std::to_string(i), "hop");
+  Case c(std::move(f));
   EXPECT_THAT(c.h1(), ElementsAre("Host: shop", "x-forwarded-for: 10.0.0.9",
                                   "x-forwarded-proto: http"));
+}
+
+TEST(ForwardRequest, TrailersAreAnnouncedWhereTheyCanFollow) {
+  Case c(fields({{"Host", "shop"},
+                 {"Transfer-Encoding", "chunked"},
+                 {"Trailer", "X-Sum"},
+                 {"TE", "trailers;q=1, Trailers"},
+                 {"Connection", "TE"}}));
+  c.head.framing = H1Framing::kChunked;
+  EXPECT_THAT(c.h1(), ElementsAre("Host: shop", "Transfer-Encoding: chunked", "Trailer: X-Sum",
+                                  "x-forwarded-for: 10.0.0.9", "x-forwarded-proto: http",
+                                  "te: trailers", "connection: TE"));
+  EXPECT_THAT(c.h2(), testing::Contains("trailer: X-Sum"));
+  EXPECT_THAT(c.h2(), testing::Contains("te: trailers"));
+  c.head.framing = H1Framing::kLength;
+  EXPECT_THAT(c.h1(), testing::Not(testing::Contains("Trailer: X-Sum"))) << "none can follow";
+}
+
+TEST(ForwardRequest, AnExpectationThatIsVoidIsNotForwarded) {
+  Case c(fields({{"Host", "shop"}, {"Expect", "100-continue"}, {"Content-Length", "5"}}));
+  c.head.framing = H1Framing::kLength;
+  c.head.content_length = 5;
+  EXPECT_THAT(c.h1(), testing::Contains("Expect: 100-continue"));
+  c.head.version = HttpVersion::kHttp10;
+  EXPECT_THAT(c.h1(), testing::Not(testing::Contains("Expect: 100-continue")));
+  c.head.version = HttpVersion::kHttp11;
+  c.head.framing = H1Framing::kNone;
+  EXPECT_THAT(c.h1(), testing::Not(testing::Contains("Expect: 100-continue")));
+  EXPECT_THAT(c.h2(), testing::Not(testing::Contains("expect: 100-continue")));
 }
 
 TEST(ForwardRequest, FramesBodies) {
@@ -154,9 +220,34 @@ TEST(ForwardResponse, AnswerToHeadKeepsItsLength) {
   EXPECT_THAT(lines(out), ElementsAre("Content-Length: 1234"));
 }
 
+TEST(ForwardResponse, NoContentHasNoLength) {
+  for (const uint16_t status : {103, 204}) {
+    const Fields in = fields({{"Content-Length", "5"}, {"Link", "a"}});
+    ResponseHead head;
+    head.status = status;
+    head.fields = &in;
+    head.no_body = true;
+    Fields out;
+    build_h1_response(head, H1Framing::kNone, AfterResponse::kDefault, out);
+    EXPECT_THAT(lines(out), ElementsAre("Link: a")) << status;
+    build_h2_response(head, out);
+    EXPECT_THAT(lines(out), ElementsAre(testing::StartsWith(":status"), "link: a")) << status;
+  }
+  const Fields in = fields({{"Content-Length", "5"}});
+  ResponseHead head;
+  head.status = 304;  // RFC 9110 section 15.4.5: it may say what a 200 would have had
+  head.fields = &in;
+  head.no_body = true;
+  Fields out;
+  build_h1_response(head, H1Framing::kNone, AfterResponse::kDefault, out);
+  EXPECT_THAT(lines(out), ElementsAre("Content-Length: 5"));
+}
+
 TEST(ForwardTrailers, LosesWhatFramesOrRoutes) {
   Fields out;
-  build_trailers(fields({{"Grpc-Status", "0"}, {"Content-Length", "1"}, {"Host", "x"}, {"TE", "x"}}),
+  build_trailers(fields({{"Grpc-Status", "0"}, {"Content-Length", "1"}, {"Host", "x"}, {"TE", "x"},
+                         {"Trailer", "y"}, {"X-Forwarded-For", "1.2.3.4"}, {"X-Envoy-Internal", "1"},
+                         {"x-meltemi-waypoints", "z"}, {"Forwarded", "for=1.2.3.4"}}),
                  true, out);
   EXPECT_THAT(lines(out), ElementsAre("grpc-status: 0"));
 }
@@ -199,6 +290,37 @@ TEST(LocalReply, StatusOfReasons) {
   EXPECT_EQ(grpc_status_of_http(403), 7);
   EXPECT_EQ(grpc_status_of(Reason::kRequestTimeout, 504), 4);
   EXPECT_EQ(grpc_status_of(Reason::kNoEndpoint, 503), 14);
+  EXPECT_EQ(grpc_status_of(Reason::kLimitExceeded, 503), 14) << "may be tried again";
+}
+
+TEST(LocalReply, WhatMayBeTriedAgainIs503) {
+  for (const Reason reason : {Reason::kConnectRefused, Reason::kConnectTimeout, Reason::kUpstreamReset,
+                              Reason::kServerClosedEarly, Reason::kLimitExceeded}) {
+    EXPECT_EQ(status_of(reason), 503) << reason_name(reason);
+  }
+}
+
+// gRPC's doc/http-grpc-status-mapping.md.
+TEST(LocalReply, HttpStatusToGrpcStatus) {
+  const std::pair<uint16_t, int> kTable[] = {{400, 13}, {401, 16}, {403, 7},  {404, 12}, {429, 14},
+                                             {502, 14}, {503, 14}, {504, 14}, {200, 2},  {302, 2},
+                                             {405, 2},  {418, 2},  {431, 2},  {500, 2},  {508, 2}};
+  for (const auto& [http, grpc] : kTable) EXPECT_EQ(grpc_status_of_http(http), grpc) << http;
+}
+
+TEST(LocalReply, AGrpcMessageIsOneLineOfAscii) {
+  EXPECT_EQ(grpc_message("plain text\n"), "plain text");
+  EXPECT_EQ(grpc_message("50%\r\nx: y \xc3\xa9"), "50%25%0D%0Ax: y %C3%A9");
+}
+
+TEST(FieldId, GrpcIsNotGrpcWeb) {
+  const auto grpc = [](const char* type) { return is_grpc(fields({{"Content-Type", type}})); };
+  EXPECT_TRUE(grpc("application/grpc"));
+  EXPECT_TRUE(grpc("Application/gRPC+proto"));
+  EXPECT_TRUE(grpc("application/grpc; charset=utf-8"));
+  EXPECT_FALSE(grpc("application/grpc-web+proto"));
+  EXPECT_FALSE(grpc("application/grpcx"));
+  EXPECT_FALSE(grpc("text/plain"));
 }
 
 TEST(FieldId, KnowsNamesInAnyCase) {

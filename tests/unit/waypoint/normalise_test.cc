@@ -124,5 +124,13 @@ TEST(Arena, FirstPieceMayBeLarge) {
   EXPECT_EQ(arena.copy("z"), "z");
 }
 
+TEST(NormaliseHost, RefusesEmptyLabels) {
+  Arena arena;
+  for (const char* host : {"x..", "a..b", ".a", ".", "..", "a..:80"}) {
+    EXPECT_FALSE(normalise_host(host, arena)) << host;
+  }
+  EXPECT_EQ(normalise_host("a.b.", arena)->name, "a.b");
+}
+
 }  // namespace
 }  // namespace meltemi::waypoint

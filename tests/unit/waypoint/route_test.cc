@@ -166,6 +166,49 @@ std::string rewritten(const std::string& route, std::string_view target) {
                                       request.arena));
 }
 
+TEST(RouteMatch, WhatOnlyProxiesMaySayMatchesFromProxiesAlone) {
+  const auto t = table(
+      routes(route_to(R"({"prefix":"/","headers":[{"name":"x-forwarded-proto",
+                          "string_match":{"exact":"https"}}]})", "secure") + "," +
+             route_to(R"({"prefix":"/","headers":[{"name":"X-Envoy-Internal",
+                          "present_match":true}]})", "internal") + "," +
+             route_to(R"({"prefix":"/"})", "default")));
+  Request request("/", {{"X-Forwarded-Proto", "https"}, {"x-envoy-internal", "true"}});
+  EXPECT_EQ(request.on(*t), "default");
+  request.view.believed = true;
+  EXPECT_EQ(request.on(*t), "secure");
+}
+
+TEST(RouteAction, TheAsteriskIsNeverRewritten) {
+  const auto t = table(routes(R"({"name":"r","match":{"prefix":"/"},
+                                  "route":{"cluster":"a","prefix_rewrite":"/new/"}})"));
+  Request request("/");
+  const Route* r = t->find(request.view, request.arena);
+  const Target all = *normalise_target("*", {}, request.arena);
+  EXPECT_EQ(rewritten_target(std::get<ForwardAction>(r->action), r->path, all, request.arena), "*");
+}
+
+TEST(RouteAction, AGrpcTimeoutOfEightDigitsIsALongOne) {
+  for (const char* text : {"99999999H", "99999999M", "99999999S"}) {
+    const auto timeout = parse_grpc_timeout(text);
+    ASSERT_TRUE(timeout) << text;
+    EXPECT_GE(*timeout, std::chrono::hours(24 * 365)) << text;
+  }
+  EXPECT_EQ(*parse_grpc_timeout("99999999m"), std::chrono::milliseconds(99999999));
+}
+
+TEST(RouteAction, AnIdleTimeoutOfNothingMeansNone) {
+  const auto idle = [](const std::string& extra) {
+    const auto t = table(routes(R"({"name":"r","match":{"prefix":"/"},"route":{"cluster":"a")" +
+                                extra + "}}"));
+    Request request("/");
+    return std::get<ForwardAction>(t->find(request.view, request.arena)->action).idle_timeout;
+  };
+  EXPECT_EQ(idle(""), std::nullopt) << "the listener's holds";
+  EXPECT_EQ(idle(R"(,"idle_timeout":"0s")"), Duration::zero());
+  EXPECT_EQ(idle(R"(,"idle_timeout":"3s")"), std::chrono::seconds(3));
+}
+
 TEST(RouteAction, Rewrites) {
   const auto prefix = [](const char* match, const char* to) {
     return std::string(R"({"match":{)") + match + R"(},"route":{"cluster":"c","prefix_rewrite":")" +
