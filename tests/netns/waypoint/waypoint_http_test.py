@@ -185,7 +185,8 @@ class WaypointTest(unittest.TestCase):
                         lab.cluster("budget", [FLAKY], circuit_breakers={"thresholds": [{
                             "retry_budget": {"budget_percent": {"value": 10},
                                              "min_retry_concurrency": 2}}]}),
-                        lab.cluster("dead", [DEAD]), lab.cluster("rpc", [RPC]),
+                        lab.cluster("dead", [DEAD]),
+                        lab.cluster("rpc", [RPC], "http2_protocol_options"),
                         lab.cluster("half-dead", [DEAD, ORIGIN_A])]
             listeners = [
                 lab.listener("web", WEB, ROUTES),

@@ -315,6 +315,34 @@ class RfcTest(unittest.TestCase):
         self.assertIn(b"connection: close", answer)
         self.assertEqual(answer.count(b"HTTP/1.1 "), 1)
 
+    def test_an_early_answer_over_http2_ends_the_stream_alone(self):
+        connection = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
+        head = [(":scheme", "http"), (":authority", "a")]
+        with socket.create_connection(("127.0.0.1", WEB), 20) as s:
+            s.settimeout(20)
+            connection.initiate_connection()
+            connection.send_headers(1, [(":method", "POST"), (":path", "/refusing")] + head +
+                                    [("expect", "100-continue"), ("content-length", "5")])
+            s.sendall(connection.data_to_send())
+            seen = []
+            while not any(isinstance(e, h2.events.StreamReset) for e in seen):
+                piece = s.recv(65536)
+                self.assertTrue(piece, "the connection ended")
+                seen += connection.receive_data(piece)
+                s.sendall(connection.data_to_send())
+            answer = next(e for e in seen if isinstance(e, h2.events.ResponseReceived))
+            self.assertEqual(dict(answer.headers)[":status"], "401")
+            ends = [e for e in seen if isinstance(e, (h2.events.StreamEnded, h2.events.StreamReset))]
+            self.assertIsInstance(ends[0], h2.events.StreamEnded, "the answer is whole")
+            self.assertEqual(ends[1].error_code, 0, "RFC 9113 section 8.1: NO_ERROR")
+            connection.send_headers(3, [(":method", "GET"), (":path", "/x")] + head, end_stream=True)
+            s.sendall(connection.data_to_send())
+            while not any(isinstance(e, h2.events.StreamEnded) and e.stream_id == 3 for e in seen):
+                piece = s.recv(65536)
+                self.assertTrue(piece, "the connection ended")
+                seen += connection.receive_data(piece)
+                s.sendall(connection.data_to_send())
+
     def test_trailers_and_their_announcement_go_on(self):
         body = (b"POST /t HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n"
                 b"TE: trailers\r\nConnection: TE, close\r\n\r\n2\r\nok\r\n0\r\n\r\n")
