@@ -4,6 +4,7 @@
 
 #include "userspace/codec/baggage.h"
 #include "userspace/codec/forwarded.h"
+#include "userspace/telemetry/refusal.h"
 #include "ztunnel/flow.h"
 
 namespace meltemi::ztunnel {
@@ -156,7 +157,8 @@ void InboundFlow::refuse(const Error& error) {
   const telemetry::FlowInfo info = describe();
   if (request_) {
     request_->on_cancel({});
-    request_->reject(static_cast<uint16_t>(model::connect_status(error.reason)));
+    const codec::HeaderField why{telemetry::kRefusalHeader, reason_name(error.reason)};
+    request_->reject(static_cast<uint16_t>(model::connect_status(error.reason)), {&why, 1});
   }
   end(error.reason, error.detail, &info);
 }

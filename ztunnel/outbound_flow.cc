@@ -7,11 +7,35 @@
 
 #include "userspace/codec/forwarded.h"
 #include "userspace/codec/traceparent.h"
+#include "userspace/telemetry/refusal.h"
 #include "ztunnel/flow.h"
 
 namespace meltemi::ztunnel {
 
 using model::OutboundDecision;
+
+namespace {
+
+// Why the other end refused, in its words where it is one of ours; else what the status says.
+Error refusal(const Error& error, const net::ConnectAnswer& answer) {
+  Error out = error;
+  out.detail = fmt::format("http status: {}", answer.status);
+  for (const net::Header& header : answer.headers) {
+    if (header.name != telemetry::kRefusalHeader) continue;
+    // A closed set: what a peer writes goes into the log only if it is a reason.
+    if (const auto reason = telemetry::refusal_of(header.value)) {
+      out.detail += fmt::format(", the other end says {}: {}", reason_name(*reason),
+                                reason_meaning(*reason));
+    }
+    return out;
+  }
+  if (answer.status == 401) out.detail += ", a policy of the destination refuses this client";
+  if (answer.status == 404) out.detail += ", the other end does not serve this destination";
+  if (answer.status == 503) out.detail += ", the destination cannot be reached from its node";
+  return out;
+}
+
+}  // namespace
 
 // The CONNECT under way. A separate object, so that a relaying flow does not carry it.
 struct OutboundFlow::Call final : net::TunnelConnect {
@@ -21,9 +45,8 @@ struct OutboundFlow::Call final : net::TunnelConnect {
   }
   void on_connect_failed(const Error& error, const net::ConnectAnswer* answer) override {
     if (!answer) return flow.connect_failed(error);
-    Error said = error;
-    said.detail = fmt::format("http status: {}", answer->status);
-    flow.connect_failed(said);
+    flow.peer_ = answer->peer.identity;
+    flow.connect_failed(refusal(error, *answer));
   }
   OutboundFlow& flow;
 };

@@ -303,6 +303,7 @@ void ProxyWorker::on_tunnel_failed(const net::TunnelPeer& peer, const Error& err
   info.src = peer.address;
   info.dst = peer.local;
   info.source.identity = peer.identity;
+  if (peer.identity.present()) info.security = telemetry::Security::kMutualTls;  // it was verified
   info.destination.workload = pod->workload;
   telemetry::report_early_failure(*shared_.metrics, shard(), info, error.reason, error.detail);
 }

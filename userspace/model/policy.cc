@@ -116,6 +116,15 @@ void Policy::seal() {
 std::string PolicyVerdict::detail() const {
   if (reason == Reason::kPolicyUnknown) return fmt::format("policy {} is not known", unknown.view());
   if (!policy) return {};
+  // The control plane turns PeerAuthentication into policies with names of its own.
+  constexpr std::string_view kConverted = "converted_peer_authentication_";
+  if (policy->name.view() == "istio_converted_static_strict") {
+    return "PeerAuthentication with mode STRICT: plaintext is refused";
+  }
+  if (policy->name.view().starts_with(kConverted)) {
+    return fmt::format("PeerAuthentication {}/{}", policy->ns.view(),
+                       policy->name.view().substr(kConverted.size()));
+  }
   if (rule < 0) return fmt::format("policy {}", policy->key.view());
   return fmt::format("policy {} rule {}", policy->key.view(), rule);
 }

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "userspace/base/log.h"
 #include "userspace/telemetry/labels.h"
 
@@ -138,10 +140,16 @@ class TcpMetrics::Pass {
 
   bool operator()(Exposition& out) {
     if (family_ == std::size(kFamilies)) {
+      write_open(out);
       folded_series(out, "tcp", metrics_.table_);
       return false;
     }
     const bool more = walk_.next(kSeriesPerPiece, [&](const auto& labels, const auto& sums) {
+      if (family_ == kOpened) {
+        // A flow may be opened under one label set and closed under another: only sums say something.
+        open_[labels[0] == words().source ? 0 : 1] += static_cast<int64_t>(sums[kOpened]) -
+                                                      static_cast<int64_t>(sums[kClosed]);
+      }
       if (sums[family_] > 0) write(out, labels, sums[family_]);
     });
     if (!more) {
@@ -153,6 +161,15 @@ class TcpMetrics::Pass {
   }
 
  private:
+  void write_open(Exposition& out) const {
+    static constexpr std::string_view kReporter[] = {"reporter"};
+    out.family("istio_tcp_sockets_open", MetricType::kGauge, "TCP connections that are proxied now");
+    const std::string_view source[] = {"source"}, destination[] = {"destination"};
+    const auto count = [](int64_t open) { return static_cast<uint64_t>(std::max<int64_t>(open, 0)); };
+    out.sample("istio_tcp_sockets_open", kReporter, source, count(open_[0]));
+    out.sample("istio_tcp_sockets_open", kReporter, destination, count(open_[1]));
+  }
+
   void write(Exposition& out, const Table::LabelSet& labels, uint64_t sum) {
     const FamilyText& family = kFamilies[family_];
     if (!std::exchange(headed_, true)) out.family(family.name, MetricType::kCounter, family.help);
@@ -169,6 +186,7 @@ class TcpMetrics::Pass {
   const TcpMetrics& metrics_;
   Table::Walk walk_;
   size_t family_ = 0;
+  int64_t open_[2] = {};  // flows that are open: by the client's side, by the server's
   bool headed_ = false;
 };
 

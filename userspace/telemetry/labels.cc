@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "userspace/base/text.h"
+#include "userspace/telemetry/refusal.h"
 
 namespace meltemi::telemetry {
 
@@ -25,6 +26,14 @@ PeerLabels peer_labels(const Peer& peer, Security security) {
   out.version = out.canonical_revision;
   if (security == Security::kMutualTls) out.principal = peer.identity.symbol();
   return out;
+}
+
+std::optional<Reason> refusal_of(std::string_view name) {
+  for (size_t i = 0; i < kReasonCount; ++i) {
+    const auto reason = static_cast<Reason>(i);
+    if (reason != Reason::kOk && reason_name(reason) == name) return reason;
+  }
+  return std::nullopt;
 }
 
 std::string_view security_name(Security security) {

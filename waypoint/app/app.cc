@@ -8,6 +8,7 @@
 #include "userspace/rt/socket_options.h"
 #include "userspace/telemetry/admission_metrics.h"
 #include "userspace/xds/ca_client.h"
+#include "waypoint/app/admin_pages.h"
 
 namespace meltemi::waypoint {
 namespace {
@@ -171,6 +172,10 @@ void App::poll() {
 // --- configuration and certificate ------------------------------------------------------------
 
 void App::publish(const SnapshotPtr& snapshot) {
+  {
+    std::lock_guard lock(latest_mutex_);
+    latest_ = snapshot;
+  }
   for (size_t i = 0; i < pool_->size(); ++i) {
     Lane* lane = lanes_[i].get();
     pool_->worker(i).post([this, lane, snapshot] {
@@ -255,9 +260,22 @@ void App::publish_certificate(const pki::WorkloadCertificatePtr& certificate) {
 
 Status App::start_operators() {
   operators_ = std::make_unique<telemetry::OperatorPorts>(&doors_->admission);
-  operators_->admin().route("/config_dump", "GET", [this](const http::Request&) {
-    return http::Response{200, feed_->dump_json(), "application/json"};
-  });
+  AdminSources sources;
+  sources.node_id =
+      settings_.discovery.node("waypoint", settings_.service_account, settings_.cluster_domain).id;
+  sources.cluster = shared_.name;
+  sources.admin_listen = settings_.operators.admin_listen;
+  sources.snapshot = [this] {
+    std::lock_guard lock(latest_mutex_);
+    return latest_;
+  };
+  sources.certificates = [this] {
+    return certificates_ ? certificates_->entries() : std::vector<pki::CertificateEntry>();
+  };
+  sources.xds_dump = [this] { return feed_->dump_json(); };
+  sources.registry = &registry_;
+  sources.readiness = &readiness_;
+  add_admin_pages(operators_->admin(), sources);
   operators_->admin().route("/settings", "GET", [this](const http::Request&) {
     return http::Response{200, table_.dump_json(), "application/json"};
   });

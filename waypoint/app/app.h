@@ -73,6 +73,8 @@ class App {
   std::atomic<bool> unbound_{false};  // a bound listener failed and is tried again
   MonoTime bind_again_{};             // of the main thread
   std::unique_ptr<rt::Listener> hbone_;
+  std::mutex latest_mutex_;
+  SnapshotPtr latest_;  // what was published last, for the admin pages
   std::unique_ptr<ConfigFeed> feed_;
   std::mutex identity_mutex_;
   std::optional<IdentityFile> identity_file_;  // guarded by identity_mutex_; none: the key is not kept

@@ -5,6 +5,7 @@
 #include "userspace/base/log.h"
 #include "userspace/codec/authority.h"
 #include "userspace/rt/socket_options.h"
+#include "userspace/telemetry/refusal.h"
 #include "waypoint/http/waypoints.h"
 #include "waypoint/proxy/detect.h"
 
@@ -82,13 +83,15 @@ void Acceptor::on_tunnel_failed(const net::TunnelPeer& peer, const Error& error,
   flow.src = peer.address;
   flow.dst = peer.local;
   flow.source = source_peer(worker_, peer.identity, peer.address);
+  if (peer.identity.present()) flow.security = telemetry::Security::kMutualTls;
   telemetry::report_early_failure(*worker_.shared().tcp_metrics, worker_.shard(), flow,
                                   error.reason, error.detail);
 }
 
 void Acceptor::on_connect(std::unique_ptr<net::ConnectRequest> request) {
   const auto refuse = [&](uint16_t status, Reason reason, std::string_view detail) {
-    request->reject(status);
+    const codec::HeaderField why{telemetry::kRefusalHeader, reason_name(reason)};
+    request->reject(status, {&why, 1});
     telemetry::FlowInfo flow;
     flow.direction = telemetry::Direction::kInbound;
     flow.security = telemetry::Security::kMutualTls;

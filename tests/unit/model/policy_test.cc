@@ -86,6 +86,20 @@ TEST(Policy, UnknownPolicyClosesButADenyIsStillNamed) {
   EXPECT_EQ(evaluate(deny, input(), sym("shop/gone")).reason, Reason::kPolicyDeny);
 }
 
+TEST(Policy, WhatCameFromAPeerAuthenticationIsCalledByItsName) {
+  Policy policy;
+  policy.ns = Symbol("shop");
+  const auto said = [&](std::string_view name) {
+    policy.name = Symbol(name);
+    PolicyVerdict verdict;
+    verdict.reason = Reason::kStrictPlaintext;
+    verdict.policy = std::make_shared<Policy>(policy);
+    return verdict.detail();
+  };
+  EXPECT_EQ(said("converted_peer_authentication_db-only"), "PeerAuthentication shop/db-only");
+  EXPECT_EQ(said("istio_converted_static_strict").find("istio_converted"), std::string::npos);
+}
+
 TEST(Policy, StrictMtlsTurnsPlaintextAwayAndOnlyThat) {
   PolicyMatch no_identity;
   no_identity.not_principals = {{Kind::kPresence, ""}};

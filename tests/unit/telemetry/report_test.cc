@@ -9,6 +9,7 @@
 
 #include "userspace/base/log.h"
 #include "userspace/telemetry/connection_report.h"
+#include "userspace/telemetry/refusal.h"
 #include "userspace/telemetry/request_report.h"
 
 namespace meltemi::telemetry {
@@ -215,6 +216,22 @@ TEST_F(Reports, BaggageNamesAnUnknownPeer) {
   logged([&] { ConnectionReport(metrics_, 0, f, MonoTime()).finish(Reason::kOk, "", MonoTime()); });
   EXPECT_THAT(registry_.text(), HasSubstr("source_workload=\"claimed\""));
   EXPECT_THAT(registry_.text(), HasSubstr("source_workload_namespace=\"shop\"")) << "from the identity";
+}
+
+TEST_F(Reports, OpenSocketsAreCountedWhileTheyAreOpen) {
+  {
+    ConnectionReport open(metrics_, 0, flow(Direction::kOutbound), MonoTime());
+    EXPECT_THAT(registry_.text(), HasSubstr("istio_tcp_sockets_open{reporter=\"source\"} 1\n"));
+    open.finish(Reason::kOk, "", MonoTime());
+  }
+  EXPECT_THAT(registry_.text(), HasSubstr("istio_tcp_sockets_open{reporter=\"source\"} 0\n"));
+}
+
+TEST(Refusal, OnlyAReasonOfTheSetIsTaken) {
+  EXPECT_EQ(refusal_of("policy_deny"), Reason::kPolicyDeny);
+  for (const char* other : {"", "ok", "policy_deny ", "POLICY_DENY", "\x1b[31m"}) {
+    EXPECT_FALSE(refusal_of(other)) << other;
+  }
 }
 
 TEST(Flags, EveryReasonHasOne) {
