@@ -97,7 +97,7 @@ Protocol protocol_named(std::string_view name) {
                                   {"kubernetes.io/h2c", Protocol::kHttp2},
                                   {"kubernetes.io/ws", Protocol::kHttp},
                                   {"grpc", Protocol::kGrpc},
-                                  {"grpc-web", Protocol::kHttp},
+                                  {"grpc-web", Protocol::kHttp2},
                                   {"https", Protocol::kTls},
                                   {"kubernetes.io/wss", Protocol::kTls},
                                   {"tls", Protocol::kTls},
@@ -117,7 +117,7 @@ Protocol protocol_of(const kube::ServicePort& port) {
   if (!port.app_protocol().empty()) return protocol_named(port.app_protocol());
   // <protocol>[-<anything>]; "grpc-web" is a protocol of its own.
   std::string_view name = port.name();
-  if (name.starts_with("grpc-web")) return Protocol::kHttp;
+  if (name.starts_with("grpc-web")) return Protocol::kHttp2;
   return protocol_named(name.substr(0, name.find('-')));
 }
 

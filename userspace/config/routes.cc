@@ -4,7 +4,9 @@
 #include <re2/re2.h>
 
 #include <algorithm>
+#include <charconv>
 
+#include "userspace/config/istio_defaults.h"
 #include "userspace/config/names.h"
 
 namespace meltemi::config {
@@ -248,18 +250,41 @@ void fill_redirect(const net::HTTPRedirect& redirect, const RouteTarget& target,
   }
 }
 
+// Istio's `retryOn` has conditions and status codes in one list; Envoy has two fields.
+void fill_retry_on(std::string_view text, rt::RetryPolicy* out) {
+  std::vector<std::string_view> conditions;
+  while (!text.empty()) {
+    const size_t comma = std::min(text.find(','), text.size());
+    std::string_view word = text.substr(0, comma);
+    text.remove_prefix(std::min(comma + 1, text.size()));
+    while (word.starts_with(' ')) word.remove_prefix(1);
+    while (word.ends_with(' ')) word.remove_suffix(1);
+    uint32_t code = 0;
+    const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), code);
+    if (error == std::errc() && end == word.data() + word.size()) {
+      out->add_retriable_status_codes(code);
+    } else if (!word.empty()) {
+      conditions.push_back(word);
+    }
+  }
+  constexpr std::string_view kCodes = "retriable-status-codes";
+  if (out->retriable_status_codes_size() > 0 &&
+      std::find(conditions.begin(), conditions.end(), kCodes) == conditions.end()) {
+    conditions.push_back(kCodes);
+  }
+  out->set_retry_on(fmt::format("{}", fmt::join(conditions, ",")));
+}
+
 void fill_retries(const net::HTTPRetry& retries, rt::RetryPolicy* out) {
   out->mutable_num_retries()->set_value(static_cast<uint32_t>(std::max(0, retries.attempts())));
-  out->set_retry_on(retries.retry_on().empty() ? std::string(kDefaultRetryOn) : retries.retry_on());
+  fill_retry_on(retries.retry_on().empty() ? kDefaultRetryOn : std::string_view(retries.retry_on()),
+                out);
   if (retries.has_per_try_timeout()) *out->mutable_per_try_timeout() = retries.per_try_timeout();
   if (retries.has_backoff())
     *out->mutable_retry_back_off()->mutable_base_interval() = retries.backoff();
   bool avoid =
       !retries.has_retry_ignore_previous_hosts() || retries.retry_ignore_previous_hosts().value();
-  if (avoid) {
-    out->add_retry_host_predicate()->set_name("envoy.retry_host_predicates.previous_hosts");
-    out->set_host_selection_retry_max_attempts(5);
-  }
+  if (avoid) avoid_previous_hosts(out);
 }
 
 void fill_rewrite(const net::HTTPRewrite& rewrite, const rt::RouteMatch& match,
@@ -322,7 +347,11 @@ void fill_action(View& view, const RouteTarget& target, const Object& vs,
   fill_clusters(view, target, vs, route, action, outputs);
   // Envoy's 15 s are not Istio's default: no timeout.
   *action->mutable_timeout() = route.timeout();
-  if (route.has_retries()) fill_retries(route.retries(), action->mutable_retry_policy());
+  if (route.has_retries()) {
+    fill_retries(route.retries(), action->mutable_retry_policy());
+  } else {
+    set_safe_retries(action->mutable_retry_policy());
+  }
   if (route.has_rewrite()) fill_rewrite(route.rewrite(), out->match(), action);
 }
 
@@ -400,6 +429,7 @@ void build_http_routes(View& view, const RouteTarget& target, Protocol protocol,
   route->mutable_match()->set_prefix("/");
   route->mutable_route()->set_cluster(own_cluster(view, target, true, out));
   route->mutable_route()->mutable_timeout();
+  set_safe_retries(route->mutable_route()->mutable_retry_policy());
 }
 
 std::vector<WeightedTcpCluster> build_tcp_route(View& view, const RouteTarget& target,

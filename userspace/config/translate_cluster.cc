@@ -10,6 +10,7 @@
 #include "envoy/extensions/upstreams/http/v3/http_protocol_options.pb.h"
 #include "userspace/config/destination_rules.h"
 #include "userspace/config/endpoints.h"
+#include "userspace/config/istio_defaults.h"
 #include "userspace/config/mesh.h"
 #include "userspace/config/names.h"
 #include "userspace/config/rbac.h"
@@ -22,9 +23,6 @@ namespace net = ::istio::networking::v1alpha3;
 namespace cl = ::envoy::config::cluster::v3;
 using Fields = google::protobuf::Map<std::string, google::protobuf::Value>;
 
-constexpr std::string_view kHttpOptions = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
-constexpr int64_t kConnectTimeoutSeconds = 10;  // Istio's default
-
 cl::Cluster::LbPolicy balancing(const net::TrafficPolicy& policy) {
   switch (policy.load_balancer().simple()) {
     case net::LoadBalancerSettings::ROUND_ROBIN:
@@ -36,9 +34,10 @@ cl::Cluster::LbPolicy balancing(const net::TrafficPolicy& policy) {
   }
 }
 
+// REQUIRES: `out` has the defaults.
 void fill_limits(const net::TrafficPolicy& policy, cl::Cluster* out) {
   const auto& pool = policy.connection_pool();
-  cl::CircuitBreakers::Thresholds limits;
+  cl::CircuitBreakers::Thresholds& limits = *out->mutable_circuit_breakers()->mutable_thresholds(0);
   auto set = [](int32_t value, google::protobuf::UInt32Value* field) {
     field->set_value(static_cast<uint32_t>(value));
   };
@@ -57,24 +56,26 @@ void fill_limits(const net::TrafficPolicy& policy, cl::Cluster* out) {
     budget->mutable_min_retry_concurrency()->set_value(
         asked.min_retry_concurrency() > 0 ? asked.min_retry_concurrency() : 3);
   }
-  if (limits.ByteSizeLong() > 0)
-    *out->mutable_circuit_breakers()->add_thresholds() = std::move(limits);
 }
 
-// HTTP/2 to the pods where the port or the rule says so; else the client's own protocol is used.
+// What is spoken to the pods: what the port or the rule declares, else HTTP/1.1, whatever the client
+// speaks. Only where nothing is declared, and bytes are told apart, is it the client's choice.
 void fill_http(const net::TrafficPolicy& policy, Protocol protocol, cl::Cluster* out) {
   using Http = net::ConnectionPoolSettings::HTTPSettings;
   const Http& http = policy.connection_pool().http();
   ::envoy::extensions::upstreams::http::v3::HttpProtocolOptions options;
-  bool h2 = protocol == Protocol::kHttp2 || protocol == Protocol::kGrpc ||
-            http.h2_upgrade_policy() == Http::UPGRADE;
-  if (h2) {
-    auto* h2_options = options.mutable_explicit_http_config()->mutable_http2_protocol_options();
+  const bool declared_h2 = protocol == Protocol::kHttp2 || protocol == Protocol::kGrpc;
+  if (http.use_client_protocol() ||
+      (protocol == Protocol::kUnknown && http.h2_upgrade_policy() == Http::DEFAULT)) {
+    options.mutable_use_downstream_protocol_config()->mutable_http_protocol_options();
+    options.mutable_use_downstream_protocol_config()->mutable_http2_protocol_options();
+  } else if (declared_h2 || http.h2_upgrade_policy() == Http::UPGRADE) {
+    auto* h2 = options.mutable_explicit_http_config()->mutable_http2_protocol_options();
     if (http.max_concurrent_streams() > 0) {
-      h2_options->mutable_max_concurrent_streams()->set_value(
+      h2->mutable_max_concurrent_streams()->set_value(
           static_cast<uint32_t>(http.max_concurrent_streams()));
     }
-  } else if (http.h2_upgrade_policy() == Http::DO_NOT_UPGRADE) {
+  } else {
     options.mutable_explicit_http_config()->mutable_http_protocol_options();
   }
   if (http.has_idle_timeout()) {
@@ -85,11 +86,7 @@ void fill_http(const net::TrafficPolicy& policy, Protocol protocol, cl::Cluster*
         ->mutable_max_requests_per_connection()
         ->set_value(static_cast<uint32_t>(http.max_requests_per_connection()));
   }
-  if (options.ByteSizeLong() == 0) return;
-  if (options.upstream_protocol_options_case() == 0) {
-    options.mutable_use_downstream_protocol_config();
-  }
-  pack_any(options, &(*out->mutable_typed_extension_protocol_options())[std::string(kHttpOptions)]);
+  set_http_options(options, out);
 }
 
 void fill_metadata(const Object& service, const std::string& host, cl::Cluster* out) {
@@ -175,12 +172,9 @@ void translate_cluster(View& view, const ClusterRequest& request, Outputs* out) 
   cluster.set_type(cl::Cluster::EDS);
   cluster.mutable_eds_cluster_config()->mutable_eds_config()->mutable_ads();
   cluster.set_lb_policy(balancing(rule.policy));
+  set_cluster_defaults(&cluster);
   const auto& tcp = rule.policy.connection_pool().tcp();
-  if (tcp.has_connect_timeout()) {
-    *cluster.mutable_connect_timeout() = tcp.connect_timeout();
-  } else {
-    cluster.mutable_connect_timeout()->set_seconds(kConnectTimeoutSeconds);
-  }
+  if (tcp.has_connect_timeout()) *cluster.mutable_connect_timeout() = tcp.connect_timeout();
   fill_limits(rule.policy, &cluster);
   if (request.http) fill_http(rule.policy, protocol_of(*port), &cluster);
   fill_metadata(*service, service_host(service->name(), service->ns(), view.names().cluster_domain),

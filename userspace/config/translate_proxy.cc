@@ -9,6 +9,7 @@
 #include "envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.pb.h"
 #include "envoy/extensions/filters/network/rbac/v3/rbac.pb.h"
 #include "envoy/extensions/filters/network/tcp_proxy/v3/tcp_proxy.pb.h"
+#include "userspace/config/istio_defaults.h"
 #include "userspace/config/mesh.h"
 #include "userspace/config/names.h"
 #include "userspace/config/rbac.h"
@@ -36,9 +37,11 @@ void fill_addresses(const std::vector<IpAddress>& ips, uint32_t port, lst::Liste
   }
 }
 
-hcm::HttpConnectionManager manager(const std::string& name, const std::vector<RbacFilter>& rbac) {
+hcm::HttpConnectionManager manager(View& view, const std::string& name,
+                                   const std::vector<RbacFilter>& rbac) {
   hcm::HttpConnectionManager out;
   out.set_stat_prefix(name);
+  set_istio_defaults(mesh_config(view).paths, &out);
   for (const RbacFilter& filter : rbac) {
     auto* entry = out.add_http_filters();
     entry->set_name("envoy.filters.http.rbac");
@@ -118,7 +121,7 @@ void translate_port(View& view, const RouteTarget& target, Protocol protocol,
     bool sniff = protocol == Protocol::kUnknown;
     lst::FilterChain* chain = sniff ? add_sniffed_http(&listener) : listener.add_filter_chains();
     chain->set_name(name);
-    hcm::HttpConnectionManager http = manager(name, rbac);
+    hcm::HttpConnectionManager http = manager(view, name, rbac);
     http.mutable_rds()->mutable_config_source()->mutable_ads();
     http.mutable_rds()->set_route_config_name(name);
     add_http(http, chain);
@@ -163,7 +166,7 @@ void translate_pod_proxy(View& view, const Object& pod, Outputs* out) {
   fill_addresses(ips, 0, &listener);
   lst::FilterChain* chain = add_sniffed_http(&listener);
   chain->set_name("direct-http");
-  hcm::HttpConnectionManager http = manager(name, rbac);
+  hcm::HttpConnectionManager http = manager(view, name, rbac);
   auto* host = http.mutable_route_config()->add_virtual_hosts();
   http.mutable_route_config()->set_name(name);
   host->set_name("inbound|http|0");
@@ -173,6 +176,7 @@ void translate_pod_proxy(View& view, const Object& pod, Outputs* out) {
   route->mutable_match()->set_prefix("/");
   route->mutable_route()->set_cluster(std::string(kEncap));
   route->mutable_route()->mutable_timeout();
+  set_safe_retries(route->mutable_route()->mutable_retry_policy());
   add_http(http, chain);
   listener.mutable_default_filter_chain()->set_name("direct-tcp");
   add_tcp(name, rbac, {{std::string(kEncap), 1}}, listener.mutable_default_filter_chain());
@@ -185,6 +189,8 @@ void translate_waypoint(View& view, const Object& gateway, Outputs* out) {
   encap.set_name(std::string(kEncap));
   encap.set_type(::envoy::config::cluster::v3::Cluster::ORIGINAL_DST);
   encap.set_lb_policy(::envoy::config::cluster::v3::Cluster::CLUSTER_PROVIDED);
+  set_cluster_defaults(&encap);
+  speak_like_the_client(&encap);  // what the pod speaks nobody has declared
   out->add(ResourceType::kCluster, waypoint_scope(gateway.ns(), gateway.name()),
            std::string(kEncap), encap);
 }

@@ -6,6 +6,7 @@
 #include <set>
 
 #include "userspace/config/check.h"
+#include "userspace/config/mesh_config.h"
 #include "userspace/config/names.h"
 
 namespace meltemi::config {
@@ -149,9 +150,11 @@ void check_spec(Check& check, const MeshNames& names) {
     case Kind::kPeerAuthentication:
       validate_peer_authentication(check, names);
       return;
+    case Kind::kConfigMap:
+      validate_mesh_config(check, names);
+      return;
     case Kind::kNamespace:
     case Kind::kServiceAccount:
-    case Kind::kConfigMap:
     case Kind::kSecret:
     case Kind::kGatewayClass:
       return;  // names and labels are all there is

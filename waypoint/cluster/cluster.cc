@@ -112,7 +112,9 @@ Status read_http_options(Cluster& c, const pb::Cluster& proto) {
     }
     envoy::extensions::upstreams::http::v3::HttpProtocolOptions options;
     MELTEMI_TRY(unpack(any, options));
-    if (options.has_explicit_http_config()) {
+    if (options.has_use_downstream_protocol_config()) {
+      c.protocol = UpstreamProtocol::kLikeDownstream;
+    } else if (options.has_explicit_http_config()) {
       c.protocol = options.explicit_http_config().has_http2_protocol_options()
                        ? UpstreamProtocol::kHttp2
                        : UpstreamProtocol::kHttp1;

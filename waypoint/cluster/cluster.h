@@ -52,7 +52,8 @@ class EndpointSet {
 using EndpointSetPtr = std::shared_ptr<const EndpointSet>;
 
 enum class LbPolicy : uint8_t { kRoundRobin, kLeastRequest, kRandom };
-// kLikeDownstream: HTTP/2 if the client spoke it, else HTTP/1.1.
+// kHttp1: what a cluster without options means. kLikeDownstream: HTTP/2 if the client spoke it, else
+// HTTP/1.1.
 enum class UpstreamProtocol : uint8_t { kLikeDownstream, kHttp1, kHttp2 };
 
 struct Cluster {
@@ -65,7 +66,7 @@ struct Cluster {
   bool original_dst = false;  // the endpoint is the authority that the client named
   LbPolicy lb = LbPolicy::kLeastRequest;
   uint32_t choice_count = 2;
-  UpstreamProtocol protocol = UpstreamProtocol::kLikeDownstream;
+  UpstreamProtocol protocol = UpstreamProtocol::kHttp1;
   Duration connect_timeout = kDefaultConnectTimeout;
   Duration idle_timeout = kDefaultIdleTimeout;  // of an unused connection; 0: none
   uint32_t max_requests_per_connection = 0;     // 0: unlimited

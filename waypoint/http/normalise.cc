@@ -167,7 +167,14 @@ Result<Target> normalise_target(std::string_view raw, const PathRules& rules, Ar
       target.full = raw;
       return target;
     case Scan::kRefused: return bad("path: forbidden character");
-    case Scan::kWork: break;
+    case Scan::kWork:
+      if (rules.normalize) break;
+      for (const char c : path) {
+        if (kClass[static_cast<uint8_t>(c)] == kRefused) return bad("path: forbidden character");
+      }
+      target.path = path;
+      target.full = raw;
+      return target;
   }
   char* out = arena.bytes(raw.size() + 1);
   const size_t decoded = MELTEMI_TRY(decode(path, rules, out));

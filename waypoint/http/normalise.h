@@ -1,7 +1,7 @@
 // The one normaliser of request targets and hosts. Authorization, routing and forwarding all use its
 // output, so that no two of them can read one request differently (path confusion, host confusion).
 // Idempotent: normalising a normalised target changes nothing. Must never guess: what is ambiguous
-// (encoded slashes, broken escapes, fragments, dot segments with parameters) is refused.
+// (broken escapes, fragments, dot segments with parameters) is refused.
 #pragma once
 
 #include "userspace/base/error.h"
@@ -13,8 +13,9 @@ namespace meltemi::waypoint {
 enum class EscapedSlashes : uint8_t { kReject, kKeep, kUnescape };
 
 struct PathRules {
-  EscapedSlashes escaped_slashes = EscapedSlashes::kReject;
+  EscapedSlashes escaped_slashes = EscapedSlashes::kKeep;  // Envoy's default
   bool merge_slashes = false;
+  bool normalize = true;  // false: only what no path may hold is refused, all else stays as it came
   bool operator==(const PathRules&) const = default;
 };
 

@@ -388,7 +388,9 @@ void H1Server::on_deadline() {
   if (closing_) {
     // The client reads slowly and there are bytes for it: it has as long as a stalled stream has.
     if (stream_->write_room() > 0 || std::exchange(lingered_, true)) return close();
-    timer_.set(worker_.now() + std::max<Duration>(options_.stream_idle, kLinger));
+    const bool limited = options_.stream_idle > Duration::zero();
+    const Duration patience = limited ? options_.stream_idle : options_.connection_idle;
+    timer_.set(worker_.now() + std::max<Duration>(patience, kLinger));
     return;
   }
   if (request_open_ && response_done_) return part();

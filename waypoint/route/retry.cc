@@ -6,7 +6,9 @@
 #include <charconv>
 
 #include "envoy/config/route/v3/route_components.pb.h"
+#include "envoy/extensions/retry/host/previous_hosts/v3/previous_hosts.pb.h"
 #include "waypoint/xds/convert.h"
+#include "waypoint/xds/strict.h"
 
 namespace meltemi::waypoint {
 namespace {
@@ -124,6 +126,10 @@ Result<RetryPolicy> RetryPolicy::compile(const envoy::config::route::v3::RetryPo
       return fail(Reason::kUnsupported, Fault::kConfig,
                   fmt::format("retry_host_predicate \"{}\" is not supported", p.name()));
     }
+    if (p.has_typed_config()) {
+      envoy::extensions::retry::host::previous_hosts::v3::PreviousHostsPredicate predicate;
+      MELTEMI_TRY(unpack(p.typed_config(), predicate));
+    }
   }
   // Repeating on the host that just failed helps nobody; without the predicate Envoy would, and so
   // would a policy that turned it off on purpose.
@@ -134,7 +140,8 @@ Result<RetryPolicy> RetryPolicy::compile(const envoy::config::route::v3::RetryPo
 const RetryPolicy& RetryPolicy::safe_default() {
   static const RetryPolicy policy = [] {
     RetryPolicy p;
-    p.on = bit(RetryOn::kConnectFailure) | bit(RetryOn::kRefusedStream);
+    p.on = bit(RetryOn::kConnectFailure) | bit(RetryOn::kRefusedStream) |
+           bit(RetryOn::kResetBeforeRequest);
     p.retries = 2;
     return p;
   }();

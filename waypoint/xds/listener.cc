@@ -88,9 +88,7 @@ Status read_protocols(HttpOptions& o, const hcm::HttpConnectionManager& proto) {
 }
 
 Status read_path_rules(HttpOptions& o, const hcm::HttpConnectionManager& proto) {
-  if (proto.has_normalize_path() && !proto.normalize_path().value()) {
-    return unsupported("normalize_path: false is not supported, policies would see other paths");
-  }
+  o.path.normalize = !proto.has_normalize_path() || proto.normalize_path().value();
   o.path.merge_slashes = proto.merge_slashes();
   switch (proto.path_with_escaped_slashes_action()) {
     case hcm::HttpConnectionManager::KEEP_UNCHANGED:
@@ -101,6 +99,9 @@ Status read_path_rules(HttpOptions& o, const hcm::HttpConnectionManager& proto) 
       return {};
     case hcm::HttpConnectionManager::UNESCAPE_AND_REDIRECT:
       return unsupported("path_with_escaped_slashes_action UNESCAPE_AND_REDIRECT is not supported");
+    case hcm::HttpConnectionManager::REJECT_REQUEST:
+      o.path.escaped_slashes = EscapedSlashes::kReject;
+      return {};
     default: return {};
   }
 }

@@ -2,7 +2,49 @@
 
 #include <fmt/format.h>
 
+#include "envoy/config/cluster/v3/cluster.pb.h"
+#include "envoy/config/endpoint/v3/endpoint.pb.h"
+#include "envoy/config/listener/v3/listener.pb.h"
+#include "envoy/config/route/v3/route.pb.h"
+#include "tests/unit/config/envoy_rules.h"
+
 namespace meltemi::config {
+namespace {
+
+template <typename Proto>
+void expect_valid(const ResourceChange& change) {
+  Proto message;
+  ASSERT_TRUE(message.ParseFromString(change.resource->body)) << change.name;
+  for (const std::string& violation : envoy_violations(message)) {
+    ADD_FAILURE() << "Envoy would refuse " << change.name << ": " << violation;
+  }
+}
+
+}  // namespace
+
+TranslationResult Mesh::checked(TranslationResult result) {
+  namespace v3 = ::envoy::config;
+  for (const ResourceChange& change : result.resources) {
+    if (!change.resource) continue;
+    switch (change.type) {
+      case ResourceType::kListener:
+        expect_valid<v3::listener::v3::Listener>(change);
+        break;
+      case ResourceType::kRoute:
+        expect_valid<v3::route::v3::RouteConfiguration>(change);
+        break;
+      case ResourceType::kCluster:
+        expect_valid<v3::cluster::v3::Cluster>(change);
+        break;
+      case ResourceType::kEndpoints:
+        expect_valid<v3::endpoint::v3::ClusterLoadAssignment>(change);
+        break;
+      default:
+        break;
+    }
+  }
+  return result;
+}
 
 std::string pod_yaml(std::string_view ns, std::string_view name, std::string_view labels,
                      std::string_view ip, std::string_view extra_spec) {

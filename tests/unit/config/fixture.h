@@ -22,10 +22,10 @@ class Mesh {
     for (const Problem& problem : out.problems) {
       EXPECT_NE(problem.severity, Severity::kError) << problem.to_string();
     }
-    return translator_.apply(out.changes);
+    return checked(translator_.apply(out.changes));
   }
   TranslationResult remove(std::string_view path) {
-    return translator_.apply(tree_.remove(path).changes);
+    return checked(translator_.apply(tree_.remove(path).changes));
   }
 
   template <typename T>
@@ -57,6 +57,9 @@ class Mesh {
   Translator& translator() { return translator_; }
 
  private:
+  // Every resource that a waypoint gets is one that a strict Envoy would take.
+  static TranslationResult checked(TranslationResult result);
+
   ObjectStore store_;
   ManifestTree tree_;
   Translator translator_;

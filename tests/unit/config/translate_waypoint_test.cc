@@ -137,7 +137,8 @@ TEST(TranslateProxy, DefaultRoute) {
   EXPECT_EQ(host.routes(0).route().cluster(), kHttp);
   EXPECT_TRUE(host.routes(0).route().has_timeout()) << "Istio has no timeout by default";
   EXPECT_EQ(host.routes(0).route().timeout().seconds(), 0);
-  EXPECT_FALSE(host.routes(0).route().has_retry_policy())
+  EXPECT_EQ(host.routes(0).route().retry_policy().retry_on(),
+            "connect-failure,refused-stream,reset-before-request")
       << "only provably unprocessed requests are repeated";
 }
 
@@ -305,7 +306,8 @@ TEST(TranslateRoutes, Actions) {
   const auto& last = host.routes(6).route();
   EXPECT_EQ(last.timeout().nanos(), 500'000'000);
   EXPECT_EQ(last.retry_policy().num_retries().value(), 3u);
-  EXPECT_EQ(last.retry_policy().retry_on(), "5xx,503");
+  EXPECT_EQ(last.retry_policy().retry_on(), "5xx,retriable-status-codes");
+  EXPECT_THAT(last.retry_policy().retriable_status_codes(), ElementsAre(503u));
   EXPECT_EQ(last.retry_policy().per_try_timeout().seconds(), 2);
   EXPECT_EQ(last.retry_policy().retry_back_off().base_interval().nanos(), 40'000'000);
   EXPECT_EQ(last.retry_policy().host_selection_retry_max_attempts(), 5);

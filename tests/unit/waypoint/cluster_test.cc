@@ -170,6 +170,27 @@ TEST(ClusterTest, ReadsOptions) {
   EXPECT_EQ((*c)->service_host, "n.s.svc");
 }
 
+TEST(ClusterTest, SpeaksHttp1UnlessToldOtherwise) {
+  const auto protocol = [](const std::string& options) {
+    const auto c = Cluster::compile(from_json<ClusterProto>(
+        R"({"name":"c","type":"EDS","typed_extension_protocol_options":{)" +
+        (options.empty() ? "" : R"("envoy.extensions.upstreams.http.v3.HttpProtocolOptions":{"@type":
+        "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",)" +
+                                    options + "}") +
+        "}}"));
+    EXPECT_TRUE(c);
+    return (*c)->protocol;
+  };
+  EXPECT_EQ(protocol(""), UpstreamProtocol::kHttp1);
+  EXPECT_EQ(protocol(R"("common_http_protocol_options":{"idle_timeout":"5s"})"),
+            UpstreamProtocol::kHttp1);
+  EXPECT_EQ(protocol(R"("explicit_http_config":{"http_protocol_options":{}})"),
+            UpstreamProtocol::kHttp1);
+  EXPECT_EQ(protocol(R"("explicit_http_config":{"http2_protocol_options":{}})"),
+            UpstreamProtocol::kHttp2);
+  EXPECT_EQ(protocol(R"("use_downstream_protocol_config":{})"), UpstreamProtocol::kLikeDownstream);
+}
+
 TEST(ClusterTest, RefusesWhatItDoesNotDo) {
   for (const char* bad :
        {R"({"type":"EDS"})", R"({"name":"c","type":"STRICT_DNS"})",
