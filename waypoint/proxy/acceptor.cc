@@ -188,7 +188,8 @@ void Acceptor::detected(Detector& d, Detected protocol) {
 void Acceptor::dial_ahead(Detector& d) {
   const FilterChain* chain = d.listener->chain_for(Detected::kOther);
   if (!chain || !chain->tcp()) return;
-  d.ahead = &own<TcpFlow>(*this, d.client, nullptr, std::string(), false, chain->tcp()->idle_timeout);
+  d.ahead = &own<TcpFlow>(*this, d.client.without_lease(), nullptr, std::string(), false,
+                          chain->tcp()->idle_timeout);
   if (!d.ahead->start_ahead(*chain->tcp(), d)) d.ahead->forget();
 }
 
@@ -197,7 +198,7 @@ void Acceptor::serve(ClientInfo client, const Listener& listener, net::StreamPtr
   const FilterChain* chain = listener.chain_for(protocol);
   if (chain && chain->tcp() && ahead) {
     flows_.insert(ahead);
-    return ahead->take(*chain->tcp(), std::move(stream), std::move(early), ended);
+    return ahead->take(*chain->tcp(), std::move(client), std::move(stream), std::move(early), ended);
   }
   if (ahead) ahead->forget();
   if (!chain) return;  // nothing takes it: the stream is aborted
@@ -355,8 +356,11 @@ bool TcpFlow::start_ahead(const TcpChain& chain, Detector& detector) {
   return true;
 }
 
-void TcpFlow::take(const TcpChain& chain, net::StreamPtr stream, std::string early, bool ended) {
+void TcpFlow::take(const TcpChain& chain, ClientInfo client, net::StreamPtr stream,
+                   std::string early, bool ended) {
   detector_ = nullptr;
+  client_ = std::move(client);
+  client_.lease.active();
   stream_ = std::move(stream);
   early_ = std::move(early);
   read_ended_ = ended;

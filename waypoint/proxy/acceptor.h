@@ -115,7 +115,8 @@ class TcpFlow final : public rt::Retirable,
   // about, and the flow that is made later tries again. False: the policies would not let it in.
   bool start_ahead(const TcpChain& chain, Detector& detector);
   // It is one of bytes.
-  void take(const TcpChain& chain, net::StreamPtr stream, std::string early, bool ended);
+  void take(const TcpChain& chain, ClientInfo client, net::StreamPtr stream, std::string early,
+            bool ended);
   // It is not.
   void forget();
   // The configuration has changed: ends the flow if its client would not be let in any more.

@@ -59,6 +59,20 @@ const HttpChain* ClientInfo::chain(const Snapshot& snapshot, bool h2) const {
   return chain ? chain->http() : nullptr;
 }
 
+ClientInfo ClientInfo::without_lease() const {
+  ClientInfo c;
+  c.identity = identity;
+  c.remote = remote;
+  c.local = local;
+  c.remote_ip = remote_ip;
+  c.security = security;
+  c.source = source;
+  c.listener = listener;
+  c.waypoints = waypoints;
+  c.believed = believed;
+  return c;
+}
+
 Exchange::Exchange(ProxyWorker& worker) : worker_(worker), timer_(worker.loop(), *this) {}
 
 Exchange::~Exchange() {

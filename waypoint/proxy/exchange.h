@@ -36,6 +36,9 @@ struct ClientInfo {
   // is believed (X-Forwarded-*, Forwarded).
   bool believed = false;
 
+  // The same client, but not its place.
+  ClientInfo without_lease() const;
+
   // The HTTP chain for a request now; config may have changed since the last one. Null: none.
   const HttpChain* chain(const Snapshot& snapshot, bool h2) const;
 };
