@@ -176,13 +176,14 @@ void App::collect(telemetry::Exposition& out) const {
       "Times that held-bytes-limit was reached", shared_.held.refused());
   one("meltemi_log_lines_dropped_total", MetricType::kCounter,
       "Log lines dropped because the queue was full", log::dropped_lines());
-  uint64_t opened = 0, closed = 0, failed = 0, limits = 0;
+  uint64_t opened = 0, closed = 0, failed = 0, limits = 0, outlived = 0;
   for (const auto& w : shared_.workers) {
     if (!w) continue;
     opened += w->hbone_stats().tunnels_opened.load();
     closed += w->hbone_stats().tunnels_closed.load();
     failed += w->hbone_stats().handshake_failures.load();
     limits += w->hbone_stats().limit_hits.load();
+    outlived += w->hbone_stats().credential_ends.load();
   }
   one("meltemi_tunnels_opened_total", MetricType::kCounter, "HBONE tunnels set up", opened);
   one("meltemi_tunnels_closed_total", MetricType::kCounter, "HBONE tunnels ended", closed);
@@ -190,6 +191,8 @@ void App::collect(telemetry::Exposition& out) const {
       "Connections at 15008 that did not become tunnels", failed);
   one("meltemi_tunnel_limit_hits_total", MetricType::kCounter,
       "Times that a peer ran into a named limit", limits);
+  one("meltemi_tunnel_credential_ends_total", MetricType::kCounter,
+      "Tunnels whose certificates or root ended before they did", outlived);
 }
 
 }  // namespace meltemi::ztunnel

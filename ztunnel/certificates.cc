@@ -119,7 +119,8 @@ void Certificates::follow(const model::Snapshot& mesh) {
   if (node_.empty()) return;
   std::set<model::Identity> needed;
   mesh.each_workload([&](const model::Workload& w) {
-    if (w.node == node_ && (w.protocol == model::TunnelProtocol::kHbone || w.native_tunnel)) {
+    // What tunnels by itself (a waypoint) has its own certificate; the CA gives it to nobody else.
+    if (w.node == node_ && w.protocol == model::TunnelProtocol::kHbone && !w.native_tunnel) {
       needed.insert(w.identity);
     }
   });
@@ -127,21 +128,26 @@ void Certificates::follow(const model::Snapshot& mesh) {
     if (!followed_.contains(id)) want(id, false);
   }
   for (const model::Identity& id : followed_) {
-    if (needed.contains(id)) continue;
-    manager_->forget(id);
-    if (keys_) keys_->forget(std::string(id.uri()));
-    const std::lock_guard lock(mutex_);
-    wanted_.erase(id);
+    if (!needed.contains(id)) forget(id);
   }
   followed_ = std::move(needed);
+}
+
+// The last pod with that identity is gone, and the key goes with it: a worker that kept the context would
+// show it again when the identity comes back, expired or not.
+void Certificates::forget(const model::Identity& identity) {
+  manager_->forget(identity);
+  hand_out(identity, nullptr);
+  if (keys_) keys_->forget(std::string(identity.uri()));
+  const std::lock_guard lock(mutex_);
+  wanted_.erase(identity);
 }
 
 void Certificates::publish(const model::Identity& identity,
                            const pki::WorkloadCertificatePtr& certificate) {
   TlsContextPtr context;
   if (certificate) {
-    auto made = net::TlsContext::create(
-        {certificate->chain_pem, certificate->key_pem, certificate->roots_pem});
+    auto made = net::TlsContext::create(*certificate);
     if (!made) {
       scope.error("certificate of {} cannot be used: {}", identity.uri(), made.error().to_string());
       return;
@@ -154,6 +160,10 @@ void Certificates::publish(const model::Identity& identity,
     if (keys_) keys_->forget(std::string(identity.uri()));
     scope.error("certificate of {} has expired and could not be renewed", identity.uri());
   }
+  hand_out(identity, context);
+}
+
+void Certificates::hand_out(const model::Identity& identity, const TlsContextPtr& context) {
   for (size_t i = 0; i < shared_.pool->size(); ++i) {
     ProxyWorker* worker = shared_.workers[i].get();
     shared_.pool->worker(i).post(

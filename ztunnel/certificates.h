@@ -32,6 +32,8 @@ class Certificates {
 
  private:
   void publish(const model::Identity& identity, const pki::WorkloadCertificatePtr& certificate);
+  void forget(const model::Identity& identity);
+  void hand_out(const model::Identity& identity, const TlsContextPtr& context);  // to all workers
   void restored(const pki::WorkloadCertificatePtr& certificate);
   // Hands over a certificate that the agent kept, now that its identity is wanted.
   void claim(const model::Identity& identity);

@@ -21,6 +21,7 @@ net::HboneOptions hbone_options(Shared& shared) {
   o.h2.connection_window = static_cast<uint32_t>(s.connection_window);
   o.h2.max_frame_size = static_cast<uint32_t>(s.frame_size);
   o.handshake_timeout = s.admission.handshake_timeout;
+  o.credential_grace = s.credential_grace;
   o.connect_timeout = s.connect_timeout;
   // The far end dials its app before it answers.
   o.response_timeout = s.connect_timeout + std::chrono::seconds(5);
@@ -208,6 +209,8 @@ void ProxyWorker::set_tls(const model::Identity& identity, TlsContextPtr tls) {
     tls_.erase(identity);
     return;
   }
+  server_.check_roots(*tls);
+  tunnels_.check_roots(*tls);
   const bool renewed = tls_.contains(identity);
   tls_[identity] = std::move(tls);
   if (!renewed) return retry_parked();

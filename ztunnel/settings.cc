@@ -65,6 +65,8 @@ void Settings::describe(ConfigTable& t) {
   t.duration(&connect_timeout, "connect-timeout", "CONNECT_TIMEOUT", milliseconds(10), hours(1),
              "Limit of every connect to an app, tunnel or outside address.");
   admission.describe(t);
+  t.duration(&credential_grace, "credential-grace", "CREDENTIAL_GRACE", Duration::zero(),
+             hours(24 * 365), "How long streams of a tunnel outlive its certificates; no new ones do.");
   t.duration(&config_patience, "config-patience", "CONFIG_PATIENCE", milliseconds(0), hours(1),
              "How long a new connection waits for its workload's configuration and certificate.");
   t.duration(&idle_timeout, "idle-timeout", "IDLE_TIMEOUT", Duration::zero(), hours(24 * 30),

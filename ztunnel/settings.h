@@ -44,6 +44,7 @@ struct Settings {
   int64_t connection_window = 16 << 20;
   int64_t frame_size = 1 << 20;
   Duration connect_timeout = std::chrono::seconds(10);
+  Duration credential_grace = std::chrono::hours(1);
   Duration config_patience = std::chrono::seconds(5);
   Duration idle_timeout{};
   bool keepalive = true;

@@ -89,7 +89,7 @@ def report_enrolled(address, ca_dir, tokens, pods, node="n1"):
         message += field(2, field(1, f"uid-{name}".encode()) + b"\x10\x01")
     with open(f"{ca_dir}/root-cert.pem", "rb") as f:
         channel = grpc.secure_channel(address, grpc.ssl_channel_credentials(f.read()))
-    token = tokens.make("istio-system", "meltemi-agent", f"agent-{node}", node)
+    token = tokens.make("istio-system", "meltemi-agent", node=node)
     channel.unary_unary("/meltemi.node.v1.NodeStatus/Report")(
         message, timeout=30, wait_for_ready=True, metadata=(("authorization", "Bearer " + token),))
     channel.close()

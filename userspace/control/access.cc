@@ -29,15 +29,26 @@ bool for_ztunnel(ResourceType type) {
 
 }  // namespace
 
+Status Access::still_there(const xds::Caller& caller) const {
+  if (caller.pod_name.empty() && caller.pod_uid.empty()) {
+    const std::string account = account_of(caller);
+    if (rules_.agent_accounts.contains(account) || rules_.node_accounts.contains(account)) return {};
+    return denied(fmt::format("the token of {} is not bound to a pod", account));
+  }
+  const auto pod = pods_.find(caller.ns, caller.pod_name);
+  if (!pod || pod->uid != caller.pod_uid || pod->service_account != caller.service_account ||
+      pod->ended || (!caller.node_name.empty() && pod->node != caller.node_name)) {
+    return denied(fmt::format("no pod {}/{} as the token describes it", caller.ns, caller.pod_name));
+  }
+  return {};
+}
+
 // A waypoint proves its Gateway by its pod: the token names the pod, the pod's label the Gateway.
 Result<std::string> Access::waypoint_scope(const xds::Caller& caller, const xds::Node& node) const {
   const std::string_view gateway = metadata_of(node, "GATEWAY_NAME");
   if (caller.pod_name.empty()) return denied("the token is not bound to a pod");
   const auto pod = pods_.find(caller.ns, caller.pod_name);
-  if (!pod || pod->uid != caller.pod_uid || pod->service_account != caller.service_account) {
-    return denied(fmt::format("no pod {}/{} as the token describes it", caller.ns, caller.pod_name));
-  }
-  if (pod->gateway.empty() || (!gateway.empty() && gateway != pod->gateway)) {
+  if (!pod || pod->gateway.empty() || (!gateway.empty() && gateway != pod->gateway)) {
     return denied(fmt::format("pod {}/{} does not belong to Gateway \"{}\"", caller.ns,
                               caller.pod_name, gateway));
   }
@@ -46,6 +57,7 @@ Result<std::string> Access::waypoint_scope(const xds::Caller& caller, const xds:
 
 Result<std::string> Access::scope_of(const xds::Caller& caller, const xds::Node& node,
                                      std::string_view type_url) const {
+  MELTEMI_TRY(still_there(caller));
   const std::string account = account_of(caller);
   const auto type = config::resource_type(type_url);
   const auto not_for = [&] {
@@ -71,6 +83,7 @@ Result<std::string> Access::scope_of(const xds::Caller& caller, const xds::Node&
 
 Result<model::Identity> Access::grant(const xds::Caller& caller,
                                       std::string_view impersonate) const {
+  MELTEMI_TRY(still_there(caller));
   const auto own = MELTEMI_TRY(
       model::Identity::make(rules_.trust_domain, caller.ns, caller.service_account));
   if (impersonate.empty() || impersonate == own.uri()) return own;
@@ -81,13 +94,14 @@ Result<model::Identity> Access::grant(const xds::Caller& caller,
   }
   if (caller.node_name.empty()) return denied("a node proxy's token must name its node");
   if (wanted->trust_domain() != rules_.trust_domain ||
-      !pods_.runs_on(caller.node_name, wanted->ns(), wanted->service_account())) {
-    return denied(fmt::format("no pod of {} runs on node {}", wanted->uri(), caller.node_name));
+      !pods_.enrolled_on(caller.node_name, wanted->ns(), wanted->service_account())) {
+    return denied(fmt::format("no pod of {} is enrolled on node {}", wanted->uri(), caller.node_name));
   }
   return *wanted;
 }
 
 Status Access::may_report(const xds::Caller& caller, std::string_view node) const {
+  MELTEMI_TRY(still_there(caller));
   if (!rules_.agent_accounts.contains(account_of(caller))) {
     return denied(fmt::format("{} is no agent", account_of(caller)));
   }
@@ -99,6 +113,7 @@ Status Access::may_report(const xds::Caller& caller, std::string_view node) cons
 }
 
 bool Access::still_welcome(const xds::Caller& caller, const xds::Node& node) const {
+  if (!still_there(caller)) return false;
   const std::string account = account_of(caller);
   if (rules_.agent_accounts.contains(account) || rules_.node_accounts.contains(account)) return true;
   return waypoint_scope(caller, node).has_value();

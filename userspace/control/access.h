@@ -29,9 +29,13 @@ class Access {
   // addresses. Error kPermission says what is missing; kUnsupported: the type is not for this caller.
   Result<std::string> scope_of(const xds::Caller& caller, const xds::Node& node,
                                std::string_view type_url) const;
-  // The identity that is granted: the caller's own, or for a node proxy one whose pods run on its node.
+  // The identity that is granted: the caller's own, or for a node proxy that of a pod which is enrolled
+  // on its node.
   Result<model::Identity> grant(const xds::Caller& caller, std::string_view impersonate) const;
   Status may_report(const xds::Caller& caller, std::string_view node) const;
+  // Whether what the token is bound to is still there: its pod with that uid, account and node, not
+  // ended. Only components of a node may come without a pod. Everything above asks this first.
+  Status still_there(const xds::Caller& caller) const;
   // Whether a stream with these rights would still be let in.
   bool still_welcome(const xds::Caller& caller, const xds::Node& node) const;
 

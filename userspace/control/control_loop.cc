@@ -262,6 +262,12 @@ void ControlPlane::publish(const config::TranslationResult& result) {
     xds::ResourceUpdate update{.type_url = std::string(config::type_url(change.type)),
                                .scope = change.scope, .name = change.name, .version = {},
                                .body = {}, .removed = change.resource == nullptr};
+    if (change.type == config::ResourceType::kPodEnrolment) {
+      node::v1::PodEnrolment told;
+      const bool enrol = change.resource != nullptr && told.ParseFromString(change.resource->body) &&
+                         told.enrol();
+      pods_.decide(change.name, enrol);
+    }
     if (change.resource != nullptr) {
       update.version = change.resource->version;
       update.body = change.resource->body;

@@ -38,6 +38,12 @@ AccessRules access_rules(const Settings& settings) {
           .agent_accounts = {settings.agent_accounts.begin(), settings.agent_accounts.end()}};
 }
 
+// Who asks, as far as it matters for rates: each node and each pod by itself.
+std::string name_of(const xds::Caller& caller) {
+  return fmt::format("{}/{} ({}{})", caller.ns, caller.service_account, caller.node_name,
+                     caller.pod_uid);
+}
+
 WallTime wall_now() { return std::chrono::system_clock::now(); }
 
 config::ReadOptions read_options() {
@@ -50,28 +56,26 @@ config::ReadOptions read_options() {
 
 Result<std::unique_ptr<ControlPlane>> ControlPlane::create(Settings settings) {
   MELTEMI_TRY(settings.check());
-  auto key = pki::PublicKey::from_pem(MELTEMI_TRY(sys::read_file(settings.token_public_key)));
-  if (!key) {
-    return fail(Reason::kBadConfig, Fault::kConfig,
-                fmt::format("{}: {}", settings.token_public_key, key.error().detail));
-  }
+  auto keys = MELTEMI_TRY(pki::TokenKeyFiles::open(settings.token_public_key));
   auto ca = MELTEMI_TRY(pki::CertificateAuthority::open(authority_options(settings), wall_now()));
   auto names = control_plane_names(settings.root_namespace);
   names.insert(names.end(), settings.server_names.begin(), settings.server_names.end());
   auto identity = MELTEMI_TRY(ServerIdentity::create(ca.get(), settings.ca_dir, std::move(names), wall_now()));
   auto source = MELTEMI_TRY(DirectorySource::open(settings.config_dir));
   auto files = MELTEMI_TRY(GeneratedFiles::open(settings.state_dir));
-  return std::unique_ptr<ControlPlane>(new ControlPlane(std::move(settings), std::move(*key),
+  return std::unique_ptr<ControlPlane>(new ControlPlane(std::move(settings), std::move(keys),
                                                         std::move(ca), std::move(source),
                                                         std::move(files), std::move(identity)));
 }
 
-ControlPlane::ControlPlane(Settings settings, pki::PublicKey token_key,
+ControlPlane::ControlPlane(Settings settings, std::unique_ptr<pki::TokenKeyFiles> token_keys,
                            std::unique_ptr<pki::CertificateAuthority> ca,
                            std::unique_ptr<DirectorySource> source, GeneratedFiles files,
                            ServerIdentity identity)
     : settings_(std::move(settings)),
-      token_key_(std::move(token_key)),
+      token_keys_(std::move(token_keys)),
+      token_policy_{{settings_.token_issuers.begin(), settings_.token_issuers.end()},
+                    {settings_.token_audiences.begin(), settings_.token_audiences.end()}},
       ca_(std::move(ca)),
       source_(std::move(source)),
       tree_(&store_, read_options(), settings_.names()),
@@ -94,26 +98,39 @@ ControlPlane::~ControlPlane() {
   monitoring_.stop();
 }
 
+// Until the configuration is read nobody can say that a token's pod is gone: "later", not "no".
+Status ControlPlane::knows_pods_of(const xds::Caller& caller) const {
+  if (ready_ || caller.pod_name.empty()) return {};
+  return fail(Reason::kShutdown, Fault::kInternal, "the configuration has not been read yet");
+}
+
 xds::ServerHooks ControlPlane::hooks() {
   xds::ServerHooks out;
   out.authenticate = [this](std::string_view token) -> Result<xds::Caller> {
-    const auto claims = MELTEMI_TRY(pki::verify_token(token_key_, token, wall_now()));
-    return xds::Caller{claims.ns,      claims.service_account, claims.pod_name,
-                       claims.pod_uid, claims.node_name,       claims.expires_at};
+    const auto keys = token_keys_->current(MonoClock::now());
+    const auto claims = MELTEMI_TRY(pki::verify_token(*keys, token, wall_now(), token_policy_));
+    return xds::Caller{claims.ns, claims.service_account, claims.pod_name, claims.pod_uid,
+                       claims.node_name, pki::token_end(claims)};
   };
-  out.scope_of = [this](const xds::Caller& caller, const xds::Node& node, std::string_view type) {
+  out.scope_of = [this](const xds::Caller& caller, const xds::Node& node,
+                        std::string_view type) -> Result<std::string> {
+    MELTEMI_TRY(knows_pods_of(caller));
     return access_.scope_of(caller, node, type);
   };
   out.sign = [this](const xds::Caller& caller,
                     const xds::CertificateCall& call) -> Result<std::vector<std::string>> {
+    MELTEMI_TRY(knows_pods_of(caller));
     const auto identity = MELTEMI_TRY(access_.grant(caller, call.impersonate));
     const auto request = MELTEMI_TRY(pki::CertificateRequest::parse(call.csr_pem));
+    MELTEMI_TRY(signing_rate_.take(fmt::format("{} for {}", name_of(caller), identity.uri()),
+                                   MonoClock::now()));
     auto chain = MELTEMI_TRY(ca_->issue(request, identity, call.ttl, wall_now()));
     scope.info("certificate for {} to {}/{}{}{}", identity.uri(), caller.ns,
                caller.service_account, caller.node_name.empty() ? "" : " on ", caller.node_name);
     return chain;
   };
   out.report = [this](const xds::Caller& caller, const node::v1::NodeReport& report) -> Status {
+    MELTEMI_TRY(knows_pods_of(caller));
     MELTEMI_TRY(access_.may_report(caller, report.node()));
     Report taken{.node = report.node(),
                  .problems = {report.problems().begin(), report.problems().end()},
@@ -256,6 +273,7 @@ void ControlPlane::count_enrolled(const std::string& node) {
     const auto pod = pods_.find_uid(uid);
     return !pod || pod->node != node;
   });
+  pods_.report(node, counted);
   publish(translator_.set_enrolled(node, std::move(counted)));
 }
 

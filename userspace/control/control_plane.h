@@ -26,6 +26,7 @@
 #include "userspace/control/pod_index.h"
 #include "userspace/control/server_identity.h"
 #include "userspace/control/settings.h"
+#include "userspace/control/signing_rate.h"
 #include "userspace/control/status_board.h"
 #include "userspace/pki/authority.h"
 #include "userspace/pki/token.h"
@@ -88,11 +89,12 @@ class ControlPlane {
     ReportedPods pods;  // which of them count depends on the pods known and on what is decided
   };
 
-  ControlPlane(Settings settings, pki::PublicKey token_key,
+  ControlPlane(Settings settings, std::unique_ptr<pki::TokenKeyFiles> token_keys,
                std::unique_ptr<pki::CertificateAuthority> ca,
                std::unique_ptr<DirectorySource> source, GeneratedFiles files,
                ServerIdentity identity);
   xds::ServerHooks hooks();
+  Status knows_pods_of(const xds::Caller& caller) const;
   Status start_servers();
   Status start_monitoring();
   void loop(int stop_fd);
@@ -121,7 +123,9 @@ class ControlPlane {
   WaypointSettings waypoint_settings() const;
 
   const Settings settings_;
-  const pki::PublicKey token_key_;
+  const std::unique_ptr<pki::TokenKeyFiles> token_keys_;
+  const pki::TokenPolicy token_policy_;
+  SigningRate signing_rate_;
   std::unique_ptr<pki::CertificateAuthority> ca_;
   std::unique_ptr<DirectorySource> source_;
 

@@ -1,6 +1,7 @@
 // See pod_index.h.
 #include "userspace/control/pod_index.h"
 
+#include <algorithm>
 #include <mutex>
 
 #include "userspace/control/gateway_controller.h"
@@ -23,10 +24,17 @@ PodEntry entry_of(const config::Object& object) {
 
 }  // namespace
 
-void PodIndex::add(const PodEntry& entry, int count) {
+void PodIndex::place(const PodEntry& entry, bool there) {
   if (entry.ended || entry.node.empty()) return;
-  const Place place{entry.node, entry.ns, entry.service_account};
-  if ((places_[place] += count) <= 0) places_.erase(place);
+  const Place key{entry.node, entry.ns, entry.service_account};
+  if (there) {
+    places_[key].insert(entry.uid);
+    return;
+  }
+  const auto found = places_.find(key);
+  if (found == places_.end()) return;
+  found->second.erase(entry.uid);
+  if (found->second.empty()) places_.erase(found);
 }
 
 bool PodIndex::apply(const std::vector<config::ObjectChange>& changes) {
@@ -37,24 +45,44 @@ bool PodIndex::apply(const std::vector<config::ObjectChange>& changes) {
     any = true;
     const auto key = std::pair(change.key.ns, change.key.name);
     if (const auto old = pods_.find(key); old != pods_.end()) {
-      add(old->second, -1);
+      place(old->second, false);
       by_uid_.erase(old->second.uid);
       pods_.erase(old);
     }
     if (change.after == nullptr) continue;
     PodEntry entry = entry_of(*change.after);
-    add(entry, 1);
+    place(entry, true);
     if (!entry.uid.empty()) by_uid_[entry.uid] = key;
     pods_.emplace(key, std::move(entry));
   }
   return any;
 }
 
-bool PodIndex::runs_on(std::string_view node, std::string_view ns,
-                       std::string_view service_account) const {
+void PodIndex::decide(const std::string& uid, bool enrol) {
+  const std::unique_lock lock(mutex_);
+  if (enrol) {
+    decided_.insert(uid);
+  } else {
+    decided_.erase(uid);
+  }
+}
+
+void PodIndex::report(const std::string& node, std::set<std::string> enrolled_uids) {
+  const std::unique_lock lock(mutex_);
+  reported_[node] = std::move(enrolled_uids);
+}
+
+bool PodIndex::enrolled_on(std::string_view node, std::string_view ns,
+                           std::string_view service_account) const {
   const std::shared_lock lock(mutex_);
-  return places_.contains(
-      {std::string(node), std::string(ns), std::string(service_account)});
+  const auto pods =
+      places_.find({std::string(node), std::string(ns), std::string(service_account)});
+  if (pods == places_.end()) return false;
+  const auto reported = reported_.find(node);
+  return std::ranges::any_of(pods->second, [&](const std::string& uid) {
+    return decided_.contains(uid) ||
+           (reported != reported_.end() && reported->second.contains(uid));
+  });
 }
 
 std::optional<PodEntry> PodIndex::find(std::string_view ns, std::string_view name) const {

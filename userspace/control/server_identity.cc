@@ -70,7 +70,7 @@ Result<ServerIdentity> ServerIdentity::create(pki::CertificateAuthority* ca, std
                                               std::vector<std::string> names, WallTime now) {
   ServerIdentity out(ca, std::move(directory), std::move(names),
                      MELTEMI_TRY(pki::PrivateKey::generate()));
-  MELTEMI_TRY(sys::write_file_atomically(out.key_file(), out.key_.to_pem(), 0600));
+  MELTEMI_TRY(sys::write_file_atomically(out.key_file(), out.key_.to_pem().view(), 0600));
   MELTEMI_TRY(out.issue(now));
   return out;
 }

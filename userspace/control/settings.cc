@@ -22,8 +22,13 @@ ConfigTable Settings::table() {
             "Addresses of /metrics, /ready and /debug.")
       .text(&ca_dir, "ca-dir", "CA_DIR",
             "Directory of the mesh root, the issuer and their keys; created if absent.")
-      .text(&token_public_key, "token-public-key", "TOKEN_PUBLIC_KEY",
-            "PEM file of the key that callers' bearer tokens are verified with.")
+      .list(&token_public_key, "token-public-key", "TOKEN_PUBLIC_KEY",
+            "Files of the keys that callers' bearer tokens are verified with: PEM or JSON Web Key Set, "
+            "read again when they change.")
+      .list(&token_issuers, "token-issuers", "TOKEN_ISSUERS",
+            "Issuers (iss) whose tokens are accepted.")
+      .list(&token_audiences, "token-audiences", "TOKEN_AUDIENCES",
+            "Audiences (aud) of which a token needs one.")
       .text(&trust_domain, "trust-domain", "TRUST_DOMAIN", "SPIFFE trust domain of the mesh.")
       .text(&root_namespace, "root-namespace", "ROOT_NAMESPACE",
             "Namespace whose policies hold for the whole mesh.")
@@ -62,6 +67,8 @@ Status Settings::check() {
   if (token_public_key.empty()) {
     return missing("token-public-key", "without it no caller can be told from another");
   }
+  if (token_issuers.empty()) return missing("token-issuers", "the iss of the tokens");
+  if (token_audiences.empty()) return missing("token-audiences", "the aud of the tokens");
   if (state_dir.empty()) state_dir = config_dir + "/state/control";
   MELTEMI_TRY(parse_listen("xds-listen", xds_listen));
   MELTEMI_TRY(parse_listen("xds-plaintext-listen", xds_plaintext_listen));

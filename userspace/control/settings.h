@@ -10,6 +10,7 @@
 #include "userspace/base/error.h"
 #include "userspace/base/log_settings.h"
 #include "userspace/config/validate.h"
+#include "userspace/pki/token.h"
 #include "userspace/rt/admission_settings.h"
 #include "userspace/xds/server.h"
 
@@ -22,13 +23,16 @@ struct Settings {
   std::vector<std::string> xds_plaintext_listen;
   std::vector<std::string> monitoring_listen = {"0.0.0.0:15014"};
   std::string ca_dir;
-  std::string token_public_key;
+  std::vector<std::string> token_public_key;
+  std::vector<std::string> token_issuers = {std::string(pki::kTokenIssuer)};
+  std::vector<std::string> token_audiences = {std::string(pki::kTokenAudience)};
   std::string trust_domain = "cluster.local";
   std::string root_namespace = "istio-system";
   std::string cluster_id = "Kubernetes";
   std::string network;
   Duration cert_ttl = std::chrono::hours(24);
-  Duration max_cert_ttl = std::chrono::hours(24 * 90);
+  // Nothing but its end ends a certificate yet, so longer wishes are cut to this; Istio cuts at 90 d.
+  Duration max_cert_ttl = std::chrono::hours(24);
   std::vector<std::string> trusted_node_accounts = {"istio-system/ztunnel"};
   std::vector<std::string> agent_accounts = {"istio-system/meltemi-agent"};
   std::string discovery_address = "https://meltemid.istio-system.svc:15012";

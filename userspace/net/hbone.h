@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "userspace/base/address.h"
-#include "userspace/base/clock.h"
+#include "userspace/base/wall_clock.h"
 #include "userspace/codec/h2_tunnel.h"
 #include "userspace/model/identity.h"
 #include "userspace/rt/memory.h"
@@ -21,6 +21,11 @@ struct HboneOptions {
   Duration connect_timeout = std::chrono::seconds(10);   // client: TCP connect of a tunnel
   Duration response_timeout = std::chrono::seconds(20);  // client: CONNECT until its answer
   Duration idle_release = std::chrono::minutes(5);       // client: an unused tunnel is closed
+  // Streams that are there when a tunnel's credentials end may go on for this long. An hour is long
+  // for an exchange and short for who holds a stolen key; new streams are on new tunnels since half
+  // of the certificate's life.
+  Duration credential_grace = std::chrono::hours(1);
+  WallClock wall_clock = system_wall_clock;
   uint32_t max_streams = 100;        // client: of one tunnel, the peer's limit below it is respected
   uint32_t open_next_percent = 80;   // client: of max_streams, then a second tunnel is dialled
   uint32_t max_waiters = 10000;      // client: CONNECTs that wait for a tunnel of one target
@@ -33,6 +38,7 @@ struct HboneStats {
   std::atomic<uint64_t> tunnels_opened{0}, tunnels_closed{0}, handshake_failures{0};
   std::atomic<uint64_t> streams_opened{0}, streams_closed{0}, limit_hits{0};
   std::atomic<uint64_t> records_sent{0}, sends{0};
+  std::atomic<uint64_t> credential_ends{0};  // tunnels that drained or ended with a credential
 };
 
 struct Header {

@@ -9,11 +9,18 @@
 namespace meltemi::net {
 
 struct HboneServer::Impl {
+  Impl(rt::Loop& loop, const HboneOptions& options, HboneHandler& handler, HboneStats& stats)
+      : loop(loop), options(options), handler(handler), stats(stats),
+        watch(loop, options.wall_clock, [this](WallTime now) { return check(now); }) {}
+  std::vector<ServerTunnel*> all() const { return {tunnels.begin(), tunnels.end()}; }
+  WallTime check(WallTime now);
+
   rt::Loop& loop;
   const HboneOptions& options;
   HboneHandler& handler;
   HboneStats& stats;
   std::unordered_set<ServerTunnel*> tunnels;
+  CredentialWatch watch;
 };
 
 // A request that the session's stream points to until it is answered.
@@ -46,6 +53,7 @@ class ServerTunnel final : public Tunnel {
   void on_ready() override {
     ready_ = true;
     lease_.idle(loop_.now());
+    server_.watch.add(credential().end);
   }
   void on_stream_gone() override { one_less(); }
   void on_event(const codec::TunnelEvent& e) override;
@@ -90,6 +98,12 @@ void ServerTunnel::give_way(rt::GiveWay why) {
 }
 
 void ServerTunnel::on_request(const codec::TunnelEvent& e) {
+  // Not processed, so the client tries it on a new tunnel.
+  if (credential_over()) {
+    session().reset(e.stream, codec::H2Code::kRefusedStream);
+    check_credential(options_.wall_clock());
+    return;
+  }
   if (under_way_++ == 0) lease_.active();
   std::unique_ptr<ConnectRequest> request(new ConnectRequest(loop_));
   for (const codec::HeaderField& f : e.headers) {
@@ -216,7 +230,7 @@ void ConnectRequest::reject(uint16_t status, std::span<const codec::HeaderField>
 
 HboneServer::HboneServer(rt::Loop& loop, const HboneOptions& options, HboneHandler& handler,
                          HboneStats& stats)
-    : impl_(new Impl{loop, options, handler, stats, {}}) {}
+    : impl_(new Impl(loop, options, handler, stats)) {}
 
 HboneServer::~HboneServer() { close(Reason::kShutdown); }
 
@@ -240,6 +254,18 @@ void HboneServer::close(Reason reason, const void* context) {
 void HboneServer::close_if(Reason reason, const std::function<bool(const TunnelPeer&)>& predicate) {
   for (ServerTunnel* t : std::vector<ServerTunnel*>(impl_->tunnels.begin(), impl_->tunnels.end()))
     if (predicate(t->peer())) t->die({reason, Fault::kDownstream, Retry::kNo, "closed"});
+}
+
+WallTime HboneServer::Impl::check(WallTime now) {
+  WallTime next = WallTime::max();
+  for (ServerTunnel* t : all()) next = std::min(next, t->check_credential(now));
+  return next;
+}
+
+void HboneServer::check_credentials() { impl_->watch.look(); }
+
+void HboneServer::check_roots(const TlsContext& renewed) {
+  for (ServerTunnel* t : impl_->all()) t->check_root(renewed);
 }
 
 size_t HboneServer::tunnels() const { return impl_->tunnels.size(); }

@@ -93,6 +93,10 @@ class HboneServer {
   void close(Reason reason, const void* context = nullptr);
   // Ends the tunnels whose peer the predicate names (revoked certificate).
   void close_if(Reason reason, const std::function<bool(const TunnelPeer&)>& predicate);
+  // Does at once what the ends of certificates ask for; the server does so by itself, in time.
+  void check_credentials();
+  // The roots of an identity changed: ends its tunnels whose peer none of them vouches for.
+  void check_roots(const TlsContext& renewed);
   size_t tunnels() const;
   size_t streams() const;
 

@@ -6,6 +6,7 @@
 #include <openssl/pem.h>
 #include <openssl/ssl.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "userspace/net/tls_handshake.h"
@@ -58,12 +59,6 @@ Result<KeyPtr> read_key(const std::string& pem) {
   return key;
 }
 
-Result<WallTime> to_wall(const ASN1_TIME* t, const char* what) {
-  tm parts{};
-  if (!ASN1_TIME_to_tm(t, &parts)) return bad(std::string(what) + ": not a time");
-  return std::chrono::system_clock::from_time_t(timegm(&parts));
-}
-
 int select_alpn(SSL*, const unsigned char** out, unsigned char* out_length,
                 const unsigned char* in, unsigned int in_length, void*) {
   unsigned char* chosen = nullptr;
@@ -72,8 +67,8 @@ int select_alpn(SSL*, const unsigned char** out, unsigned char* out_length,
   return rc == OPENSSL_NPN_NEGOTIATED ? SSL_TLSEXT_ERR_OK : SSL_TLSEXT_ERR_ALERT_FATAL;
 }
 
-Status configure(SSL_CTX* ctx, bool server, const std::vector<X509Ptr>& chain, EVP_PKEY* key,
-                 const std::vector<X509Ptr>& roots) {
+Status configure(SSL_CTX* ctx, bool server, const std::vector<X509*>& chain, EVP_PKEY* key,
+                 const std::vector<X509*>& roots) {
   SSL_CTX_set_min_proto_version(ctx, TLS1_3_VERSION);
   SSL_CTX_set_max_proto_version(ctx, TLS1_3_VERSION);
   SSL_CTX_set_options(ctx, SSL_OP_NO_TICKET | SSL_OP_CIPHER_SERVER_PREFERENCE |
@@ -87,14 +82,14 @@ Status configure(SSL_CTX* ctx, bool server, const std::vector<X509Ptr>& chain, E
   } else {
     SSL_CTX_set_alpn_protos(ctx, kAlpn, sizeof kAlpn);
   }
-  if (SSL_CTX_use_certificate(ctx, chain[0].get()) != 1) return bad("certificate chain: leaf");
+  if (SSL_CTX_use_certificate(ctx, chain[0]) != 1) return bad("certificate chain: leaf");
   for (size_t i = 1; i < chain.size(); ++i)
-    if (SSL_CTX_add1_chain_cert(ctx, chain[i].get()) != 1) return bad("certificate chain");
+    if (SSL_CTX_add1_chain_cert(ctx, chain[i]) != 1) return bad("certificate chain");
   if (SSL_CTX_use_PrivateKey(ctx, key) != 1 || SSL_CTX_check_private_key(ctx) != 1)
     return bad("private key does not belong to the leaf certificate");
   X509_STORE* store = SSL_CTX_get_cert_store(ctx);
-  for (const X509Ptr& root : roots) {
-    if (X509_STORE_add_cert(store, root.get()) != 1) return bad("roots");
+  for (X509* root : roots) {
+    if (X509_STORE_add_cert(store, root) != 1) return bad("roots");
     // A server names no acceptable CAs: clients of the mesh have one certificate anyway.
   }
   TlsHandshake::prepare(ctx);
@@ -103,22 +98,57 @@ Status configure(SSL_CTX* ctx, bool server, const std::vector<X509Ptr>& chain, E
 
 }  // namespace
 
-Result<std::shared_ptr<const TlsContext>> TlsContext::create(const Material& material) {
-  auto chain = MELTEMI_TRY(read_certificates(material.cert_chain_pem, "certificate chain"));
-  auto roots = MELTEMI_TRY(read_certificates(material.roots_pem, "roots"));
-  auto key = MELTEMI_TRY(read_key(material.private_key_pem));
+RootPrint print_of(const X509* cert) {
+  RootPrint out{};
+  X509_digest(cert, EVP_sha256(), out.data(), nullptr);
+  return out;
+}
+
+bool TlsContext::trusts(const RootPrint& root) const {
+  return std::ranges::find(roots_, root) != roots_.end();
+}
+
+Result<std::shared_ptr<const TlsContext>> TlsContext::build(const std::vector<X509*>& chain,
+                                                            EVP_PKEY* key,
+                                                            const std::vector<X509*>& roots) {
   std::shared_ptr<TlsContext> out(new TlsContext());
-  auto identity = pki::svid_identity(chain[0].get(), pki::SvidRole::kBoth);
+  auto identity = pki::svid_identity(chain[0], pki::SvidRole::kBoth);
   if (!identity) return bad("certificate chain: " + identity.error().detail);
   out->identity_ = *identity;
-  out->not_before_ = MELTEMI_TRY(to_wall(X509_get0_notBefore(chain[0].get()), "notBefore"));
-  out->not_after_ = MELTEMI_TRY(to_wall(X509_get0_notAfter(chain[0].get()), "notAfter"));
+  out->not_before_ = pki::not_before_of(chain[0]);
+  out->not_after_ = out->chain_end_ = pki::not_after_of(chain[0]);
+  for (const X509* cert : chain) {
+    out->chain_end_ = std::min(out->chain_end_, pki::not_after_of(cert));
+  }
+  for (const X509* root : roots) out->roots_.push_back(print_of(root));
   out->client_ = SSL_CTX_new(TLS_client_method());
   out->server_ = SSL_CTX_new(TLS_server_method());
   if (!out->client_ || !out->server_) return bad("SSL_CTX_new");
-  MELTEMI_TRY(configure(out->client_, false, chain, key.get(), roots));
-  MELTEMI_TRY(configure(out->server_, true, chain, key.get(), roots));
+  MELTEMI_TRY(configure(out->client_, false, chain, key, roots));
+  MELTEMI_TRY(configure(out->server_, true, chain, key, roots));
   return out;
+}
+
+Result<std::shared_ptr<const TlsContext>> TlsContext::create(const Material& material) {
+  const auto chain = MELTEMI_TRY(read_certificates(material.cert_chain_pem, "certificate chain"));
+  const auto roots = MELTEMI_TRY(read_certificates(material.roots_pem, "roots"));
+  const auto key = MELTEMI_TRY(read_key(material.private_key_pem));
+  const auto borrow = [](const std::vector<X509Ptr>& owners) {
+    std::vector<X509*> out;
+    for (const X509Ptr& owner : owners) out.push_back(owner.get());
+    return out;
+  };
+  return build(borrow(chain), key.get(), borrow(roots));
+}
+
+Result<std::shared_ptr<const TlsContext>> TlsContext::create(
+    const pki::WorkloadCertificate& certificate) {
+  const auto borrow = [](const std::vector<pki::Certificate>& certs) {
+    std::vector<X509*> out;
+    for (const pki::Certificate& cert : certs) out.push_back(cert.native());
+    return out;
+  };
+  return build(borrow(certificate.chain), certificate.key.native(), borrow(certificate.roots));
 }
 
 TlsContext::~TlsContext() {

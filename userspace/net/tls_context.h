@@ -7,12 +7,17 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "userspace/base/clock.h"
 #include "userspace/base/error.h"
 #include "userspace/model/identity.h"
+#include "userspace/net/credential.h"
+#include "userspace/pki/certificate.h"
 
+struct evp_pkey_st;
 struct ssl_ctx_st;
+struct x509_st;
 
 namespace meltemi::net {
 
@@ -26,6 +31,8 @@ class TlsContext {
   // Errors: kBadConfig naming the part (chain, key, roots, key does not match, no
   // SVID by pki/svid.h).
   static Result<std::shared_ptr<const TlsContext>> create(const Material& material);
+  // The same of what a CA gave; the key is shared, never written out.
+  static Result<std::shared_ptr<const TlsContext>> create(const pki::WorkloadCertificate& certificate);
   ~TlsContext();
   TlsContext(const TlsContext&) = delete;
   TlsContext& operator=(const TlsContext&) = delete;
@@ -34,6 +41,9 @@ class TlsContext {
   const model::Identity& identity() const { return identity_; }
   WallTime not_before() const { return not_before_; }
   WallTime not_after() const { return not_after_; }
+  // The first notAfter of the own chain.
+  WallTime chain_end() const { return chain_end_; }
+  bool trusts(const RootPrint& root) const;
 
   // For the handshake in this folder only.
   ssl_ctx_st* client() const { return client_; }
@@ -41,10 +51,14 @@ class TlsContext {
 
  private:
   TlsContext() = default;
+  static Result<std::shared_ptr<const TlsContext>> build(const std::vector<x509_st*>& chain,
+                                                         evp_pkey_st* key,
+                                                         const std::vector<x509_st*>& roots);
   ssl_ctx_st* client_ = nullptr;
   ssl_ctx_st* server_ = nullptr;
   model::Identity identity_;
-  WallTime not_before_{}, not_after_{};
+  WallTime not_before_{}, not_after_{}, chain_end_{};
+  std::vector<RootPrint> roots_;
 };
 
 // Who the peer may be.

@@ -91,6 +91,11 @@ bool TlsHandshake::accept_peer(x509_store_ctx_st* store) {
   }
   if (is_expected(*id)) {
     peer_ = *id;
+    credential_.end = context_->chain_end();
+    for (int i = 0; i < sk_X509_num(chain); ++i) {
+      credential_.end = std::min(credential_.end, pki::not_after_of(sk_X509_value(chain, i)));
+    }
+    credential_.root = print_of(sk_X509_value(chain, sk_X509_num(chain) - 1));
     return true;
   }
   mismatch_ = "the peer is " + std::string(id->uri());

@@ -13,12 +13,16 @@
 #include "userspace/net/tls_context.h"
 
 struct ssl_st;
+struct x509_st;
 struct x509_store_ctx_st;
 
 namespace meltemi::net {
 
 // Bytes of the peer's that a handshake may take (certificate chains included).
 inline constexpr size_t kMaxHandshakeBytes = 128 * 1024;
+
+// SHA-256 over a certificate's DER.
+RootPrint print_of(const x509_st* cert);
 
 class TlsHandshake {
  public:
@@ -37,6 +41,9 @@ class TlsHandshake {
   // REQUIRES: feed() returned true. Once.
   Result<codec::RecordLayer> take();
   const model::Identity& peer() const { return peer_; }
+  // Of both ends, once the peer was accepted.
+  const Credential& credential() const { return credential_; }
+  const TlsContext& context() const { return *context_; }
 
   // Installs the callbacks on a context.
   static void prepare(ssl_ctx_st* ctx);
@@ -57,6 +64,7 @@ class TlsHandshake {
   ssl_st* ssl_ = nullptr;
   codec::KeylogSecrets secrets_;
   model::Identity peer_;
+  Credential credential_;
   std::string mismatch_;  // why accept_peer() refused
   size_t received_ = 0;
 };

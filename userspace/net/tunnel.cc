@@ -112,6 +112,16 @@ bool Tunnel::handshake_step(ByteSpan& in) {
   }
   if (!*done) return false;
   peer_.identity = handshake_->peer();
+  credential_ = handshake_->credential();
+  own_ = handshake_->context().identity();
+  // The peer checked ours by its clock, and may not have said so yet: a tunnel that could take no stream
+  // is a failure of the dial, not one to wait for.
+  if (credential_over()) {
+    bump(stats_.handshake_failures);
+    die(lost(Reason::kCertExpired, role_,
+             "certificates of the tunnel ended at " + format_rfc3339(credential_.end)));
+    return false;
+  }
   auto layer = handshake_->take();
   handshake_.reset();
   if (!layer) {
@@ -480,6 +490,28 @@ void Tunnel::drain() {
   if (!session_ || dead_) return;
   session_->drain();
   want_flush();
+}
+
+WallTime Tunnel::check_credential(WallTime now) {
+  if (!ready() || credential_.end == WallTime::max()) return WallTime::max();
+  if (now < credential_.end) return credential_.end;
+  if (!std::exchange(outlived_, true)) {
+    bump(stats_.credential_ends);
+    drain();
+  }
+  const WallTime last = credential_.end + options_.credential_grace;
+  if (now < last) return last;
+  die(lost(Reason::kCertExpired, role_,
+           "the tunnel of " + std::string(peer_.identity.uri()) + " rests on certificates that ended at " +
+               format_rfc3339(credential_.end)));
+  return WallTime::max();
+}
+
+void Tunnel::check_root(const TlsContext& roots) {
+  if (!ready() || own_ != roots.identity() || roots.trusts(credential_.root)) return;
+  bump(stats_.credential_ends);
+  die(lost(Reason::kPeerRevoked, role_,
+           "the root that vouched for " + std::string(peer_.identity.uri()) + " is trusted no more"));
 }
 
 // The goodbye of a tunnel without streams.

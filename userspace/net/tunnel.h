@@ -131,6 +131,12 @@ class Tunnel : public rt::Retirable, private rt::SocketHandler, private rt::Turn
   bool dead() const { return dead_; }
   bool draining() const { return session_ && session_->draining(); }
   const TunnelPeer& peer() const { return peer_; }
+  // Has what the tunnel rests on ended? Then it takes no new stream.
+  bool credential_over() const { return credential_.end <= options_.wall_clock(); }
+  // Does what is due at `now`: drains, or ends. Returns when to look again; max: never.
+  WallTime check_credential(WallTime now);
+  // Ends the tunnel if `roots` are those of its own identity and no longer hold the peer's.
+  void check_root(const TlsContext& roots);
   size_t stream_count() const { return session_ ? session_->stream_count() : 0; }
   void drain();
   // Ends it now; streams are told. on_dead() has run when this returns.
@@ -149,6 +155,8 @@ class Tunnel : public rt::Retirable, private rt::SocketHandler, private rt::Turn
   codec::TunnelSession& session() { return *session_; }
   void want_flush() { loop_.at_turn_end(*this); }
   void arm_timer();
+
+  const Credential& credential() const { return credential_; }
 
   rt::Loop& loop_;
   const HboneOptions& options_;
@@ -221,6 +229,9 @@ class Tunnel : public rt::Retirable, private rt::SocketHandler, private rt::Turn
   std::optional<codec::TunnelSession> session_;
   TunnelTimer timer_;
   MonoTime handshake_deadline_ = MonoTime::max();
+  Credential credential_;
+  model::Identity own_;     // as shown to the peer
+  bool outlived_ = false;   // its credential has ended
 
   // Receiving.
   uint8_t* carry_ = nullptr;  // a record that is not complete yet

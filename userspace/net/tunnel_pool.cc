@@ -91,12 +91,15 @@ struct Bucket {
 
 struct TunnelPool::Impl {
   Impl(rt::Loop& loop, const HboneOptions& options, HboneStats& stats)
-      : loop(loop), options(options), stats(stats) {}
+      : loop(loop), options(options), stats(stats),
+        watch(loop, options.wall_clock, [this](WallTime now) { return check(now); }) {}
+  WallTime check(WallTime now);
   rt::Loop& loop;
   const HboneOptions& options;
   HboneStats& stats;
   std::unordered_map<TunnelTarget, std::unique_ptr<Bucket>, TargetHash, TargetEqual> buckets;
   List<Call> failing;  // will be told at the end of the turn
+  CredentialWatch watch;
 
   Bucket& bucket(const TunnelTarget& target);
   ClientTunnel* pick(Bucket& b);
@@ -126,7 +129,7 @@ class ClientTunnel final : public Tunnel {
   // May another call be started on it?
   bool open_for_calls() {
     return ready() && !draining() && session().can_connect() &&
-           stream_count() < pool_.options.max_streams;
+           stream_count() < pool_.options.max_streams && !credential_over();
   }
   bool starting() const { return !ready() && !dead(); }
   // The peer spoke HTTP/2 with us: what is wrong now is not credentials or address.
@@ -141,7 +144,10 @@ class ClientTunnel final : public Tunnel {
   List<Call> calls;
 
  protected:
-  void on_ready() override { pool_.serve_waiting(bucket_); }
+  void on_ready() override {
+    pool_.watch.add(credential().end);
+    pool_.serve_waiting(bucket_);
+  }
   void on_event(const codec::TunnelEvent& e) override;
   void on_dead(const Error& error) override { pool_.tunnel_dead(*this, error); }
   void on_stream_gone() override {
@@ -459,6 +465,22 @@ void TunnelPool::close(Reason reason, std::string_view source) {
     if (c->call) impl_->fail_now(*c, error);
   for (ClientTunnel* t : impl_->all(source))
     if (!t->dead()) t->die(error);
+}
+
+WallTime TunnelPool::Impl::check(WallTime now) {
+  WallTime next = WallTime::max();
+  for (ClientTunnel* t : all({})) {
+    if (!t->dead()) next = std::min(next, t->check_credential(now));
+  }
+  return next;
+}
+
+void TunnelPool::check_credentials() { impl_->watch.look(); }
+
+void TunnelPool::check_roots(const TlsContext& renewed) {
+  for (ClientTunnel* t : impl_->all({})) {
+    if (!t->dead()) t->check_root(renewed);
+  }
 }
 
 size_t TunnelPool::tunnels() const { return impl_->all({}).size(); }

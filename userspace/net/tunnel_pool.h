@@ -86,6 +86,10 @@ class TunnelPool {
   void drain(std::string_view source = {});
   // Ends the tunnels of one source (or all) and their streams now.
   void close(Reason reason, std::string_view source = {});
+  // Does at once what the ends of certificates ask for; the pool does so by itself, in time.
+  void check_credentials();
+  // The roots of an identity changed: ends its tunnels whose peer none of them vouches for.
+  void check_roots(const TlsContext& renewed);
   size_t tunnels() const;
   size_t streams() const;
   // For /config_dump: target text, streams, state.

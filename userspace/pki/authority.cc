@@ -50,7 +50,9 @@ Status in_file(const std::string& path, const Error& error) {
 }
 
 Result<PrivateKey> read_key(const std::string& path) {
-  auto key = PrivateKey::from_pem(MELTEMI_TRY(sys::read_file(path)));
+  std::string pem = MELTEMI_TRY(sys::read_file(path));
+  auto key = PrivateKey::from_pem(pem);
+  wipe(pem);
   if (!key) return fail(in_file(path, key.error()).error());
   return key;
 }
@@ -116,7 +118,7 @@ Status CertificateAuthority::make_issuer(Material& m, WallTime now) const {
        .not_before = std::max(now - options_.backdate, m.roots.front().not_before()),
        .not_after = std::min(now + options_.issuer_ttl, m.roots.front().not_after())},
       key.native(), &m.roots.front(), *m.root_key));
-  MELTEMI_TRY(sys::write_file_atomically(path("ca-key.pem"), key.to_pem(), kSecretMode));
+  MELTEMI_TRY(sys::write_file_atomically(path("ca-key.pem"), key.to_pem().view(), kSecretMode));
   MELTEMI_TRY(sys::write_file_atomically(path("ca-cert.pem"), cert.to_pem(), kPublicMode));
   m.issuer_key = key;
   m.issuer_chain = {cert};
@@ -156,7 +158,7 @@ Result<CertificateAuthority::Material> CertificateAuthority::load(WallTime now) 
   } else {
     m.root_key = MELTEMI_TRY(PrivateKey::generate());
     MELTEMI_TRY(
-        sys::write_file_atomically(path("root-key.pem"), m.root_key->to_pem(), kSecretMode));
+        sys::write_file_atomically(path("root-key.pem"), m.root_key->to_pem().view(), kSecretMode));
   }
   if (exists(path("root-cert.pem"))) m.roots = MELTEMI_TRY(read_certs(path("root-cert.pem")));
   const auto active = std::ranges::find_if(
@@ -268,7 +270,7 @@ Result<CertificateAuthority::ServerCertificate> CertificateAuthority::issue_serv
 Status CertificateAuthority::start_next_root(Material& m, WallTime now) const {
   const PrivateKey key = MELTEMI_TRY(PrivateKey::generate());
   const Certificate cert = MELTEMI_TRY(new_root(key, now));
-  MELTEMI_TRY(sys::write_file_atomically(path("next-root-key.pem"), key.to_pem(), kSecretMode));
+  MELTEMI_TRY(sys::write_file_atomically(path("next-root-key.pem"), key.to_pem().view(), kSecretMode));
   MELTEMI_TRY(sys::write_file_atomically(path("next-root-cert.pem"), cert.to_pem(), kPublicMode));
   m.roots.push_back(cert);
   MELTEMI_TRY(write_bundle(m));
@@ -283,7 +285,7 @@ Status CertificateAuthority::activate_next_root(Material& m) const {
   MELTEMI_TRY(
       sys::write_file_atomically(path("retired-root-cert.pem"), old.to_pem(), kPublicMode));
   // From this write on the new root signs, also after a crash: load() goes by this key.
-  MELTEMI_TRY(sys::write_file_atomically(path("root-key.pem"), m.next_key->to_pem(), kSecretMode));
+  MELTEMI_TRY(sys::write_file_atomically(path("root-key.pem"), m.next_key->to_pem().view(), kSecretMode));
   const auto next = std::ranges::find_if(
       m.roots, [&](const Certificate& cert) { return same(cert, *m.next_root); });
   if (next != m.roots.end()) {

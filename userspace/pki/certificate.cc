@@ -208,7 +208,7 @@ Result<WorkloadCertificatePtr> assemble(const PrivateKey& key, const model::Iden
   }
   auto out = std::make_shared<WorkloadCertificate>(WorkloadCertificate{
       .identity = identity, .key = key, .chain = std::move(*chain), .roots = std::move(*roots),
-      .not_before = {}, .not_after = {}, .key_pem = key.to_pem(), .chain_pem = {}, .roots_pem = {}});
+      .not_before = {}, .not_after = {}, .chain_pem = {}, .roots_pem = {}});
   out->not_before = out->chain.front().not_before();
   out->not_after = out->chain.front().not_after();
   for (const Certificate& cert : out->chain) out->chain_pem += cert.to_pem();

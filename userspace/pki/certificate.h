@@ -66,8 +66,7 @@ struct WorkloadCertificate {
   std::vector<Certificate> chain;  // leaf, then intermediates; no root
   std::vector<Certificate> roots;  // what peers are verified against; at least one
   WallTime not_before, not_after;  // of the leaf
-  std::string key_pem, chain_pem,
-      roots_pem;  // for TLS contexts and config dumps (key: never dumped)
+  std::string chain_pem, roots_pem;  // for config dumps
 };
 using WorkloadCertificatePtr = std::shared_ptr<const WorkloadCertificate>;
 

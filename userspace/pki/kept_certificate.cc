@@ -39,8 +39,9 @@ Result<std::array<size_t, 3>> lengths(std::string_view text) {
 }  // namespace
 
 std::string keep_text(const WorkloadCertificate& c) {
-  return fmt::format("{}\n{}\n{} {} {}\n{}{}{}", kFirstLine, c.identity.uri(), c.key_pem.size(),
-                     c.chain_pem.size(), c.roots_pem.size(), c.key_pem, c.chain_pem, c.roots_pem);
+  const Secret key = c.key.to_pem();
+  return fmt::format("{}\n{}\n{} {} {}\n{}{}{}", kFirstLine, c.identity.uri(), key.view().size(),
+                     c.chain_pem.size(), c.roots_pem.size(), key.view(), c.chain_pem, c.roots_pem);
 }
 
 Result<WorkloadCertificatePtr> from_kept_text(std::string_view text, WallTime now) {

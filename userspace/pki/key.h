@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "userspace/base/error.h"
+#include "userspace/pki/secret.h"
 
 struct evp_pkey_st;
 
@@ -20,7 +21,7 @@ class PrivateKey {
   // PKCS#8 or SEC1 PEM, unencrypted. Error: kBadConfig.
   static Result<PrivateKey> from_pem(std::string_view pem);
 
-  std::string to_pem() const;                         // PKCS#8
+  Secret to_pem() const;                              // PKCS#8
   std::string public_key_pem() const;                 // SubjectPublicKeyInfo
   evp_pkey_st* native() const { return key_.get(); }  // never null
 
@@ -35,6 +36,7 @@ class PublicKey {
   // SubjectPublicKeyInfo PEM, or a certificate's PEM (its key is taken). Error: kBadConfig.
   static Result<PublicKey> from_pem(std::string_view pem);
   static PublicKey of(const PrivateKey& key) { return PublicKey(key.key_); }
+  static PublicKey adopt(evp_pkey_st* key);  // takes it over. REQUIRES: not null
   evp_pkey_st* native() const { return key_.get(); }
 
  private:

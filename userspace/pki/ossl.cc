@@ -3,7 +3,16 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 namespace meltemi::pki::ossl {
+namespace {
+
+// With room on both sides for adding a lifetime or a grace.
+constexpr auto kLatest = WallTime::max().time_since_epoch() - std::chrono::hours(24 * 3650);
+constexpr auto kEarliest = WallTime::min().time_since_epoch() + std::chrono::hours(24 * 3650);
+
+}  // namespace
 
 std::string last_error(std::string_view what) {
   const unsigned long code = ERR_peek_last_error();
@@ -43,7 +52,10 @@ std::vector<std::string> uris_of(const GENERAL_NAMES* names) {
 WallTime to_wall(const ASN1_TIME* time) {
   tm broken{};
   if (ASN1_TIME_to_tm(time, &broken) != 1) return {};
-  return WallTime(std::chrono::seconds(timegm(&broken)));
+  // "No end" is written as the year 9999 (RFC 5280 section 4.1.2.5), which WallTime does not reach.
+  const std::chrono::seconds at(timegm(&broken));
+  return WallTime(std::clamp(at, std::chrono::ceil<std::chrono::seconds>(kEarliest),
+                             std::chrono::floor<std::chrono::seconds>(kLatest)));
 }
 
 }  // namespace meltemi::pki::ossl

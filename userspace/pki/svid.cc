@@ -74,6 +74,9 @@ Result<model::Identity> svid_identity(const x509_st* leaf, SvidRole role) {
   return *identity;
 }
 
+WallTime not_before_of(const x509_st* cert) { return ossl::to_wall(X509_get0_notBefore(cert)); }
+WallTime not_after_of(const x509_st* cert) { return ossl::to_wall(X509_get0_notAfter(cert)); }
+
 Status check_svid_signer(const x509_st* signer) {
   MELTEMI_TRY(check_form(signer));
   if ((X509_get_extension_flags(parsed(signer)) & EXFLAG_CA) == 0) {

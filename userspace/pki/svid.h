@@ -5,6 +5,7 @@
 // names of issuers: that is chain verification's part, and both are needed.
 #pragma once
 
+#include "userspace/base/clock.h"
 #include "userspace/base/error.h"
 #include "userspace/model/identity.h"
 
@@ -20,6 +21,10 @@ enum class SvidRole : uint8_t { kClient, kServer, kBoth };
 // there) with the role's purpose. Further names that are no URIs are allowed and mean nothing. Error
 // kPeerIdentityMismatch, naming the rule that is broken.
 Result<model::Identity> svid_identity(const x509_st* leaf, SvidRole role);
+
+// Its validity, clamped to what WallTime holds with room for adding years.
+WallTime not_before_of(const x509_st* cert);
+WallTime not_after_of(const x509_st* cert);
 
 // Whether `signer` may stand between a leaf and a root: a CA with keyCertSign, and with at most one
 // URI name, a SPIFFE ID without a path (section 3.2). Roots are not asked: who configured them as

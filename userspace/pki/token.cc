@@ -4,10 +4,12 @@
 #include <fmt/format.h>
 #include <openssl/ecdsa.h>
 
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <optional>
 
 #include "userspace/base/bytes.h"
+#include "userspace/pki/jose.h"
 #include "userspace/pki/ossl.h"
 
 namespace meltemi::pki {
@@ -16,41 +18,7 @@ namespace {
 using nlohmann::json;
 using std::chrono::seconds;
 
-constexpr std::string_view kAlphabet =
-    "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
-constexpr size_t kHalf = 32;  // bytes of r and of s (RFC 7518 section 3.4)
-constexpr seconds kSkew{60};
-
-std::string encode64(std::string_view bytes) {
-  std::string out;
-  uint32_t bits = 0;
-  int count = 0;
-  for (const char c : bytes) {
-    bits = bits << 8 | static_cast<uint8_t>(c);
-    for (count += 8; count >= 6; count -= 6) out += kAlphabet[bits >> (count - 6) & 63];
-  }
-  if (count > 0) out += kAlphabet[bits << (6 - count) & 63];
-  return out;
-}
-
-// Base64url without padding (RFC 7515 section 2). Left-over bits must be zero.
-std::optional<std::string> decode64(std::string_view text) {
-  std::string out;
-  uint32_t bits = 0;
-  int count = 0;
-  for (const char c : text) {
-    const size_t value = kAlphabet.find(c);
-    if (value == std::string_view::npos) return std::nullopt;
-    bits = bits << 6 | static_cast<uint32_t>(value);
-    count += 6;
-    if (count >= 8) {
-      count -= 8;
-      out += static_cast<char>(bits >> count & 0xff);
-    }
-  }
-  if (count == 6 || (bits & ((1u << count) - 1)) != 0) return std::nullopt;
-  return out;
-}
+constexpr size_t kHalf = 32;  // bytes of r and of s in ES256 (RFC 7518 section 3.4)
 
 std::unexpected<Error> refused(std::string detail) {
   return fail(Reason::kPermission, Fault::kDownstream, "token: " + std::move(detail));
@@ -77,30 +45,9 @@ Result<std::string> sign_es256(EVP_PKEY* key, std::string_view text) {
   return raw;
 }
 
-bool verify_es256(EVP_PKEY* key, std::string_view text, std::string_view raw) {
-  if (raw.size() != 2 * kHalf) return false;
-  const auto* bytes = as_bytes(raw).data();
-  const ossl::Owned<ECDSA_SIG, ECDSA_SIG_free> pair(ECDSA_SIG_new());
-  ECDSA_SIG_set0(pair.get(), BN_bin2bn(bytes, kHalf, nullptr),
-                 BN_bin2bn(bytes + kHalf, kHalf, nullptr));
-  unsigned char* der = nullptr;
-  const int size = i2d_ECDSA_SIG(pair.get(), &der);
-  const ossl::DigestContext context(EVP_MD_CTX_new());
-  const bool good =
-      size > 0 && EVP_DigestVerifyInit(context.get(), nullptr, EVP_sha256(), nullptr, key) == 1 &&
-      EVP_DigestVerify(context.get(), der, static_cast<size_t>(size), as_bytes(text).data(),
-                       text.size()) == 1;
-  OPENSSL_free(der);
-  ERR_clear_error();
-  return good;
-}
-
 std::optional<json> parse_part(std::string_view part) {
-  const auto bytes = decode64(part);
-  if (!bytes) return std::nullopt;
-  json value = json::parse(*bytes, nullptr, /*allow_exceptions=*/false);
-  if (!value.is_object()) return std::nullopt;
-  return value;
+  const auto bytes = jose::decode64(part);
+  return bytes ? jose::parse_object(*bytes) : std::nullopt;
 }
 
 // Member of nested objects as text; "" if absent or of another type.
@@ -119,20 +66,57 @@ std::optional<WallTime> time_at(const json& object, const char* key) {
   const auto found = object.find(key);
   if (found == object.end() || !found->is_number()) return std::nullopt;
   const double value = found->get<double>();
-  // Beyond year 9999 no clock of ours reaches; also keeps the conversion defined.
-  if (!(value >= 0 && value < 253402300800.0)) return std::nullopt;
-  return WallTime(seconds(static_cast<int64_t>(value)));
+  if (!(value >= 0)) return std::nullopt;
+  // WallTime ends in 2262; whatever is later is as good as this.
+  constexpr double kLatest = 9e9;
+  return WallTime(seconds(static_cast<int64_t>(std::min(value, kLatest))));
 }
 
-bool has_audience(const json& claims, std::string_view audience) {
+// The first of `aud` (a string or a list of them) that is accepted; "" if none is.
+std::string accepted_audience(const json& claims, const TokenPolicy& policy) {
   const auto found = claims.find("aud");
-  if (found == claims.end()) return false;
-  if (found->is_string()) return found->get_ref<const std::string&>() == audience;
-  if (!found->is_array()) return false;
-  for (const json& entry : *found) {
-    if (entry.is_string() && entry.get_ref<const std::string&>() == audience) return true;
+  if (found == claims.end()) return {};
+  const json list = found->is_array() ? *found : json::array({*found});
+  for (const json& entry : list) {
+    if (!entry.is_string()) continue;
+    auto audience = entry.get<std::string>();
+    if (policy.audiences.contains(audience)) return audience;
   }
-  return false;
+  return {};
+}
+
+// When the token holds. exp is needed; nbf and iat count if they are there.
+Status check_times(const json& claims, WallTime now) {
+  const auto expires = time_at(claims, "exp");
+  if (!expires) return refused("no exp");
+  if (*expires + kTokenSkew <= now) return refused("expired at " + format_rfc3339(*expires));
+  for (const char* key : {"nbf", "iat"}) {
+    if (!claims.contains(key)) continue;
+    const auto from = time_at(claims, key);
+    if (!from) return refused(fmt::format("{} is not a time", key));
+    if (*from > now + kTokenSkew) {
+      return refused(fmt::format("not valid before {} ({})", format_rfc3339(*from), key));
+    }
+  }
+  return {};
+}
+
+Result<TokenClaims> claims_of(const json& claims) {
+  TokenClaims out;
+  out.ns = text_at(claims, {"kubernetes.io", "namespace"});
+  out.service_account = text_at(claims, {"kubernetes.io", "serviceaccount", "name"});
+  out.pod_name = text_at(claims, {"kubernetes.io", "pod", "name"});
+  out.pod_uid = text_at(claims, {"kubernetes.io", "pod", "uid"});
+  out.node_name = text_at(claims, {"kubernetes.io", "node", "name"});
+  out.issuer = text_at(claims, {"iss"});
+  out.expires_at = time_at(claims, "exp").value_or(WallTime());
+  out.issued_at = time_at(claims, "iat").value_or(WallTime());
+  if (out.ns.empty() || out.service_account.empty()) return refused("names no service account");
+  if (text_at(claims, {"sub"}) !=
+      fmt::format("system:serviceaccount:{}:{}", out.ns, out.service_account)) {
+    return refused("sub and kubernetes.io disagree");
+  }
+  return out;
 }
 
 }  // namespace
@@ -161,51 +145,33 @@ Result<std::string> sign_token(const PrivateKey& key, const TokenClaims& claims)
   const auto dump = [](const json& value) {
     return value.dump(-1, ' ', false, json::error_handler_t::replace);
   };
-  const json header = {{"alg", "ES256"}, {"typ", "JWT"}};
-  const std::string text = encode64(dump(header)) + "." + encode64(dump(payload));
-  return text + "." + encode64(MELTEMI_TRY(sign_es256(key.native(), text)));
+  const json header = {{"alg", "ES256"}, {"kid", key_id(PublicKey::of(key))}, {"typ", "JWT"}};
+  const std::string text = jose::encode64(dump(header)) + "." + jose::encode64(dump(payload));
+  return text + "." + jose::encode64(MELTEMI_TRY(sign_es256(key.native(), text)));
 }
 
-Result<TokenClaims> verify_token(const PublicKey& key, std::string_view token, WallTime now,
-                                 std::string_view audience) {
+Result<TokenClaims> verify_token(const TokenKeys& keys, std::string_view token, WallTime now,
+                                 const TokenPolicy& policy) {
   if (token.size() > kMaxTokenBytes) return refused("larger than 16 KiB");
   const size_t first = token.find('.');
   const size_t second = first == token.npos ? token.npos : token.find('.', first + 1);
   if (second == token.npos) return refused("not a compact JWS");
-  // The header chooses nothing: one algorithm is accepted, and checked before the signature.
   const auto header = parse_part(token.substr(0, first));
-  if (!header || text_at(*header, {"alg"}) != "ES256") return refused("algorithm is not ES256");
-  const auto signature = decode64(token.substr(second + 1));
-  if (!signature || !verify_es256(key.native(), token.substr(0, second), *signature)) {
-    return refused("the signature does not verify");
-  }
+  if (!header) return refused("the header is not one JSON object");
+  // An extension that must be understood (RFC 7515 section 4.1.11), and none is.
+  if (header->contains("crit")) return refused("the header has crit");
+  const auto signature = jose::decode64(token.substr(second + 1));
+  if (!signature) return refused("the signature is not base64url");
+  MELTEMI_TRY(keys.verify(text_at(*header, {"alg"}), text_at(*header, {"kid"}),
+                          token.substr(0, second), *signature));
   const auto claims = parse_part(token.substr(first + 1, second - first - 1));
-  if (!claims) return refused("claims are not a JSON object");
-  if (!has_audience(*claims, audience)) {
-    return refused(fmt::format("audience is not {}", audience));
-  }
-  const auto expires = time_at(*claims, "exp");
-  if (!expires) return refused("no exp");
-  if (*expires + kSkew <= now) return refused("expired at " + format_rfc3339(*expires));
-  const auto not_before = time_at(*claims, "nbf");
-  if (not_before && *not_before > now + kSkew) {
-    return refused("not valid before " + format_rfc3339(*not_before));
-  }
-  TokenClaims out;
-  out.ns = text_at(*claims, {"kubernetes.io", "namespace"});
-  out.service_account = text_at(*claims, {"kubernetes.io", "serviceaccount", "name"});
-  out.pod_name = text_at(*claims, {"kubernetes.io", "pod", "name"});
-  out.pod_uid = text_at(*claims, {"kubernetes.io", "pod", "uid"});
-  out.node_name = text_at(*claims, {"kubernetes.io", "node", "name"});
-  out.issuer = text_at(*claims, {"iss"});
+  if (!claims) return refused("the claims are not one JSON object");
+  if (!policy.issuers.contains(text_at(*claims, {"iss"}))) return refused("issuer is not accepted");
+  const std::string audience = accepted_audience(*claims, policy);
+  if (audience.empty()) return refused("audience is not accepted");
+  MELTEMI_TRY(check_times(*claims, now));
+  TokenClaims out = MELTEMI_TRY(claims_of(*claims));
   out.audience = audience;
-  out.expires_at = *expires;
-  out.issued_at = time_at(*claims, "iat").value_or(WallTime());
-  if (out.ns.empty() || out.service_account.empty()) return refused("names no service account");
-  if (text_at(*claims, {"sub"}) !=
-      fmt::format("system:serviceaccount:{}:{}", out.ns, out.service_account)) {
-    return refused("sub and kubernetes.io disagree");
-  }
   return out;
 }
 

@@ -8,14 +8,16 @@ namespace meltemi::sandbox {
 Result<TokenIssuer> TokenIssuer::create(const Layout& layout) {
   pki::PrivateKey key = MELTEMI_TRY(pki::PrivateKey::generate());
   MELTEMI_TRY(sys::make_directories(layout.token_dir(), 0700));
-  MELTEMI_TRY(sys::write_file_atomically(layout.token_key(), key.to_pem(), 0600));
+  MELTEMI_TRY(sys::write_file_atomically(layout.token_key(), key.to_pem().view(), 0600));
   MELTEMI_TRY(sys::write_file_atomically(layout.token_public_key(), key.public_key_pem(), 0644));
   return TokenIssuer(std::move(key));
 }
 
 Result<TokenIssuer> TokenIssuer::load(const Layout& layout) {
-  const std::string pem = MELTEMI_TRY(sys::read_file(layout.token_key()));
-  return TokenIssuer(MELTEMI_TRY(pki::PrivateKey::from_pem(pem)));
+  std::string pem = MELTEMI_TRY(sys::read_file(layout.token_key()));
+  auto key = pki::PrivateKey::from_pem(pem);
+  pki::wipe(pem);
+  return TokenIssuer(MELTEMI_TRY(std::move(key)));
 }
 
 Result<std::string> TokenIssuer::sign(const Subject& subject, std::string_view audience) const {

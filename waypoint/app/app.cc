@@ -80,6 +80,7 @@ Status App::start_workers() {
   shared_.believed = MELTEMI_TRY(Forwarders::parse(settings_.believed_forwarders));
   shared_.hbone.held = &held_;
   shared_.hbone.handshake_timeout = settings_.admission.handshake_timeout;
+  shared_.hbone.credential_grace = settings_.credential_grace;
   shared_.access_log = settings_.access_log;
   lanes_.resize(count);
   pool_->run_on_all(
@@ -235,8 +236,7 @@ void App::keep_certificate(const pki::WorkloadCertificate& certificate) {
 void App::publish_certificate(const pki::WorkloadCertificatePtr& certificate) {
   std::shared_ptr<const net::TlsContext> context;
   if (certificate) {
-    auto made = net::TlsContext::create(
-        {certificate->chain_pem, certificate->key_pem, certificate->roots_pem});
+    auto made = net::TlsContext::create(*certificate);
     if (!made) {
       scope.error("the new certificate cannot be used: {}", made.error().to_string());
       return;
@@ -252,7 +252,10 @@ void App::publish_certificate(const pki::WorkloadCertificatePtr& certificate) {
   }
   for (size_t i = 0; i < pool_->size(); ++i) {
     Lane* lane = lanes_[i].get();
-    pool_->worker(i).post([lane, context] { lane->proxy.set_tls(context); });
+    pool_->worker(i).post([lane, context] {
+      if (context) lane->acceptor.check_roots(*context);
+      lane->proxy.set_tls(context);
+    });
   }
 }
 

@@ -54,6 +54,8 @@ void Settings::describe(ConfigTable& t) {
          "SPIFFE IDs, separated by commas, of clients whose X-Forwarded-* and Forwarded go on to the "
          "app, e.g. an ingress controller's. Of others but the mesh's own waypoints they are "
          "replaced.");
+  t.duration(&credential_grace, "credential-grace", "CREDENTIAL_GRACE", Duration::zero(),
+             hours(24 * 365), "How long streams of a tunnel outlive its certificates; no new ones do.");
   t.boolean(&access_log, "access-log", "ACCESS_LOG", "One line for every request.");
   t.boolean(&keys_on_disk, "keys-on-disk", "KEYS_ON_DISK",
             "Keep the own key in state-dir even if that is not in memory (tmpfs).");

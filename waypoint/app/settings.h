@@ -35,6 +35,7 @@ struct Settings {
   Duration drain_timeout = std::chrono::seconds(30);
   Duration queue_timeout = std::chrono::seconds(60);
   std::string believed_forwarders;
+  Duration credential_grace = std::chrono::hours(1);
   bool access_log = true;
   bool keys_on_disk = false;
 

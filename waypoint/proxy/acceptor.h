@@ -34,6 +34,8 @@ class Acceptor final : public net::HboneHandler, private ConnectionOwner {
   void configuration_changed();
   // Connections finish what is under way and take nothing new.
   void drain();
+  // The own roots changed: tunnels whose peer none of them vouches for end.
+  void check_roots(const net::TlsContext& renewed) { server_.check_roots(renewed); }
   // Ends everything now.
   void close(Reason reason);
   size_t connections() const { return connections_.size() + server_.streams(); }

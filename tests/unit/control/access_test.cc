@@ -3,6 +3,8 @@
 
 #include <gmock/gmock.h>
 
+#include "userspace/control/signing_rate.h"
+
 namespace meltemi::control {
 namespace {
 
@@ -33,15 +35,16 @@ struct AccessTest : ::testing::Test {
       body.mutable_status()->set_phase(phase);
     });
     pods.apply({ObjectChange{object.key(), nullptr, std::make_shared<const Object>(object)}});
+    pods.decide(uid, gateway.empty());
   }
   void remove(const std::string& name) {
     pods.apply({ObjectChange{{Kind::kPod, "shop", name}, nullptr, nullptr}});
   }
   static xds::Caller ztunnel(const std::string& node = "node1") {
-    return {"istio-system", "ztunnel", "zt", "zu", node};
+    return {"istio-system", "ztunnel", "", "", node};
   }
   static xds::Caller agent(const std::string& node = "node1") {
-    return {"istio-system", "meltemi-agent", "ag", "au", node};
+    return {"istio-system", "meltemi-agent", "", "", node};
   }
   static xds::Caller waypoint() { return {"shop", "wp", "wp-1", "u4", "node1"}; }
   std::string grant(const xds::Caller& caller, const std::string& impersonate = "") {
@@ -76,6 +79,61 @@ TEST_F(AccessTest, ANodeProxyGetsIdentitiesOfItsNodeOnly) {
   EXPECT_EQ(grant(ztunnel("node1"), "nonsense"), "denied");
   remove("web-1");
   EXPECT_EQ(grant(ztunnel("node1"), web), "denied") << "no longer there";
+}
+
+TEST_F(AccessTest, ANodeProxySpeaksForEnrolledPodsOnly) {
+  const std::string web = "spiffe://cluster.local/ns/shop/sa/web";
+  EXPECT_EQ(grant(ztunnel(), web), web);
+  EXPECT_EQ(grant(ztunnel(), "spiffe://cluster.local/ns/shop/sa/wp"), "denied")
+      << "a waypoint tunnels by itself";
+  pods.decide("u1", false);
+  EXPECT_EQ(grant(ztunnel(), web), "denied");
+  pods.report("node1", {"u1"});
+  EXPECT_EQ(grant(ztunnel(), web), web) << "on its way out the kernel still has it";
+  pods.report("node1", {});
+  pods.report("node2", {"u1"});
+  EXPECT_EQ(grant(ztunnel(), web), "denied") << "another node's word";
+  EXPECT_EQ(grant(ztunnel("node2"), web), "denied");
+}
+
+// Whatever a token was good for, it is good for no longer than the pod that it was made for.
+TEST_F(AccessTest, ATokenEndsWithItsPod) {
+  pod("istio-system", "zt-1", "zu", "ztunnel", "node1");
+  const xds::Caller zt{"istio-system", "ztunnel", "zt-1", "zu", "node1"};
+  const xds::Caller web{"shop", "web", "web-1", "u1", "node1"};
+  const std::string own = "spiffe://cluster.local/ns/shop/sa/web";
+  EXPECT_EQ(grant(web), own);
+  EXPECT_EQ(grant(zt, own), own);
+  EXPECT_EQ(scope(zt, xds::kTypeAddress), "[]");
+  EXPECT_EQ(grant({"shop", "web", "web-1", "another-uid", "node1"}), "denied") << "made anew since";
+  EXPECT_EQ(grant({"shop", "web", "web-1", "u1", "node2"}), "denied") << "it runs elsewhere";
+  EXPECT_EQ(grant({"shop", "web", "", "", "node1"}), "denied") << "bound to nothing";
+  EXPECT_EQ(grant({"shop", "done", "done-1", "u3", "node1"}), "denied") << "it has ended";
+  remove("web-1");
+  EXPECT_EQ(grant(web), "denied");
+  pods.apply({ObjectChange{{Kind::kPod, "istio-system", "zt-1"}, nullptr, nullptr}});
+  EXPECT_EQ(grant(zt), "denied");
+  EXPECT_EQ(scope(zt, xds::kTypeAddress), "denied");
+  EXPECT_FALSE(access.still_welcome(zt, {})) << "its stream ends";
+  EXPECT_FALSE(access.may_report({"istio-system", "meltemi-agent", "ag-1", "au", "node1"}, "node1"));
+}
+
+TEST(SigningRate, AnAskerInALoopIsSlowedAndNobodyElse) {
+  SigningRate rate;
+  MonoTime clock{};
+  int signed_ = 0;
+  for (int i = 0; i < 2500; ++i, clock += std::chrono::milliseconds(40)) {  // 25 a second, 100 s
+    signed_ += bool(rate.take("node1 for web", clock));
+  }
+  EXPECT_LE(signed_, kSigningBurst + 100 / 3 + 1);
+  EXPECT_GE(signed_, 30);
+  EXPECT_TRUE(rate.take("node2 for web", clock));
+  EXPECT_TRUE(rate.take("node1 for db", clock));
+  clock += kSigningBurst * kSigningInterval;
+  for (int i = 0; i < kSigningBurst; ++i) EXPECT_TRUE(rate.take("node1 for web", clock)) << i;
+  const auto refused = rate.take("node1 for web", clock);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.error().reason, Reason::kLimitExceeded);
 }
 
 TEST_F(AccessTest, OthersGetTheirOwnIdentityOnly) {

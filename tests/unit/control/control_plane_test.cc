@@ -122,7 +122,7 @@ struct ControlPlaneTest : ::testing::Test {
     Settings settings;
     settings.config_dir = root + "/config";
     settings.ca_dir = root + "/ca";
-    settings.token_public_key = root + "/token.pub";
+    settings.token_public_key = {root + "/token.pub"};
     settings.xds_listen = {"127.0.0.1:0"};
     settings.monitoring_listen = {"127.0.0.1:0"};
     settings.drain = 0s;
@@ -145,7 +145,7 @@ struct ControlPlaneTest : ::testing::Test {
   }
 
   std::string token(const std::string& ns, const std::string& account, const std::string& node,
-                    const std::string& pod = "p", const std::string& uid = "u",
+                    const std::string& pod = "", const std::string& uid = "",
                     std::chrono::seconds life = 3600s, const pki::PrivateKey* signer = nullptr) {
     pki::TokenClaims claims;
     claims.ns = ns;
@@ -409,12 +409,15 @@ TEST_F(ControlPlaneTest, TheCaKnowsWhoRunsWhere) {
   const std::string web = "spiffe://cluster.local/ns/shop/sa/web";
   EXPECT_EQ(sign(ztunnel_token("node1"), web), "");
   EXPECT_EQ(sign(ztunnel_token("node2"), web), "permission");
-  EXPECT_EQ(sign(token("shop", "web", "node1"), web), "") << "its own";
-  EXPECT_EQ(sign(token("shop", "web", "node1"), "spiffe://cluster.local/ns/shop/sa/db"), "permission");
-  EXPECT_EQ(sign(token("istio-system", "ztunnel", "node1", "p", "u", -3600s), web), "permission")
+  const std::string own = token("shop", "web", "node1", "web-1", "uid-web");
+  EXPECT_EQ(sign(own, web), "") << "its own";
+  EXPECT_EQ(sign(token("shop", "web", "node1", "web-1", "uid-before"), web), "permission")
+      << "of a pod that is gone";
+  EXPECT_EQ(sign(own, "spiffe://cluster.local/ns/shop/sa/db"), "permission");
+  EXPECT_EQ(sign(token("istio-system", "ztunnel", "node1", "", "", -3600s), web), "permission")
       << "expired";
   const auto stranger = *pki::PrivateKey::generate();
-  EXPECT_EQ(sign(token("istio-system", "ztunnel", "node1", "p", "u", 3600s, &stranger), web),
+  EXPECT_EQ(sign(token("istio-system", "ztunnel", "node1", "", "", 3600s, &stranger), web),
             "permission")
       << "forged";
   EXPECT_EQ(plane->ca().issued(), 2u);

@@ -47,8 +47,9 @@ struct LeafOptions {
 
 class TestCa {
  public:
-  explicit TestCa(const char* name = "test root") : key_(EVP_EC_gen("P-256")) {
-    cert_ = make(name, key_, nullptr, -3600, 86400);
+  explicit TestCa(const char* name = "test root", long to_seconds = 86400)
+      : key_(EVP_EC_gen("P-256")) {
+    cert_ = make(name, key_, nullptr, -3600, to_seconds);
     add(cert_, cert_, NID_basic_constraints, "critical,CA:TRUE");
     add(cert_, cert_, NID_key_usage, "critical,keyCertSign,cRLSign");
     X509_sign(cert_, key_, EVP_sha256());

@@ -176,6 +176,27 @@ TEST_P(ForeignTest, APeerWhoseCertificateIsNoSvidIsRefused) {
   }
 }
 
+// A peer that opens streams on and on finds out as soon as its certificate ends, by the one refusal that
+// says "not processed: try elsewhere"; what it has open goes on.
+TEST_P(ForeignTest, AStreamAfterTheCertificatesEndIsRefusedUnprocessed) {
+  WallTime clock = std::chrono::system_clock::now();
+  std::vector<std::unique_ptr<Echo>> echoes;
+  auto fd = rt::make_tcp_listener(*SocketAddress::parse("127.0.0.1:0"), {});
+  const auto upstream = *rt::local_address(fd->get());
+  rt::Listener app(loop(), std::move(*fd), [&](UniqueFd c) {
+    clock += std::chrono::hours(25);  // the root of TestCa, too, is over; the grace is longer
+    echoes.push_back(std::make_unique<Echo>(loop(), make_tcp_stream(loop(), std::move(c))));
+  });
+  HboneOptions options;
+  options.wall_clock = [&] { return clock; };
+  options.credential_grace = std::chrono::hours(24);
+  Far far(loop(), ca_.context(kServer), upstream, options);
+  Child client({kPython, script_, "client", dir_, std::to_string(far.address.port), "outlive"});
+  EXPECT_EQ(finish(client), 0);
+  EXPECT_EQ(echoes.size(), 1u);
+  EXPECT_EQ(far.stats.credential_ends, 1u);
+}
+
 TEST_P(ForeignTest, OurClientOfAServer) {
   Child server({kPython, script_, "server", dir_});
   const SocketAddress address{*IpAddress::parse("127.0.0.1"),

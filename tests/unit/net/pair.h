@@ -66,6 +66,7 @@ class Far final : public HboneHandler {
     dial->request->on_cancel([this, dial](Reason) { drop(dial); });
     dial->dial.start({}, upstream, loop_.now() + std::chrono::seconds(10),
                      [this, dial](Result<UniqueFd> fd) {
+                       if (!dials_.contains(dial)) return;  // cancelled in this turn
                        if (fd) {
                          flows.join(dial->request->accept(),
                                     make_tcp_stream(loop_, std::move(*fd), options_.held));

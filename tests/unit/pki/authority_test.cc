@@ -136,7 +136,7 @@ TEST_F(AuthorityTest, AHalfWrittenIssuerIsMadeAgain) {
   auto ca = open();
   EXPECT_EQ(ca->root_bundle_pem(), roots);
   // A crash between the two writes of a renewal: the key is new, the certificate old.
-  std::ofstream(options.directory + "/ca-key.pem") << PrivateKey::generate()->to_pem();
+  std::ofstream(options.directory + "/ca-key.pem") << PrivateKey::generate()->to_pem().view();
   EXPECT_TRUE(get(*open(), identity_of("shop", "web")));
 }
 

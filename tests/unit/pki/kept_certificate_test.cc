@@ -41,7 +41,7 @@ TEST_F(KeptTest, ComesBackWhole) {
   const auto after = from_kept_text(keep_text(*before), now());
   ASSERT_TRUE(after.has_value()) << after.error().to_string();
   EXPECT_EQ((*after)->identity, web);
-  EXPECT_EQ((*after)->key_pem, before->key_pem);
+  EXPECT_EQ((*after)->key.to_pem().view(), before->key.to_pem().view());
   EXPECT_EQ((*after)->chain_pem, before->chain_pem);
   EXPECT_EQ((*after)->roots_pem, before->roots_pem);
   EXPECT_EQ((*after)->not_after, before->not_after);
@@ -56,7 +56,7 @@ TEST_F(KeptTest, IsBelievedOnlyIfItStillHolds) {
   EXPECT_EQ(from_kept_text(other, now()).error().reason, Reason::kIdentityUnavailable);
   // The key of one and the chain of another.
   WorkloadCertificate mixed = *certificate;
-  mixed.key_pem = make()->key_pem;
+  mixed.key = make()->key;
   EXPECT_THAT(from_kept_text(keep_text(mixed), now()).error().detail, HasSubstr("another key"));
   for (size_t n = 0; n < text.size(); n += 7) {
     const auto cut = from_kept_text(text.substr(0, n), now());

@@ -587,7 +587,7 @@ struct TlsTest : StreamTest {
     ServerOptions options;
     options.tls_listen = {{*IpAddress::parse("127.0.0.1"), 0}};
     options.certificate_file = write("server-cert.pem", cert.chain_pem);
-    options.key_file = write("server-key.pem", key.to_pem());
+    options.key_file = write("server-key.pem", std::string(key.to_pem().view()));
     ASSERT_TRUE(server->start(options));
     server->set_ready();
     address = "https://127.0.0.1:" + std::to_string(server->ports()[0]);
