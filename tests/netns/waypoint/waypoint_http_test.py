@@ -291,7 +291,7 @@ class WaypointTest(unittest.TestCase):
                         b"Transfer-Encoding: chunked" + end + b"0" + end,
                         b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nContent-Length: 6" + end,
                         b"GET / HTTP/1.1\r\nHost: a\r\nX : 1" + end,
-                        b"GET / HTTP/1.1\nHost: a\n\n", b"GET /a%2Fb HTTP/1.1\r\nHost: a" + end,
+                        b"GET / HTTP/1.1\nHost: a\n\n", b"GET /a%00b HTTP/1.1\r\nHost: a" + end,
                         b"GET /..;/admin HTTP/1.1\r\nHost: a" + end,
                         b"GET / HTTP/1.1\r\nHost: user@a" + end,
                         b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked" + end + b"zz\r\n"):
@@ -316,6 +316,7 @@ class WaypointTest(unittest.TestCase):
         self.assertEqual(self.echo("/x", "-H", "Host: Second.Example.:80")["port"], ORIGIN_B)
         seen = self.echo("/api/v1?q=%2F")
         self.assertEqual(seen["target"], "/v1?q=%2F")
+        self.assertEqual(self.echo("/a%2Fb")["target"], "/a%2Fb", "a name, not two segments")
         self.assertIn(["x-envoy-original-path", "/api/v1?q=%2F"], seen["fields"])
         self.assertEqual(self.echo("/a/../b/%7Ec")["target"], "/b/~c")
         self.assertEqual(self.get("/missing")[0], 503)
