@@ -1,10 +1,12 @@
 #include "userspace/codec/h2_tunnel.h"
 
 #include <algorithm>
+#include <array>
 #include <cassert>
 #include <utility>
 
 #include "userspace/codec/fifo.h"
+#include "userspace/codec/stream_history.h"
 #include "userspace/codec/h2_frame.h"
 #include "userspace/codec/h2_message.h"
 #include "userspace/codec/hpack_read.h"
@@ -97,6 +99,14 @@ struct TunnelSession::State {
   StreamTable<TunnelStream> streams;
   uint32_t next_id = 1;         // client
   uint32_t last_peer_id = 0;    // server: highest that was accepted
+  StreamHistory history;        // server: which of those below were used
+  struct PastStream {
+    uint32_t id = 0;
+    int64_t window = 0;
+  };
+  static constexpr size_t kPastStreams = 8;  // frames to older ones are under way no more
+  std::array<PastStream, kPastStreams> past;
+  size_t past_next = 0;
   Fifo<uint32_t> conn_blocked;  // want connection window, first come first served
   Fifo<uint32_t> ready;         // owe a kWritable, to be checked again
   Fifo<TunnelEvent> queued;     // resets after a GOAWAY
@@ -107,6 +117,7 @@ struct TunnelSession::State {
   uint32_t peer_max_streams;
   uint32_t peer_max_header_list = 0xffffffff;
   bool peer_settings = false;
+  bool peer_streams_said = false;
 
   // Windows of the connection.
   int64_t conn_send = kDefaultWindow;
@@ -177,8 +188,22 @@ struct TunnelSession::State {
   }
 
   void forget(uint32_t id) {
-    if (TunnelStream* s = streams.find(id)) grants -= s->recv_avail;
+    if (TunnelStream* s = streams.find(id)) {
+      grants -= s->recv_avail;
+      past[past_next++ % kPastStreams] = {id, s->send_window};
+    }
     streams.erase(id);
+  }
+  // What is wrong with a WINDOW_UPDATE for a stream that is no longer there: it is legal (RFC 9113
+  // section 5.1), but not with any value.
+  H2Code past_window_fault(uint32_t id, uint32_t increment) {
+    if (increment == 0) return H2Code::kProtocolError;
+    for (PastStream& p : past) {
+      if (p.id != id) continue;
+      p.window += increment;
+      if (p.window > kMaxWindow) return H2Code::kFlowControlError;
+    }
+    return H2Code::kNoError;
   }
   // Our RST_STREAM for a stream that the peer broke; the caller of next() learns by kReset.
   bool stream_error(uint32_t id, H2Code code, MonoTime now, TunnelEvent& out) {
@@ -458,6 +483,10 @@ bool TunnelSession::State::start_headers(MonoTime now, TunnelEvent& out) {
     if (frame.stream >= next_id) protocol_error("HEADERS on an idle stream");
     block_discard = true;  // an answer on a stream that we have reset
   } else if (frame.stream <= last_peer_id) {
+    if (history.fate(frame.stream) == StreamHistory::Fate::kNeverOpened) {
+      protocol_error("HEADERS open a stream below one that is open");  // RFC 9113 section 5.1.1
+      return false;
+    }
     // Trailers on a stream that we have ended. HPACK state must advance all the same.
     block_discard = true;
     count_control(now);
@@ -465,6 +494,7 @@ bool TunnelSession::State::start_headers(MonoTime now, TunnelEvent& out) {
     block_discard = true;
   } else {
     last_peer_id = frame.stream;
+    history.opened(frame.stream);
     if (streams.size() >= options.max_concurrent_streams) {
       block_discard = true;
       event = stream_error(frame.stream, H2Code::kRefusedStream, now, out);
@@ -479,14 +509,7 @@ void TunnelSession::State::start_continuation() {
 }
 
 bool TunnelSession::State::read_payload(ByteView& in, MonoTime now, TunnelEvent& out) {
-  if (discard || (frame.flags & kFlagAck && frame.type == kSettings)) {
-    const size_t n = std::min<size_t>(left, in.size());
-    in = in.subspan(n);
-    left -= static_cast<uint32_t>(n);
-    if (left == 0) end_frame();
-    return false;
-  }
-  if (!pad_known) {
+  if (!pad_known) {  // of a frame that is dropped as well: RFC 9113 section 6.1 knows no exception
     if (in.empty()) return false;
     pad = in[0];
     in = in.subspan(1);
@@ -496,6 +519,13 @@ bool TunnelSession::State::read_payload(ByteView& in, MonoTime now, TunnelEvent&
       protocol_error("padding longer than its frame");
       return false;
     }
+  }
+  if (discard || (frame.flags & kFlagAck && frame.type == kSettings)) {
+    const size_t n = std::min<size_t>(left, in.size());
+    in = in.subspan(n);
+    left -= static_cast<uint32_t>(n);
+    if (left == 0) end_frame();
+    return false;
   }
   switch (frame.type) {
     case kData:
@@ -710,6 +740,7 @@ void TunnelSession::State::on_setting(uint16_t id, uint32_t value) {
       return;
     case kMaxConcurrentStreams:
       peer_max_streams = value;
+      peer_streams_said = true;
       return;
     case kInitialWindowSize:
       if (value > kMaxWindow)
@@ -732,6 +763,8 @@ void TunnelSession::State::on_setting(uint16_t id, uint32_t value) {
 }
 
 void TunnelSession::State::end_settings() {
+  // What the first SETTINGS do not limit is not limited (RFC 9113 section 6.5.2).
+  if (!peer_settings && !peer_streams_said) peer_max_streams = 0xffffffff;
   peer_settings = true;
   if (settings_window_set) {
     settings_window_set = false;
@@ -812,8 +845,9 @@ bool TunnelSession::State::on_window_update(MonoTime now, TunnelEvent& out) {
   TunnelStream* s = streams.find(frame.stream);
   if (s == nullptr) {
     if (role == TunnelRole::kClient ? frame.stream >= next_id : frame.stream > last_peer_id)
-      protocol_error("WINDOW_UPDATE on an idle stream");
-    return false;
+      return protocol_error("WINDOW_UPDATE on an idle stream"), false;
+    const H2Code fault = past_window_fault(frame.stream, increment);
+    return fault != H2Code::kNoError && stream_error(frame.stream, fault, now, out);
   }
   if (increment == 0) return stream_error(frame.stream, H2Code::kProtocolError, now, out);
   if (int64_t{s->send_window} + increment > kMaxWindow)

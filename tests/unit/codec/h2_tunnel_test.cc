@@ -710,6 +710,13 @@ INSTANTIATE_TEST_SUITE_P(
                                         "\x05"
                                         "ab"),
                H2Code::kProtocolError},
+        Broken{"PaddingTooLongOnAForgottenStream",
+               connect_frame(1) + frame(3, 0, 1, be32(8)) + frame(0, 8, 1,
+                                                                  "\x05"
+                                                                  "ab"),
+               H2Code::kProtocolError},
+        Broken{"HeadersBelowAnOpenStream", connect_frame(5) + connect_frame(3),
+               H2Code::kProtocolError},
         Broken{"PaddedWithoutLength", connect_frame(1) + frame(0, 8, 1, ""),
                H2Code::kFrameSizeError},
         Broken{"FrameTooLarge", std::string("\x10\x00\x01\x00\x00\x00\x00\x00\x01", 9),
@@ -731,6 +738,34 @@ TEST_P(BrokenConnection, EndsWithTheRightCode) {
     EXPECT_EQ(log.lines.size(), seen) << "a dead session speaks";
     EXPECT_FALSE(server.connect("a:1", {}, nullptr).has_value());
   }
+}
+
+// An answered stream is forgotten here before the peer's frames for it are all in.
+TEST(TunnelBroken, WindowFaultsOnAnsweredStreamsResetThem) {
+  TunnelSession server = ready_server();
+  Log log;
+  log.feed(server, connect_frame(1) + connect_frame(3));
+  server.respond(1, 503, {}, true);
+  server.respond(3, 503, {}, true);
+  take_pending(server);
+  log.feed(server, frame(8, 0, 1, be32(1000)));
+  EXPECT_EQ(take_pending(server), "") << "legal: it was under way";
+  log.feed(server, frame(8, 0, 1, be32(0)));
+  EXPECT_EQ(take_pending(server), frame(h2::kRstStream, 0, 1, be32(1)));
+  log.feed(server, frame(8, 0, 3, be32(0x7fffffff)));
+  EXPECT_EQ(take_pending(server), frame(h2::kRstStream, 0, 3, be32(3)));
+  EXPECT_FALSE(server.failed());
+}
+
+TEST(TunnelLife, OneStreamIsOpenedUntilThePeerHasSaidHowManyItTakes) {
+  TunnelOptions options;
+  options.assumed_peer_streams = 1;
+  TunnelSession client(TunnelRole::kClient, options, kStart);
+  EXPECT_TRUE(client.connect("a:1", {}, nullptr).has_value());
+  EXPECT_FALSE(client.can_connect());
+  Log log;
+  log.feed(client, frame(4, 0, 0, ""));
+  for (int i = 0; i < 300; ++i) EXPECT_TRUE(client.connect("a:1", {}, nullptr).has_value());
 }
 
 TEST(TunnelBroken, FirstFrameMustBeSettings) {
