@@ -136,6 +136,14 @@ function(meltemi_library)
   meltemi_link(meltemi_${A_NAME} ${A_NAME} "${A_DEPS}" "${A_EXTERNAL}" "${A_API}")
 endfunction()
 
+# Daemons whose memory swells with their connections use an allocator that gives it back and is not
+# slower (measured: ARCHITECTURE.md). Sanitizers bring their own.
+function(meltemi_returns_memory target)
+  if(NOT MELTEMI_FLAVOUR MATCHES "asan|tsan|fuzz")
+    target_link_libraries(${target} PRIVATE jemalloc)
+  endif()
+endfunction()
+
 # An app is a library (so that tests can link its parts) plus a main() in MAIN.
 function(meltemi_app)
   cmake_parse_arguments(A "" "NAME;OUTPUT;MAIN" "DEPS;SOURCES;EXTERNAL;API" ${ARGN})

@@ -6,7 +6,6 @@
 #include <cstdio>
 
 #include "userspace/base/log.h"
-#include "userspace/rt/memory.h"
 #include "userspace/sys/confine.h"
 #include "ztunnel/app.h"
 
@@ -53,7 +52,6 @@ int main(int argc, char** argv) {
   if (Status s = sys::confine({kCapabilities, sys::kEnterNetns}); !s) return complain(s.error());
   if (Status s = settings.logging.init(); !s) return complain(s.error());
 
-  rt::keep_memory_mapped();
 
   int status = 0;
   {

@@ -7,7 +7,6 @@
 #include <cstdio>
 
 #include "userspace/base/log.h"
-#include "userspace/rt/memory.h"
 #include "userspace/sys/confine.h"
 #include "waypoint/app/app.h"
 
@@ -49,7 +48,6 @@ int main(int argc, char** argv) {
   sigaddset(&signals, SIGINT);
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   signal(SIGPIPE, SIG_IGN);
-  rt::keep_memory_mapped();
 
   int status = 0;
   {

@@ -1,8 +1,13 @@
 // ByteQueue against a plain string, and the budgets.
 #include <gtest/gtest.h>
 
+#include <chrono>
+#include <cstring>
+#include <fstream>
 #include <random>
 #include <string>
+#include <thread>
+#include <vector>
 
 #include "userspace/rt/memory.h"
 
@@ -64,6 +69,39 @@ TEST(BufferPool, GivesTheHotBufferFirst) {
   a[0] = a[BufferPool::kLarge - 1] = 1;
   pool.give_large(a);
   EXPECT_EQ(pool.mapped_bytes(), mapped);
+}
+
+long resident_pages() {
+  long total = 0, resident = 0;
+  std::ifstream("/proc/self/statm") >> total >> resident;
+  return resident;
+}
+
+// 1,200 connections whose readers never read, each with all that it may hold, on two threads; among
+// them, small things that stay.
+TEST(Memory, WhatSlowReadersHeldIsGivenBack) {
+#if defined(__SANITIZE_ADDRESS__) || __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+  GTEST_SKIP() << "a sanitizer keeps what was freed";
+#endif
+  const long before = resident_pages();
+  const auto stall = [] {
+    std::vector<ByteQueue> held(600);
+    std::vector<std::string> stay;
+    const std::vector<uint8_t> bytes(16 * 1024, 7);
+    for (int round = 0; round < 13; ++round) {
+      for (ByteQueue& queue : held) queue.append(bytes);
+      stay.emplace_back(200, 'x');
+    }
+  };
+  std::thread a(stall), b(stall);
+  a.join();
+  b.join();
+  const long allowed = before + before / 10 + (4 << 20) / 4096;
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  while (resident_pages() > allowed && std::chrono::steady_clock::now() < deadline) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  }
+  EXPECT_LE(resident_pages(), allowed) << "before: " << before;
 }
 
 }  // namespace
