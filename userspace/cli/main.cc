@@ -166,7 +166,6 @@ class CommandLine {
         add(&app_, "apply", "create or change objects; all of them, or none if one is bad");
     apply->add_option("-f,--filename", apply_.files, "file or folder; - is standard input");
     apply->add_option("-k,--kustomize", apply_.kustomize, "not built in; tells how it is done");
-    apply->add_flag("--force", apply_.force, "also with references to what is not there");
     apply->add_option("--dry-run", apply_.dry_run, "client or server: check and tell, change nothing")
         ->expected(0, 1)
         ->default_str("client")

@@ -360,9 +360,12 @@ int apply_command(const Context& context, const ApplyOptions& options) {
   check_commands(objects, &problems);
   if (options.only_new) check_new(objects, manifests->merged(), &problems);
   if (has_errors(problems)) return refuse(problems);
-  const Problems findings = analyze_all(with_objects(manifests->merged(), objects), objects);
-  problems.insert(problems.end(), findings.begin(), findings.end());
-  if (has_errors(findings) && !options.force) return refuse(problems);
+  // An object may come before what it names: that is told, and its status says it until it is there.
+  Problems findings = analyze_all(with_objects(manifests->merged(), objects), objects);
+  for (config::Problem& finding : findings) {
+    if (finding.severity == config::Severity::kError) finding.severity = config::Severity::kWarning;
+    problems.push_back(std::move(finding));
+  }
 
   const bool dry = options.dry_run != "none";
   const std::string suffix = dry ? fmt::format(" ({} dry run)", options.dry_run) : "";

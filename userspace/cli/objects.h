@@ -13,7 +13,6 @@ namespace meltemi::cli {
 struct ApplyOptions {
   std::vector<std::string> files;  // "-" is standard input; a folder means its manifests
   std::string kustomize;           // a folder: refused with the way to do it
-  bool force = false;              // also with references to what is not there
   bool only_new = false;           // `create`: an error if one of them is there
   std::string dry_run = "none";    // "none", "client", "server": the last two change nothing
 };

@@ -15,6 +15,8 @@ namespace {
 
 namespace net = ::istio::networking::v1alpha3;
 
+constexpr std::string_view kCodeSharedHost = "IST0109";  // two VirtualServices, one host
+
 using PodsByIp = std::map<IpAddress, std::vector<ObjectPtr>>;
 
 class Analysis {
@@ -104,6 +106,8 @@ class Analysis {
                                                      "mesh") != spec.gateways().end();
     for (int i = 0; mesh && i < spec.hosts_size(); ++i)
       virtual_host(vs, spec.hosts(i), fmt::format("spec.hosts[{}]", i));
+    gateways(vs);
+    for (int i = 0; mesh && i < spec.hosts_size(); ++i) shared_host(vs, i);
     for (int i = 0; i < spec.http_size(); ++i) {
       for (int k = 0; k < spec.http(i).route_size(); ++k) {
         destination(vs, spec.http(i).route(k).destination(),
@@ -116,6 +120,67 @@ class Analysis {
                     fmt::format("spec.tcp[{}].route[{}].destination", i, k));
       }
     }
+  }
+
+  // No gateway but the mesh's own is run here.
+  void gateways(const Object& vs) {
+    const auto& names = vs.as<kube::VirtualService>().spec().gateways();
+    for (int i = 0; i < names.size(); ++i) {
+      if (names[i] == "mesh") continue;
+      add(Severity::kWarning, kCodeReference, fmt::format("spec.gateways[{}]", i),
+          fmt::format("Referenced gateway not found: \"{}\". Its rules act in the mesh only if "
+                      "`mesh` is listed too",
+                      names[i]),
+          names.size() == 1 ? "Remove spec.gateways to use the rules inside of the mesh"
+                            : "Remove it, or leave it for a gateway to come");
+    }
+  }
+
+  // Older objects for the same host: one route list is made of all, the oldest first.
+  void shared_host(const Object& vs, int index) {
+    const std::string& host = vs.as<kube::VirtualService>().spec().hosts(index);
+    const std::string full = expand_host(host, vs.ns(), names_.cluster_domain);
+    const std::string field = fmt::format("spec.hosts[{}]", index);
+    for (const ObjectPtr& other : store_.list(Kind::kVirtualService, vs.ns())) {
+      if (other->key() == vs.key() || !names_host(*other, full)) continue;
+      add(Severity::kWarning, kCodeSharedHost, field,
+          fmt::format("The VirtualServices {}/{}, {}/{} associated with mesh gateway define the "
+                      "same host {} which can lead to undefined behavior. Here the rules of the "
+                      "older come first, and what takes every request comes last",
+                      vs.ns(), vs.name(), other->ns(), other->name(), host),
+          "Merge the conflicting VirtualServices into a single resource");
+      const int rule = catch_all(vs);
+      if (rule < 0 || catch_all(*other) < 0 || !comes_before(*other, vs)) continue;
+      add(Severity::kWarning, kCodeUnreachableRule, fmt::format("spec.http[{}]", rule),
+          fmt::format("the rule is not in force: {} is older and has one that takes every request",
+                      other->key().to_string()),
+          "Merge the two, or give this rule a match");
+    }
+  }
+
+  bool names_host(const Object& vs, const std::string& full) {
+    const auto& spec = vs.as<kube::VirtualService>().spec();
+    const auto& gateways = spec.gateways();
+    if (!gateways.empty() && std::find(gateways.begin(), gateways.end(), "mesh") == gateways.end())
+      return false;
+    return std::any_of(spec.hosts().begin(), spec.hosts().end(), [&](const std::string& host) {
+      return expand_host(host, vs.ns(), names_.cluster_domain) == full;
+    });
+  }
+
+  // Index of the rule that takes every request, -1 if there is none.
+  static int catch_all(const Object& vs) {
+    const auto& rules = vs.as<kube::VirtualService>().spec().http();
+    for (int i = 0; i < rules.size(); ++i) {
+      if (rules[i].match().empty()) return i;
+    }
+    return -1;
+  }
+
+  static bool comes_before(const Object& a, const Object& b) {
+    const std::string& at = a.meta().creation_timestamp();
+    const std::string& bt = b.meta().creation_timestamp();
+    return at != bt ? at < bt : a.name() < b.name();
   }
 
   void virtual_host(const Object& vs, const std::string& host, const std::string& field) {
@@ -283,6 +348,7 @@ class Analysis {
       return;
     }
     needs_waypoint(*service, "spec.host", "the rule has");
+    shared_rule_host(rule);
     for (int i = 0; i < spec.subsets_size(); ++i) {
       Labels wanted = selector_of(*service);
       for (const auto& [key, value] : spec.subsets(i).labels()) wanted[key] = value;
@@ -291,6 +357,32 @@ class Analysis {
           fmt::format("subset {} selects no pod of {}", spec.subsets(i).name(),
                       service->key().to_string()),
           "Correct the labels, or start such pods");
+    }
+  }
+
+  // Rules for one host are merged: all subsets, but of each name, and of trafficPolicy, the oldest.
+  void shared_rule_host(const Object& rule) {
+    const auto& spec = rule.as<kube::DestinationRule>().spec();
+    const std::string host = expand_host(spec.host(), rule.ns(), names_.cluster_domain);
+    for (const ObjectPtr& other : store_.list(Kind::kDestinationRule, rule.ns())) {
+      const auto& theirs = other->as<kube::DestinationRule>().spec();
+      if (other->key() == rule.key() || !comes_before(*other, rule)) continue;
+      if (expand_host(theirs.host(), other->ns(), names_.cluster_domain) != host) continue;
+      const auto lost = [&](std::string field, std::string_view what) {
+        add(Severity::kWarning, kCodeIneffectivePolicy, std::move(field),
+            fmt::format("{} is not in force: {} for the same host is older and has one", what,
+                        other->key().to_string()),
+            "Merge the two DestinationRules");
+      };
+      if (spec.has_traffic_policy() && theirs.has_traffic_policy()) {
+        lost("spec.trafficPolicy", "trafficPolicy");
+      }
+      for (int i = 0; i < spec.subsets_size(); ++i) {
+        for (const auto& subset : theirs.subsets()) {
+          if (subset.name() != spec.subsets(i).name()) continue;
+          lost(fmt::format("spec.subsets[{}]", i), fmt::format("subset {}", subset.name()));
+        }
+      }
     }
   }
 

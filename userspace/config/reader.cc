@@ -3,6 +3,7 @@
 
 #include "userspace/config/decode.h"
 #include "userspace/config/object.h"
+#include "userspace/config/reader.h"
 
 namespace meltemi::config {
 namespace {
@@ -32,8 +33,9 @@ void collect_lines(const Value& value, const std::string& path,
 
 class ObjectReader {
  public:
-  ObjectReader(std::string_view file, const ReadOptions& options, ReadResult* out)
-      : file_(file), options_(options), out_(*out) {}
+  ObjectReader(std::string_view file, const ReadOptions& options, ReadResult* out,
+               std::vector<Object>* broken)
+      : file_(file), options_(options), out_(*out), broken_(broken) {}
 
   void document(const Value& document) {
     if (!document.is_map()) {
@@ -159,10 +161,26 @@ class ObjectReader {
     decoder.message(document, "", body.get(), {"apiVersion", "kind", "metadata"});
     object.body_ = std::move(body);
     for (size_t i = problems_before; i < out_.problems.size(); ++i) {
-      if (out_.problems[i].severity == Severity::kError) return;
+      if (out_.problems[i].severity != Severity::kError) continue;
+      if (broken_ != nullptr) broken_->push_back(std::move(object));
+      return;
     }
     if (options_.warn_ignored) note_ignored(object, decoder);
     out_.objects.push_back(std::move(object));
+  }
+
+  // Written by habit or by the API server: nobody who writes these counts on more than they do here.
+  static bool is_usual(std::string_view path) {
+    const std::string_view name = path.substr(path.rfind('.') + 1);
+    for (std::string_view usual :
+         {"image", "imagePullPolicy", "terminationMessagePath", "terminationMessagePolicy",
+          "dnsPolicy", "schedulerName", "enableServiceLinks", "preemptionPolicy", "priority",
+          "tolerations", "revisionHistoryLimit", "progressDeadlineSeconds", "strategy",
+          "completionMode", "suspend", "podReplacementPolicy", "minReadySeconds", "medium",
+          "recursiveReadOnly", "setHostnameAsFQDN", "tty"}) {
+      if (name == usual) return true;
+    }
+    return false;
   }
 
   void check_meta(const Object& object, const kube::ObjectMeta& meta, const KindInfo& info) {
@@ -183,29 +201,39 @@ class ObjectReader {
     }
   }
 
+  // One finding for all of them; those that every manifest has are told to who asks only.
   void note_ignored(const Object& object, const Decoder& decoder) {
-    if (decoder.ignored().empty()) return;
-    std::string message = "accepted without effect: ";
-    bool first = true;
-    for (const auto& ignored : decoder.ignored()) {
-      if (!first) message += ", ";
-      first = false;
-      message += fmt::format("{} ({})", ignored.path, ignored.note);
+    for (Severity severity : {Severity::kWarning, Severity::kInfo}) {
+      std::string message;
+      std::string field;
+      for (const auto& ignored : decoder.ignored()) {
+        if (is_usual(ignored.path) != (severity == Severity::kInfo)) continue;
+        if (field.empty()) field = ignored.path;
+        message += fmt::format("{}{} ({})", message.empty() ? "accepted without effect: " : ", ",
+                               ignored.path, ignored.note);
+      }
+      if (message.empty()) continue;
+      out_.problems.push_back(
+          object.problem(severity, kCodeIgnoredField, std::move(field), std::move(message), ""));
     }
-    out_.problems.push_back(object.problem(Severity::kInfo, kCodeIgnoredField,
-                                           decoder.ignored()[0].path, std::move(message), ""));
   }
 
   std::string_view file_;
   const ReadOptions& options_;
   ReadResult& out_;
+  std::vector<Object>* broken_;
 };
 
 ReadResult read_objects(std::string_view bytes, std::string_view file, const ReadOptions& options) {
+  return read_objects(bytes, file, options, nullptr);
+}
+
+ReadResult read_objects(std::string_view bytes, std::string_view file, const ReadOptions& options,
+                        std::vector<Object>* broken) {
   ReadResult out;
   ParsedDocuments parsed = parse_documents(bytes, file, options.limits);
   out.problems = std::move(parsed.problems);
-  ObjectReader reader(file, options, &out);
+  ObjectReader reader(file, options, &out, broken);
   for (const Value& document : parsed.documents) reader.document(document);
   return out;
 }

@@ -379,6 +379,22 @@ bool add_rule(View& view, const RouteTarget& target, const Object& vs, int index
   return false;
 }
 
+bool takes_everything(const rt::RouteMatch& match) {
+  if (!match.headers().empty() || !match.query_parameters().empty()) return false;
+  return match.prefix() == "/" || match.safe_regex().regex() == ".*";
+}
+
+// Several objects for one host are as one: what takes everything comes after what is more specific,
+// wherever it was written. The first of those is the one in force.
+void catch_all_last(rt::VirtualHost* host) {
+  auto& routes = *host->mutable_routes();
+  const auto rest = std::stable_partition(
+      routes.pointer_begin(), routes.pointer_end(),
+      [](const rt::Route* route) { return !takes_everything(route->match()); });
+  const auto kept = static_cast<int>(rest - routes.pointer_begin()) + 1;
+  if (kept < routes.size()) routes.DeleteSubrange(kept, routes.size() - kept);
+}
+
 }  // namespace
 
 std::vector<ObjectPtr> virtual_services_for(View& view, const RouteTarget& target) {
@@ -420,9 +436,10 @@ void build_http_routes(View& view, const RouteTarget& target, Protocol protocol,
     const auto& spec = vs->as<kube::VirtualService>().spec();
     any |= !spec.http().empty();
     for (int i = 0; i < spec.http_size(); ++i) {
-      if (add_rule(view, target, *vs, i, host, out)) return;
+      if (add_rule(view, target, *vs, i, host, out)) break;  // of this object: the next has its turn
     }
   }
+  catch_all_last(host);
   if (any) return;  // requests that no rule takes get 404, as the author said which ones to take
   rt::Route* route = host->add_routes();
   route->set_name("default");

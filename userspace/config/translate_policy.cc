@@ -1,6 +1,6 @@
 // AuthorizationPolicy and PeerAuthentication to istio.security.Authorization, which ztunnel
 // enforces, and the conditions that say what of a policy is enforced where. What ztunnel cannot see
-// (HTTP) never makes an ALLOW wider nor a DENY of several alternatives narrower.
+// (HTTP) never makes an ALLOW wider nor a DENY narrower: a DENY of HTTP attributes only denies all.
 #include <fmt/format.h>
 
 #include <charconv>
@@ -128,10 +128,7 @@ class RuleTranslator {
     add_sources(first, last, &result, &stripped, &unsayable);
     for (const auto& when : rule.when()) add_condition(when, &result, &stripped, &unsayable);
     if (unsayable && !deny_) return;
-    if (stripped && result.clauses().empty()) {
-      // A DENY of HTTP attributes only: an empty match never matches, and the status says so.
-      result.add_clauses()->add_matches();
-    }
+    // A DENY of which nothing is left denies everything: what its author wanted to keep out is out.
     *out->add_rules() = std::move(result);
   }
 
@@ -223,6 +220,15 @@ class RuleTranslator {
   bool deny_;
 };
 
+bool denies_every_connection(const api::Rule& rule) {
+  wire::Authorization probe;
+  RuleTranslator("", true).add(rule, &probe);
+  for (const auto& one : probe.rules()) {
+    if (one.clauses().empty()) return true;
+  }
+  return false;
+}
+
 // Every rule's HTTP fields, for a message.
 std::string l7_list(const api::AuthorizationPolicy& spec) {
   std::vector<std::string> all;
@@ -251,26 +257,18 @@ Condition ztunnel_condition(const api::AuthorizationPolicy& spec) {
             "policy is more restrictive than requested",
             list)};
   }
-  bool enforceable = false;
-  for (const auto& rule : spec.rules()) {
-    wire::Authorization probe;
-    RuleTranslator("", true).add(rule, &probe);
-    for (const auto& one : probe.rules()) {
-      enforceable |= one.clauses_size() != 1 || one.clauses(0).matches_size() != 1 ||
-                     !is_empty(one.clauses(0).matches(0));
-    }
+  std::vector<std::string> total;
+  for (int i = 0; i < spec.rules_size(); ++i) {
+    if (denies_every_connection(spec.rules(i))) total.push_back(fmt::format("rules[{}]", i));
   }
-  return {
-      "ZtunnelAccepted", false, "UnsupportedValue",
-      enforceable
-          ? fmt::format(
-                "ztunnel does not support HTTP attributes ({}). They are ignored, so the policy is "
-                "more restrictive than requested",
-                list)
-          : fmt::format("ztunnel does not support HTTP attributes ({}). The policy has no "
-                        "enforceable rules "
-                        "at ztunnel; use targetRefs and a waypoint",
-                        list)};
+  return {"ZtunnelAccepted", false, "UnsupportedValue",
+          fmt::format("ztunnel does not support HTTP attributes ({}). They are ignored, so the "
+                      "policy is more restrictive than requested{}",
+                      list,
+                      total.empty() ? ""
+                                    : fmt::format(": {} denies every connection; use targetRefs and "
+                                                  "a waypoint",
+                                                  fmt::join(total, ", ")))};
 }
 
 // How a policy with targetRefs stands at its waypoints: the worst of its targets.

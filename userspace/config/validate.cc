@@ -3,11 +3,13 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <set>
 
 #include "userspace/config/check.h"
 #include "userspace/config/mesh_config.h"
 #include "userspace/config/names.h"
+#include "userspace/config/reader.h"
 
 namespace meltemi::config {
 
@@ -118,6 +120,64 @@ void check_annotations(Check& check) {
   }
 }
 
+// Labels that the mesh acts on: a value that nobody knows would be as if the label were not there.
+void check_mesh_labels(Check& check, const std::string& field, const Labels& labels) {
+  const auto find = [&labels](const char* key) -> const std::string* {
+    auto it = labels.find(key);
+    return it == labels.end() ? nullptr : &it->second;
+  };
+  constexpr const char* kMode = "istio.io/dataplane-mode";
+  if (const std::string* mode = find(kMode); mode && *mode != "ambient" && *mode != "none") {
+    const std::string_view near = did_you_mean(*mode, {"ambient", "none"});
+    check.warn(fmt::format("{}[{}]", field, kMode),
+               fmt::format("\"{}\" is no mode, so the label has no effect", *mode),
+               near.empty() ? "Write ambient or none" : fmt::format("Did you mean `{}`?", near),
+               kCodeIgnoredField);
+  }
+  for (const char* key : {"istio.io/use-waypoint", "istio.io/use-waypoint-namespace"}) {
+    const std::string* name = find(key);
+    if (name == nullptr || is_dns_subdomain(*name)) continue;
+    check.error(fmt::format("{}[{}]", field, key),
+                fmt::format("\"{}\" is not a legal name", *name),
+                "Name a Gateway, or write none");
+  }
+}
+
+// Fields that are read and kept, and that nobody acts on: each with what its author should know.
+void name_unused_fields(Check& check) {
+  struct Unused {
+    Kind kind;
+    std::string_view field;
+    std::string_view effect;
+  };
+  static constexpr std::string_view kMutable = "the object can be changed all the same";
+  static constexpr std::string_view kNoPull = "images are not pulled";
+  static constexpr std::string_view kNoParameters = "waypoints are made from options only";
+  static constexpr Unused kUnused[] = {
+      {Kind::kNamespace, "spec.finalizers", "deleting it waits for nobody"},
+      {Kind::kConfigMap, "immutable", kMutable},
+      {Kind::kSecret, "immutable", kMutable},
+      {Kind::kServiceAccount, "secrets", "tokens are made for each pod"},
+      {Kind::kServiceAccount, "imagePullSecrets", kNoPull},
+      {Kind::kService, "spec.sessionAffinityConfig", "each connection may reach another pod"},
+      {Kind::kService, "spec.allocateLoadBalancerNodePorts", "node ports are not opened"},
+      {Kind::kGateway, "spec.allowedListeners", "ListenerSets are not read"},
+      {Kind::kGateway, "spec.infrastructure.parametersRef", kNoParameters},
+      {Kind::kGatewayClass, "spec.parametersRef", kNoParameters},
+  };
+  const auto warn = [&check](std::string_view field, std::string_view effect) {
+    if (!check.object().wrote(field)) return;
+    check.warn(std::string(field), fmt::format("has no effect: {}", effect), "Do not rely on it",
+               kCodeIgnoredField);
+  };
+  for (const Unused& unused : kUnused) {
+    if (unused.kind == check.object().kind()) warn(unused.field, unused.effect);
+  }
+  if (!check.object().meta().finalizers().empty()) {
+    warn("metadata.finalizers", "deleting the object waits for nobody");
+  }
+}
+
 void check_spec(Check& check, const MeshNames& names) {
   switch (check.object().kind()) {
     case Kind::kPod:
@@ -168,16 +228,42 @@ Problems validate(const Object& object, const MeshNames& names) {
   Check check(object, &problems);
   check_name(check);
   check.labels("metadata.labels", object.meta().labels());
+  check_mesh_labels(check, "metadata.labels", object.meta().labels());
   check_annotations(check);
+  name_unused_fields(check);
   check_spec(check, names);
   return problems;
 }
 
+namespace {
+
+// Whether one of the two fields is the other or lies below it.
+bool related(std::string_view a, std::string_view b) {
+  if (a.size() > b.size()) std::swap(a, b);
+  return a.empty() || (b.starts_with(a) && (b.size() == a.size() || b[a.size()] == '.' ||
+                                            b[a.size()] == '['));
+}
+
+// What else is wrong with an object that did not decode, but for what its broken fields may cause.
+void validate_broken(const Object& object, const MeshNames& names, Problems* problems) {
+  const Problems schema = *problems;
+  for (Problem& found : validate(object, names)) {
+    const bool caused = std::any_of(schema.begin(), schema.end(), [&](const Problem& p) {
+      return p.object == found.object && related(p.field, found.field);
+    });
+    if (!caused && found.severity == Severity::kError) problems->push_back(std::move(found));
+  }
+}
+
+}  // namespace
+
 ReadResult read_and_validate(std::string_view bytes, std::string_view file,
                              const ReadOptions& options, const MeshNames& names) {
-  ReadResult read = read_objects(bytes, file, options);
+  std::vector<Object> broken;
+  ReadResult read = read_objects(bytes, file, options, &broken);
   ReadResult out;
   out.problems = std::move(read.problems);
+  for (const Object& object : broken) validate_broken(object, names, &out.problems);
   for (Object& object : read.objects) {
     Problems problems = validate(object, names);
     bool bad = has_errors(problems);

@@ -283,6 +283,9 @@ void check_traffic_policy(Check& check, const std::string& field,
   }
   if (policy.has_proxy_protocol())
     check.unsupported(field + ".proxyProtocol", "the PROXY protocol");
+  if (policy.retry_budget().has_budget_interval()) {
+    check.untuned(field + ".retryBudget.budgetInterval", "budgetInterval");
+  }
   check_policy_parts(check, field, policy);
   std::set<uint32_t> ports;
   for (int i = 0; i < policy.port_level_settings_size(); ++i) {

@@ -1,6 +1,8 @@
 // AuthorizationPolicy and PeerAuthentication: istiod's checks in istiod's words.
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include <charconv>
 #include <set>
 
@@ -394,6 +396,28 @@ void check_dry_run(Check& check, const sec::AuthorizationPolicy& spec) {
   }
 }
 
+// Whether nothing of a rule is left where only connections are seen: some alternative of each part
+// has HTTP attributes only.
+bool only_l7(const sec::Rule& rule) {
+  const auto any = [](const auto& list, auto&& is_l7) {
+    return list.empty() || std::any_of(list.begin(), list.end(), is_l7);
+  };
+  const auto source_is = [](const auto& from) {
+    sec::Source rest = from.source();
+    rest.clear_request_principals();
+    rest.clear_not_request_principals();
+    rest.clear_remote_ip_blocks();
+    rest.clear_not_remote_ip_blocks();
+    return rest.ByteSizeLong() == 0;
+  };
+  const auto operation_is = [](const auto& to) {
+    return to.operation().ports().empty() && to.operation().not_ports().empty();
+  };
+  return any(rule.from(), source_is) && any(rule.to(), operation_is) &&
+         std::none_of(rule.when().begin(), rule.when().end(),
+                      [](const auto& when) { return is_l4_key(when.key()); });
+}
+
 // Rules that need HTTP where only connections are seen. They are never silently wider or narrower:
 // the translation fails closed, and this says how.
 void warn_l7(Check& check, const sec::AuthorizationPolicy& spec) {
@@ -418,24 +442,18 @@ void warn_l7(Check& check, const sec::AuthorizationPolicy& spec) {
           field,
           deny ? fmt::format(
                      "{}: ztunnel sees connections, not requests; these attributes are ignored, "
-                     "and a rule of nothing else denies nothing",
+                     "and a rule of nothing else denies every connection",
                      list)
                : fmt::format("{}: ztunnel sees connections, not requests; the rule allows nothing",
                              list),
           "Put a waypoint in front and use targetRefs instead of selector", kCodeIneffectivePolicy);
     }
-    if (deny && spec.rules(i).to_size() > 0) {
-      bool ports = false;
-      for (const auto& to : spec.rules(i).to()) ports |= !to.operation().ports().empty();
-      if (!ports) {
-        check.warn(field,
-                   "configured AuthorizationPolicy will deny all traffic to TCP ports under its "
-                   "scope due to "
-                   "the use of only HTTP attributes in a DENY rule; it is recommended to "
-                   "explicitly specify "
-                   "the port",
-                   "Add operation.ports");
-      }
+    if (deny && only_l7(spec.rules(i))) {
+      check.warn(field,
+                 "configured AuthorizationPolicy will deny all traffic to TCP ports under its scope "
+                 "due to the use of only HTTP attributes in a DENY rule; it is recommended to "
+                 "explicitly specify the port",
+                 "Add operation.ports");
     }
   }
 }

@@ -2,6 +2,7 @@
 // to the sandbox and the mesh, and the mesh's own on waypoint Gateways.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <set>
 
 #include "userspace/base/address.h"
@@ -86,6 +87,50 @@ void check_env(Check& check, const std::string& field, const kube::EnvVar& env) 
   }
 }
 
+// Kubernetes' quantity: digits, perhaps a fraction, and one suffix.
+bool is_quantity(std::string_view text) {
+  if (!text.empty() && (text[0] == '+' || text[0] == '-')) text.remove_prefix(1);
+  const size_t end = std::min(text.find_first_not_of("0123456789."), text.size());
+  const std::string_view number = text.substr(0, end);
+  if (number.empty() || number == "." || std::count(number.begin(), number.end(), '.') > 1) {
+    return false;
+  }
+  std::string_view suffix = text.substr(end);
+  for (std::string_view known : {"", "n", "u", "m", "k", "M", "G", "T", "P", "E", "Ki", "Mi", "Gi",
+                                 "Ti", "Pi", "Ei"}) {
+    if (suffix == known) return true;
+  }
+  if (suffix[0] != 'e' && suffix[0] != 'E') return false;  // an exponent
+  suffix.remove_prefix(1);
+  if (!suffix.empty() && (suffix[0] == '+' || suffix[0] == '-')) suffix.remove_prefix(1);
+  return !suffix.empty() && suffix.find_first_not_of("0123456789") == std::string_view::npos;
+}
+
+// Not limited here, but a quantity that no Kubernetes would take is told here as it would be there.
+void check_resources(Check& check, const std::string& field, const google::protobuf::Value& value) {
+  for (const auto& [list, amounts] : value.struct_value().fields()) {
+    if (list != "limits" && list != "requests") continue;
+    for (const auto& [name, amount] : amounts.struct_value().fields()) {
+      if (amount.kind_case() == google::protobuf::Value::kNumberValue) continue;
+      if (is_quantity(amount.string_value())) continue;
+      check.error(fmt::format("{}.{}.{}", field, list, name),
+                  fmt::format("\"{}\" is not a quantity", amount.string_value()),
+                  "Write a number with a suffix such as m, Ki, Mi or Gi");
+    }
+  }
+}
+
+// Processes have the capabilities of an ordinary container, whatever is asked for.
+void check_security_context(Check& check, const std::string& field,
+                            const google::protobuf::Value& value) {
+  const auto& fields = value.struct_value().fields();
+  auto privileged = fields.find("privileged");
+  if (privileged == fields.end() || !privileged->second.bool_value()) return;
+  check.warn(field + ".privileged",
+             "has no effect: the container is run with an ordinary container's capabilities",
+             "Do not rely on it", kCodeIgnoredField);
+}
+
 void check_container(Check& check, const std::string& field, const kube::Container& container,
                      const std::set<std::string>& volumes, std::set<std::string>* names) {
   if (!is_dns_label(container.name())) {
@@ -96,6 +141,8 @@ void check_container(Check& check, const std::string& field, const kube::Contain
     check.error(field + ".name", fmt::format("container name {} is used twice", container.name()),
                 "Rename one of the two");
   }
+  check_resources(check, field + ".resources", container.resources());
+  check_security_context(check, field + ".securityContext", container.security_context());
   std::set<std::string> port_names;
   for (int i = 0; i < container.ports_size(); ++i) {
     const kube::ContainerPort& port = container.ports(i);
@@ -307,6 +354,62 @@ void validate_job(Check& check) {
   }
 }
 
+namespace {
+
+// What needs a way in from outside, or an endpoint choice that is not made here. Each is said once,
+// with what happens instead.
+void name_unused_service_fields(Check& check, const kube::Service::Spec& spec) {
+  const auto unused = [&check](bool given, std::string_view field, std::string_view effect) {
+    if (!given) return;
+    check.warn(fmt::format("spec.{}", field), fmt::format("has no effect: {}", effect),
+               "Do not rely on it", kCodeIgnoredField);
+  };
+  constexpr std::string_view kInside = "the Service is reached from inside of the mesh only";
+  unused(spec.type() == "LoadBalancer" || spec.type() == "NodePort", "type", kInside);
+  unused(!spec.external_ips().empty(), "externalIPs", kInside);
+  unused(!spec.load_balancer_ip().empty(), "loadBalancerIP", kInside);
+  unused(!spec.load_balancer_class().empty(), "loadBalancerClass", kInside);
+  unused(spec.health_check_node_port() != 0, "healthCheckNodePort", kInside);
+  unused(spec.external_traffic_policy() == "Local", "externalTrafficPolicy", kInside);
+  unused(!spec.load_balancer_source_ranges().empty(), "loadBalancerSourceRanges",
+         "nobody is kept out by it; write an AuthorizationPolicy with ipBlocks");
+  unused(spec.session_affinity() == "ClientIP", "sessionAffinity",
+         "each connection may reach another pod");
+  for (int i = 0; i < spec.ports_size(); ++i) {
+    unused(spec.ports(i).node_port() != 0, fmt::format("ports[{}].nodePort", i), kInside);
+  }
+}
+
+template <size_t N>
+void one_of(Check& check, std::string_view field, const std::string& value,
+            const std::string_view (&allowed)[N]) {
+  if (value.empty() || std::find(allowed, allowed + N, value) != allowed + N) return;
+  check.error(fmt::format("spec.{}", field), fmt::format("unknown value \"{}\"", value),
+              fmt::format("One of: {}", fmt::join(allowed, ", ")));
+}
+
+void check_service_choices(Check& check, const kube::Service::Spec& spec) {
+  static constexpr std::string_view kAffinity[] = {"None", "ClientIP"};
+  static constexpr std::string_view kPolicy[] = {"Cluster", "Local"};
+  static constexpr std::string_view kDistribution[] = {"PreferClose", "PreferSameZone",
+                                                       "PreferSameNode"};
+  static constexpr std::string_view kFamilies[] = {"SingleStack", "PreferDualStack",
+                                                   "RequireDualStack"};
+  one_of(check, "sessionAffinity", spec.session_affinity(), kAffinity);
+  one_of(check, "internalTrafficPolicy", spec.internal_traffic_policy(), kPolicy);
+  one_of(check, "externalTrafficPolicy", spec.external_traffic_policy(), kPolicy);
+  one_of(check, "trafficDistribution", spec.traffic_distribution(), kDistribution);
+  one_of(check, "ipFamilyPolicy", spec.ip_family_policy(), kFamilies);
+  for (int i = 0; i < spec.ip_families_size(); ++i) {
+    const std::string& family = spec.ip_families(i);
+    if (family == "IPv4" || family == "IPv6") continue;
+    check.error(fmt::format("spec.ipFamilies[{}]", i), fmt::format("unknown value \"{}\"", family),
+                "Write IPv4 or IPv6");
+  }
+}
+
+}  // namespace
+
 void validate_service(Check& check) {
   const auto& spec = check.object().as<kube::Service>().spec();
   const std::string& type = spec.type();
@@ -330,6 +433,8 @@ void validate_service(Check& check) {
                        spec.ports_size() > 1, &names, &numbers);
   }
   check.labels("spec.selector", spec.selector());
+  check_service_choices(check, spec);
+  name_unused_service_fields(check, spec);
   if (!spec.cluster_ip().empty() && !headless && !is_ip(spec.cluster_ip())) {
     check.error("spec.clusterIP", fmt::format("\"{}\" is not an IP address", spec.cluster_ip()),
                 "Give an address, \"None\", or leave it out");

@@ -140,6 +140,17 @@ void StatusBoard::fill_istio(const Object& object, std::string_view now, const s
       *conditions.Add() = condition(c.type, c.status, c.reason, c.message, generation);
     }
   }
+  const auto [first, last] = findings_by_object_.equal_range(object.key().to_string());
+  const auto unresolved = std::find_if(first, last, [](const auto& entry) {
+    return entry.second->code == config::kCodeReference ||
+           entry.second->code == config::kCodeUnknownRuleHost;
+  });
+  if (unresolved != last) {  // goes away with its cause
+    *conditions.Add() = condition("ResolvedRefs", false, "RefNotFound",
+                                  fmt::format("{}: {}", unresolved->second->field,
+                                              unresolved->second->message),
+                                  generation);
+  }
   const Conditions& before = shown_[object.key()];
   for (kube::Condition& c : conditions) {
     const auto old = std::ranges::find_if(before, [&](const kube::Condition& o) {
@@ -147,7 +158,6 @@ void StatusBoard::fill_istio(const Object& object, std::string_view now, const s
     });
     c.set_last_transition_time(old != before.end() ? old->last_transition_time() : std::string(now));
   }
-  const auto [first, last] = findings_by_object_.equal_range(object.key().to_string());
   for (auto it = first; it != last; ++it) add_message(*it->second, status);
   shown_[object.key()] = conditions;
   *status->mutable_conditions() = std::move(conditions);

@@ -29,6 +29,7 @@ ConfigFeed::ConfigFeed(const Settings& settings, model::MeshStore& mesh,
     : settings_(settings), mesh_(mesh), readiness_(readiness), publish_(std::move(publish)) {
   readiness_.pending(kConfigTask);
   if (settings_.has_control_plane()) readiness_.pending(kMeshTask);
+  readiness_.check("refused configuration", [this] { return refusals_.nothing_accepted(); });
   registry.add([this](telemetry::Exposition& out) { collect(out); });
 }
 
@@ -90,12 +91,17 @@ std::vector<xds::Rejection> ConfigFeed::on_resources(XdsType type, const xds::Up
   std::lock_guard lock(mutex_);
   for (const xds::ReceivedResource& r : update.resources) {
     const std::string name(r.name);
-    if (const Status ok = store_.put(type, name, r.body); !ok) {
+    const Status ok = store_.put(type, name, r.body);
+    refusals_.note(type, name, ok ? "" : ok.error().detail);
+    if (!ok) {
       scope.error("{} refused, the last good one stays: {}", type_url(type), ok.error().detail);
       rejected.push_back({name, ok.error().detail});
     }
   }
-  for (const std::string_view name : update.removed) store_.remove(type, std::string(name));
+  for (const std::string_view name : update.removed) {
+    store_.remove(type, std::string(name));
+    refusals_.forget(type, std::string(name));
+  }
   if (type == XdsType::kListener) got_listeners_ = true;
   if (type == XdsType::kCluster) got_clusters_ = true;
   if (!dirty_) dirty_since_ = MonoClock::now();

@@ -13,6 +13,7 @@
 #include "userspace/telemetry/readiness.h"
 #include "userspace/xds/delta_client.h"
 #include "waypoint/app/settings.h"
+#include "waypoint/xds/refusals.h"
 #include "waypoint/xds/store.h"
 
 namespace meltemi::waypoint {
@@ -42,6 +43,7 @@ class ConfigFeed {
   model::MeshStore& mesh_;
   telemetry::Readiness& readiness_;
   Publish publish_;
+  Refusals refusals_;
   mutable std::mutex mutex_;  // guards what follows
   ConfigStore store_;
   bool dirty_ = false;

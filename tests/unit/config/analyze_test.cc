@@ -164,6 +164,49 @@ TEST(Analyze, Policies) {
   EXPECT_EQ(ap("{}"), "");
 }
 
+TEST(Analyze, TheLoserOfTwoRulesForOneHostIsTold) {
+  Analysed mesh;
+  const auto meta = [](const char* kind, const char* name, const char* created) {
+    return std::string("apiVersion: networking.istio.io/v1\nkind: ") + kind + "\nmetadata: {name: " +
+           name + ", namespace: shop, creationTimestamp: \"" + created + "\"}\nspec: ";
+  };
+  mesh.put("a.yaml", meta("VirtualService", "a", "2026-01-01T00:00:00Z") +
+                         "{hosts: [catalog], http: [{route: [{destination: {host: catalog}}]}]}\n");
+  const std::string lost = mesh.about(
+      Kind::kVirtualService, "b",
+      meta("VirtualService", "b", "2026-02-01T00:00:00Z") +
+          "{hosts: [catalog.shop.svc.cluster.local], http: [{match: [{uri: {prefix: /b}}], route: "
+          "[{destination: {host: catalog}}]}, {route: [{destination: {host: catalog}}]}]}\n");
+  EXPECT_THAT(lost, HasSubstr("The VirtualServices shop/b, shop/a associated with mesh gateway define "
+                              "the same host"));
+  EXPECT_THAT(lost, HasSubstr("[IST0109]"));
+  EXPECT_THAT(lost, HasSubstr("spec.http[1]: the rule is not in force: VirtualService shop/a is "
+                              "older"));
+  Problems first = analyze_object(mesh.store(), {Kind::kVirtualService, "shop", "a"});
+  for (const Problem& p : first) EXPECT_THAT(p.message, testing::Not(HasSubstr("not in force")));
+
+  mesh.put("d.yaml", meta("DestinationRule", "d", "2026-01-01T00:00:00Z") +
+                         "{host: catalog, trafficPolicy: {loadBalancer: {simple: RANDOM}}, subsets: "
+                         "[{name: v1, labels: {version: v1}}]}\n");
+  const std::string rule = mesh.about(
+      Kind::kDestinationRule, "e",
+      meta("DestinationRule", "e", "2026-02-01T00:00:00Z") +
+          "{host: catalog, trafficPolicy: {loadBalancer: {simple: ROUND_ROBIN}}, subsets: [{name: v1, "
+          "labels: {version: v1}}, {name: v2, labels: {version: v1}}]}\n");
+  EXPECT_THAT(rule, HasSubstr("spec.trafficPolicy: trafficPolicy is not in force: DestinationRule "
+                              "shop/d for the same host is older"));
+  EXPECT_THAT(rule, HasSubstr("spec.subsets[0]: subset v1 is not in force"));
+  EXPECT_THAT(rule, testing::Not(HasSubstr("subset v2")));
+}
+
+TEST(Analyze, AGatewayThatIsNotTheMeshsIsNamed) {
+  Analysed mesh;
+  EXPECT_THAT(mesh.about(Kind::kVirtualService, "v",
+                         vs("{hosts: [catalog], gateways: [shop-gateway, mesh], http: [{route: "
+                            "[{destination: {host: catalog}}]}]}")),
+              HasSubstr("spec.gateways[0]: Referenced gateway not found: \"shop-gateway\""));
+}
+
 TEST(Analyze, ServicesAndPods) {
   Analysed mesh;
   EXPECT_THAT(

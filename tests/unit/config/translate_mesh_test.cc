@@ -293,12 +293,11 @@ TEST(TranslatePolicy, HttpAttributesFailClosed) {
   ASSERT_EQ(policy(mesh, "shop/p").rules(0).clauses_size(), 1) << "wider: all of namespace a";
   EXPECT_EQ(policy(mesh, "shop/p").rules(0).clauses(0).matches(0).namespaces(0).exact(), "a");
   mesh.put("p.yaml", policy_yaml("{action: DENY, rules: [{to: [{operation: {methods: [GET]}}]}]}"));
-  ASSERT_EQ(policy(mesh, "shop/p").rules(0).clauses_size(), 1);
-  EXPECT_EQ(policy(mesh, "shop/p").rules(0).clauses(0).matches(0).ByteSizeLong(), 0u)
-      << "matches nothing, not everything";
+  ASSERT_EQ(policy(mesh, "shop/p").rules_size(), 1);
+  EXPECT_EQ(policy(mesh, "shop/p").rules(0).clauses_size(), 0) << "matches everything: closed";
   ASSERT_FALSE(mesh.translator().conditions(key).empty());
   EXPECT_THAT(mesh.translator().conditions(key)[0].message,
-              HasSubstr("no enforceable rules at ztunnel"));
+              HasSubstr("more restrictive than requested: rules[0] denies every connection"));
 }
 
 TEST(TranslatePolicy, TargetRefsNeverReachZtunnel) {

@@ -336,6 +336,36 @@ TEST(TranslateRoutes, RulesAfterACatchAllAndForeignServicesAreLeftOut) {
   EXPECT_EQ(mesh.routes().routes(0).name(), "default");
 }
 
+TEST(TranslateRoutes, TwoObjectsForOneHostAreAsOneTheOldestFirst) {
+  Shop mesh;
+  const auto put = [&mesh](const char* name, const char* created, const char* http) {
+    mesh.put(std::string(name) + ".yaml",
+             std::string("apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: "
+                         "{name: ") +
+                 name + ", namespace: shop, creationTimestamp: \"" + created +
+                 "\"}\nspec: {hosts: [catalog], http: [" + http + "]}\n");
+  };
+  const auto names = [&mesh] {
+    std::vector<std::string> out;
+    for (const auto& route : mesh.routes().routes()) out.push_back(route.name());
+    return out;
+  };
+  put("old", "2026-01-01T00:00:00Z",
+      "{name: a, match: [{uri: {prefix: /a}}], redirect: {uri: /}}, {name: all, redirect: {uri: /x}},"
+      " {name: after, match: [{uri: {prefix: /after}}], redirect: {uri: /}}");
+  put("new", "2026-02-01T00:00:00Z",
+      "{name: b, match: [{uri: {prefix: /b}}], redirect: {uri: /}}, {name: too-late, redirect: {uri: "
+      "/y}}");
+  EXPECT_THAT(names(), ElementsAre("a", "b", "all"));
+  mesh.remove("old.yaml");
+  EXPECT_THAT(names(), ElementsAre("b", "too-late"));
+  // The same for a match that says no more than a missing one.
+  put("new", "2026-02-01T00:00:00Z",
+      "{name: everything, match: [{uri: {prefix: /}}], redirect: {uri: /}}, {name: c, match: [{uri: "
+      "{exact: /c}}], redirect: {uri: /}}");
+  EXPECT_THAT(names(), ElementsAre("c", "everything"));
+}
+
 TEST(TranslateProxy, TcpAndUnknownProtocols) {
   Shop mesh;
   mesh.put("db.yaml",

@@ -572,7 +572,7 @@ TEST(ValidateAuthorizationPolicy, HttpAttributesAreSaidToFailClosed) {
              "rules[0]: to[0].operation.methods: ztunnel sees connections, not requests; the rule "
              "allows nothing. Put a waypoint in front"},
             {"{action: DENY, rules: [{to: [{operation: {methods: [GET]}}]}]}",
-             "a rule of nothing else denies nothing"},
+             "a rule of nothing else denies every connection"},
             {"{action: DENY, rules: [{to: [{operation: {methods: [GET]}}]}]}",
              "will deny all traffic to TCP ports under its scope"},
             {"{targetRefs: [{kind: Service, group: \"\", name: a}], rules: [{when: [{key: "
@@ -583,6 +583,109 @@ TEST(ValidateAuthorizationPolicy, HttpAttributesAreSaidToFailClosed) {
              "[{source: {requestPrincipals: [\"*\"]}}]}]}",
              "the rule denies whatever its other attributes match"},
         });
+}
+
+constexpr char kSvc[] = "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: shop}\n";
+
+TEST(ValidateService, WhatHasNoEffectIsNamedOnceWithIt) {
+  const auto with = [](const char* field) {
+    static std::string spec;
+    spec = std::string("{") + field + ", ports: [{port: 80}]}";
+    return spec.c_str();
+  };
+  for (const auto& [field, want] : std::vector<std::pair<const char*, const char*>>{
+           {"type: LoadBalancer", "spec.type: has no effect: the Service is reached from inside"},
+           {"type: NodePort", "spec.type: has no effect"},
+           {"externalIPs: [10.99.99.99]", "spec.externalIPs: has no effect"},
+           {"loadBalancerIP: 10.9.9.9", "spec.loadBalancerIP: has no effect"},
+           {"loadBalancerSourceRanges: [10.0.0.0/8]", "write an AuthorizationPolicy with ipBlocks"},
+           {"externalTrafficPolicy: Local", "spec.externalTrafficPolicy: has no effect"},
+           {"sessionAffinity: ClientIP", "each connection may reach another pod"},
+           {"sessionAffinity: ClientIp", "One of: None, ClientIP"},
+           {"internalTrafficPolicy: local", "One of: Cluster, Local"},
+           {"trafficDistribution: Near", "One of: PreferClose, PreferSameZone, PreferSameNode"},
+           {"ipFamilies: [ipv4]", "Write IPv4 or IPv6"},
+           {"internalTrafficPolicy: Local, type: ClusterIP, publishNotReadyAddresses: true", ""},
+       }) {
+    check(kSvc, {{with(field), want}});
+  }
+}
+
+TEST(ValidateLabels, AValueThatTheMeshDoesNotKnowIsNamed) {
+  const auto with = [](std::string_view labels) {
+    return problems_of("apiVersion: v1\nkind: Namespace\nmetadata: {name: n, labels: {" +
+                           std::string(labels) + "}}\n",
+                       "{}");
+  };
+  EXPECT_EQ(with("istio.io/dataplane-mode: ambient"), "");
+  EXPECT_EQ(with("istio.io/dataplane-mode: none"), "");
+  EXPECT_THAT(with("istio.io/dataplane-mode: ambinet"),
+              HasSubstr("\"ambinet\" is no mode, so the label has no effect. Did you mean "
+                        "`ambient`?"));
+  EXPECT_THAT(with("istio.io/use-waypoint: A_B"), HasSubstr("is not a legal name"));
+}
+
+TEST(Validate, AFieldThatNobodyActsOnIsNamedWithWhatHappensInstead) {
+  const auto found = [](const char* kind, const char* rest) {
+    std::string out;
+    const ReadResult read = read_and_validate(
+        std::string("apiVersion: v1\nkind: ") + kind +
+            "\nmetadata: {name: n, finalizers: [a/b]}\n" + rest + "\n",
+        "f.yaml");
+    EXPECT_FALSE(has_errors(read.problems));
+    for (const Problem& problem : read.problems) out += problem.to_string() + "\n";
+    return out;
+  };
+  EXPECT_THAT(found("ConfigMap", "immutable: true"),
+              HasSubstr("warning: ConfigMap default/n (f.yaml:4): immutable: has no effect: the "
+                        "object can be changed all the same"));
+  EXPECT_THAT(found("Secret", "immutable: true"), HasSubstr("immutable: has no effect"));
+  EXPECT_THAT(found("ServiceAccount", "imagePullSecrets: [{name: a}]"),
+              HasSubstr("images are not pulled"));
+  EXPECT_THAT(found("Namespace", "spec: {finalizers: [kubernetes]}"),
+              HasSubstr("spec.finalizers: has no effect"));
+  EXPECT_THAT(found("ConfigMap", "data: {}"), HasSubstr("metadata.finalizers: has no effect"));
+}
+
+constexpr char kPodHead[] = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: shop}\n";
+
+TEST(ValidatePod, QuantitiesAndPrivilegesAreRead) {
+  check(kPodHead,
+        {
+            {"{containers: [{name: c, command: [a], resources: {limits: {memory: 10Mx}}}]}",
+             "spec.containers[0].resources.limits.memory: \"10Mx\" is not a quantity"},
+            {"{containers: [{name: c, command: [a], resources: {limits: {memory: 1.5Gi, cpu: 100m}, "
+             "requests: {cpu: 1, memory: 1e3}}}]}",
+             ""},
+            {"{containers: [{name: c, command: [a], securityContext: {privileged: true}}]}",
+             "spec.containers[0].securityContext.privileged: has no effect"},
+        });
+}
+
+TEST(Validate, AWrongTypeHidesNoOtherFinding) {
+  const std::string found = problems_of(
+      kVs,
+      "{hosts: [catalog], http: [{timeout: soon, route: [{destination: {host: catalog}}]}, "
+      "{retries: {attempts: -1}, route: [{destination: {host: catalog, port: {number: 70000}}}]}]}");
+  EXPECT_THAT(found, HasSubstr("spec.http[0].timeout"));
+  EXPECT_THAT(found, HasSubstr("attempts cannot be negative"));
+  EXPECT_THAT(found, HasSubstr("port number 70000 must be in the range"));
+  // What the broken field itself may cause is not told twice.
+  const std::string once = problems_of(kDr, "{host: 5, subsets: [{name: UPPER}]}");
+  EXPECT_THAT(once, testing::Not(HasSubstr("host is required")));
+  EXPECT_THAT(once, HasSubstr("subset name is invalid: UPPER"));
+}
+
+TEST(Read, FieldsWithoutEffectAreNamedOnceWhereTheyMatter) {
+  const ReadResult read = read_objects(
+      std::string(kPodHead) +
+          "spec: {subdomain: x, hostAliases: [{ip: 10.0.0.1}], containers: [{name: c, image: i, "
+          "command: [a], imagePullPolicy: Always}]}\n",
+      "f.yaml");
+  ASSERT_EQ(read.problems.size(), 2u);
+  EXPECT_EQ(read.problems[0].severity, Severity::kWarning);
+  EXPECT_THAT(read.problems[0].message, HasSubstr("spec.hostAliases (/etc/hosts is not written)"));
+  EXPECT_EQ(read.problems[1].severity, Severity::kInfo) << "what every manifest has is not told";
 }
 
 TEST(ValidatePeerAuthentication, All) {

@@ -8,6 +8,7 @@
 #include "envoy/config/route/v3/route.pb.h"
 #include "protos.h"
 #include "waypoint/app/static_config.h"
+#include "waypoint/xds/refusals.h"
 #include "waypoint/xds/strict.h"
 
 namespace meltemi::waypoint {
@@ -50,6 +51,26 @@ std::string refusal(const std::string& listener_json) {
   ConfigStore store;
   const Status ok = put<ListenerProto>(store, XdsType::kListener, "l", listener_json);
   return ok ? "accepted" : ok.error().detail;
+}
+
+TEST(RefusalsTest, AWaypointThatRefusedEverythingSaysSo) {
+  Refusals refusals;
+  EXPECT_EQ(refusals.nothing_accepted(), "");
+  refusals.note(XdsType::kCluster, "c", "filters is not supported");
+  refusals.note(XdsType::kCluster, "d", "filters is not supported");
+  EXPECT_EQ(refusals.nothing_accepted(),
+            "all 2 of type.googleapis.com/envoy.config.cluster.v3.Cluster were refused, first c: "
+            "filters is not supported");
+  refusals.note(XdsType::kCluster, "d", "");
+  EXPECT_EQ(refusals.nothing_accepted(), "") << "one is enough to have something to do";
+  refusals.note(XdsType::kCluster, "d", "a worse version");
+  EXPECT_EQ(refusals.nothing_accepted(), "") << "the last good one is in force";
+  refusals.forget(XdsType::kCluster, "d");
+  EXPECT_NE(refusals.nothing_accepted(), "");
+  refusals.forget(XdsType::kCluster, "c");
+  EXPECT_EQ(refusals.nothing_accepted(), "") << "an empty configuration is one";
+  refusals.note(XdsType::kRoute, "r", "bad");
+  EXPECT_EQ(refusals.nothing_accepted(), "") << "routes come after what names them";
 }
 
 TEST(ConfigStoreTest, LinksAndFindsVirtualListeners) {
@@ -121,7 +142,7 @@ TEST(ListenerTest, RefusesByName) {
             "l: filter_chains[0]: filters: \"envoy.filters.network.mongo_proxy\" is not supported");
   EXPECT_EQ(refusal(virtual_listener(one_chain(hcm(kRds, R"({"name":"envoy.filters.http.lua"},)")))),
             "l: filter_chains[0]: http_filters: \"envoy.filters.http.lua\" is not supported");
-  EXPECT_NE(refusal(virtual_listener(one_chain(hcm(kRds + R"(,"normalize_path":false)")))),
+  EXPECT_EQ(refusal(virtual_listener(one_chain(hcm(kRds + R"(,"normalize_path":false)")))),
             "accepted");
   EXPECT_NE(refusal(virtual_listener(one_chain(hcm(R"("codec_type":"HTTP3",)" + kRds)))), "accepted");
 }
