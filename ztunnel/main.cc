@@ -6,6 +6,7 @@
 #include <cstdio>
 
 #include "userspace/base/log.h"
+#include "userspace/rt/allocator.h"
 #include "userspace/sys/confine.h"
 #include "ztunnel/app.h"
 
@@ -50,6 +51,7 @@ int main(int argc, char** argv) {
   // need CAP_NET_ADMIN.
   static constexpr int kCapabilities[] = {CAP_SYS_ADMIN, CAP_NET_ADMIN};
   if (Status s = sys::confine({kCapabilities, sys::kEnterNetns}); !s) return complain(s.error());
+  rt::start_giving_memory_back();
   if (Status s = settings.logging.init(); !s) return complain(s.error());
 
 

@@ -366,6 +366,18 @@ class Objects(unittest.TestCase):
         self.assertIn("Nothing was changed", done.err)
         self.assertEqual(sorted(os.listdir(SANDBOX.config)), before)
 
+    def test_what_refers_to_something_that_is_not_there_yet_is_taken_and_told(self):
+        done = SANDBOX.apply("""
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: early}
+spec: {hosts: [web], http: [{route: [{destination: {host: web, subset: v9}}]}]}
+""", ns="mesh")
+        self.assertIn("early created", done.out)
+        self.assertIn("warning: VirtualService mesh/early", done.err)
+        self.assertIn("subset named v9", done.err)
+        SANDBOX.cli("delete", "vs", "early", "-n", "mesh")
+
     def test_bad_input_names_object_field_and_fix_and_changes_nothing(self):
         self.refused("apiVersion: v1\nkind: Pod\nmetadata: {name: x}\nspec: {contaners: []}\n",
                      "Pod mesh/x", "contaners", "Did you mean")
@@ -379,12 +391,6 @@ spec:
   hosts: [web]
   http: [{route: [{destination: {host: web}}], redirect: {uri: /y}}]
 """, "VirtualService mesh/x", "HTTP route cannot contain both route and redirect")
-        self.refused("""
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {name: x}
-spec: {hosts: [web], http: [{route: [{destination: {host: web, subset: v9}}]}]}
-""", "VirtualService mesh/x", "subset")
         self.refused(sleeper("x", extra="  hostPID: true"), "hostPID")
         self.refused("apiVersion: v1\nkind: Pod\nmetadata: {name: x}\nspec: {containers: [{name: c, image: nginx}]}\n",
                      "spec.containers[0].command", "images are not pulled", "Add the command")

@@ -8,6 +8,7 @@
 #include "userspace/base/log.h"
 #include "userspace/control/control_plane.h"
 #include "userspace/rt/admission.h"
+#include "userspace/rt/allocator.h"
 #include "userspace/sys/confine.h"
 
 namespace {
@@ -30,6 +31,7 @@ Status run(control::Settings settings) {
   const UniqueFd stop = stop_signals();
   rt::raise_descriptor_limit();
   MELTEMI_TRY(sys::confine({}));
+  rt::start_giving_memory_back();
   MELTEMI_TRY(settings.logging.init());
   auto plane = MELTEMI_TRY(control::ControlPlane::create(std::move(settings)));
   return plane->run(stop.get());

@@ -9,13 +9,6 @@
 #include <cstring>
 #include <utility>
 
-// Of the daemons' allocator, jemalloc (userspace/layers.cmake): what is free goes back to the kernel
-// within some seconds, by a thread of its own, and not while it is in use again and again.
-extern "C" {
-extern const char* malloc_conf;
-const char* malloc_conf = "background_thread:true,dirty_decay_ms:5000,muzzy_decay_ms:5000";
-}
-
 namespace meltemi::rt {
 
 bool Budget::try_take(uint64_t bytes) {

@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
+#include <utility>
 
 #include "userspace/base/log.h"
 #include "userspace/sandbox/probes.h"
@@ -38,7 +39,8 @@ struct Container {
   bool init = false;
   sys::Process process;
   bool running = false;
-  bool ended = false;  // for good
+  bool asked_to_end = false;  // this start of it
+  bool ended = false;         // for good
   int restarts = 0;
   Duration delay = kFirstRestartDelay;
   MonoTime start_at = MonoTime::min();
@@ -360,6 +362,7 @@ class PodWorker::Life {
     spawn->prepare = [&entered] { return entered.enter(); };
     c.process = MELTEMI_TRY(sys::Process::spawn(*spawn));
     c.running = true;
+    c.asked_to_end = false;
     c.started_mono = MonoClock::now();
     c.state.Clear();
     c.state.mutable_running()->set_started_at(now_text());
@@ -605,7 +608,9 @@ class PodWorker::Life {
   // SIGTERM; a program that has nothing to say to it ends at once. The kernel ignores it for process 1 of
   // a PID namespace, which containers' programs are, unless they handle it; to wait out the grace for
   // those would help nobody.
+  // Once: a program may take a second signal for impatience.
   static void ask_to_end(Container& c) {
+    if (std::exchange(c.asked_to_end, true)) return;
     (void)c.process.signal(SIGTERM);
     if (has_default_action(c.process.pid(), SIGTERM)) (void)c.process.signal(SIGKILL);
   }

@@ -182,8 +182,8 @@ class Supervisor {
   Status write_tokens(const std::string& node) {
     tokens_written_ = MonoClock::now();
     for (const ComponentToken& token : component_tokens(layout_, node))
-      MELTEMI_TRY(tokens_->write({std::string(kSystemNamespace), token.service_account,
-                                  token.service_account + "-" + node, random_uid(), node},
+      // Bound to the node alone: agent and ztunnel are processes here, no pod that could be looked up.
+      MELTEMI_TRY(tokens_->write({std::string(kSystemNamespace), token.service_account, "", "", node},
                                  token.path));
     return {};
   }

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <filesystem>
 
 #include "userspace/sys/seccomp.h"
 
@@ -70,6 +71,13 @@ void add(std::span<const int> calls, std::vector<int>* out) {
   out->insert(out->end(), calls.begin(), calls.end());
 }
 
+Result<size_t> count_threads() {
+  std::error_code error;
+  const std::filesystem::directory_iterator threads("/proc/self/task", error);
+  if (error) return fail_errno(error.value(), "list /proc/self/task");
+  return static_cast<size_t>(std::distance(begin(threads), end(threads)));
+}
+
 Status prctl_or_fail(int option, unsigned long a, unsigned long b, const char* what) {
   if (::prctl(option, a, b, 0, 0) == 0) return {};
   return fail_errno(errno, what);
@@ -119,6 +127,9 @@ std::vector<int> allowed_syscalls(uint32_t groups) {
 }
 
 Status confine(const Confinement& confinement) {
+  // A library that starts threads by itself (an allocator, say) would keep all that is given up here.
+  if (!kSanitized && MELTEMI_TRY(count_threads()) != 1)
+    return fail(Reason::kSystem, Fault::kInternal, "confine() was called after a thread was started");
   MELTEMI_TRY(prctl_or_fail(PR_SET_NO_NEW_PRIVS, 1, 0, "prctl(PR_SET_NO_NEW_PRIVS)"));
   MELTEMI_TRY(keep_capabilities(confinement.capabilities));
   if (!kSanitized) MELTEMI_TRY(prctl_or_fail(PR_SET_DUMPABLE, 0, 0, "prctl(PR_SET_DUMPABLE)"));

@@ -7,6 +7,7 @@
 #include <cstdio>
 
 #include "userspace/base/log.h"
+#include "userspace/rt/allocator.h"
 #include "userspace/sys/confine.h"
 #include "waypoint/app/app.h"
 
@@ -39,6 +40,7 @@ int main(int argc, char** argv) {
   // Gateways listen below port 1024.
   static constexpr int kCapabilities[] = {CAP_NET_BIND_SERVICE};
   if (Status s = sys::confine({kCapabilities}); !s) return complain(s.error());
+  rt::start_giving_memory_back();
   if (Status s = settings.logging.init(); !s) return complain(s.error());
 
   // Before any thread: all of them inherit the mask.

@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "userspace/rt/allocator.h"
 #include "userspace/rt/memory.h"
 
 namespace meltemi::rt {
@@ -80,6 +81,7 @@ long resident_pages() {
 // 1,200 connections whose readers never read, each with all that it may hold, on two threads; among
 // them, small things that stay.
 TEST(Memory, WhatSlowReadersHeldIsGivenBack) {
+  start_giving_memory_back();
 #if defined(__SANITIZE_ADDRESS__) || __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
   GTEST_SKIP() << "a sanitizer keeps what was freed";
 #endif
