@@ -213,7 +213,9 @@ void Host::fail_waiting(bool h2, size_t count, const AttemptFailure& failure) {
 }
 
 void Host::on_turn_end() {
-  if (leaving_) {
+  // A cluster that left the configuration has no other endpoint: who waits began under the old rules, and
+  // is served as they say.
+  if (leaving_ && cluster_.has_endpoints()) {
     AttemptFailure failure;
     failure.reason = Reason::kNoEndpoint;
     failure.detail = "the endpoint has gone";
@@ -224,6 +226,7 @@ void Host::on_turn_end() {
   }
   serve_waiting(false);
   serve_waiting(true);
+  if (leaving_) check_done();
 }
 
 void Host::cancel(AttemptPlan& plan) {
@@ -272,7 +275,7 @@ void Host::dial_failed(Dial& dial, const Error& error) {
 }
 
 void Host::idle(H1Client& client) {
-  if (leaving_) return client.close();
+  if (leaving_ && waiting_[false].empty()) return client.close();
   idle_.push_back(&client);
   room_changed();
 }

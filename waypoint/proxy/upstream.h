@@ -158,6 +158,7 @@ class ClusterState {
   Status begin_request();
   void end_request() { --active_requests_; }
   bool in_use() const;
+  bool has_endpoints() const { return !hosts_.empty(); }
   void close_idle(bool only_tunnels = false);
   const model::ServicePtr& service() const { return service_; }
 

@@ -273,6 +273,7 @@ spec:
 """
         def state_of(answer):
             head, _, body = answer.partition(b"\r\n\r\n")
+            self.assertTrue(head.startswith(b"HTTP/1.1 200 "), answer)
             seen = json.loads(body)
             path = seen["head"].split()[1]
             field = [x.split(b": ")[1].decode() for x in head.split(b"\r\n")
