@@ -96,7 +96,12 @@ TEST_F(ServerLimitsTest, NoByteOfABodyIsKeptForACallerWithoutAToken) {
   }
   ASSERT_EQ(std::system((calls + "wait").c_str()), 0);
   EXPECT_GE(server.stats().refused, 21u);
-  EXPECT_LT(memory("VmHWM") - before, 20 << 10) << "KB, of 630 MB that were offered";
+#if __has_feature(address_sanitizer)
+  constexpr long kMost = (20 + 256) << 10;  // it keeps 256 MB of what was freed
+#else
+  constexpr long kMost = 20 << 10;
+#endif
+  EXPECT_LT(memory("VmHWM") - before, kMost) << "KB, of 630 MB that were offered";
 }
 
 TEST_F(ServerLimitsTest, ARequestLargerThanItsMethodNeedsIsRefusedByName) {
