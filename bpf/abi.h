@@ -3,7 +3,7 @@
  * that is not named. Changing any layout below changes MELTEMI_ABI_VERSION, and with it the
  * directory in which maps and links are pinned, so that two versions never share a map.
  *
- * How capture works (design section 2): nothing is rewritten.
+ * How capture works: nothing is rewritten.
  *
  *   outbound   The connect hook of the node's cgroup marks a TCP socket of an enrolled netns with
  *              MELTEMI_CAPTURE_MARK. Inside the pod, `ip rule` pref 1 sends marked packets to

@@ -1,4 +1,4 @@
-# The layer table of design section 7 and the functions that hold everybody to it.
+# The layer table and the functions that hold everybody to it.
 #
 #   meltemi_library(NAME codec DEPS base SOURCES a.cc EXTERNAL ipsec-mb)
 #   meltemi_app(NAME ztunnel DEPS net model ... SOURCES main.cc)        one executable

@@ -1,5 +1,5 @@
-// The part of capture that lies inside a pod's network namespace: sysctls, routing and listeners
-// (design section 2). Every function may be called again and mends what is missing. Must never
+// The part of capture that lies inside a pod's network namespace: sysctls, routing and listeners.
+// Every function may be called again and mends what is missing. Must never
 // leave a moment without a rule that looks up `local`, nor touch a rule or route that is not the
 // mesh's.
 #pragma once

@@ -1,5 +1,5 @@
 // The agent's end of ZDS: tells each connected ztunnel which pods to serve and hands the listeners
-// over (facts/ztunnel section 1.3; codec/zds.h). One request is under way per connection, in order;
+// over (codec/zds.h). One request is under way per connection, in order;
 // a peer that does not answer in time is disconnected and comes back by itself.
 //
 // A ztunnel that does not take listeners (Istio's) is refused by name: the pods' listeners are what

@@ -1,4 +1,4 @@
-// Whether a pod belongs to the mesh: one pure function, one order (design section 1), always with a
+// Whether a pod belongs to the mesh: one pure function, one order, always with a
 // reason. Used by the control plane and the CLI. Must never look at anything but its arguments.
 //
 // Order: a pod that cannot be enrolled (excluded namespace, host network, sidecar, ended) is left

@@ -1,4 +1,4 @@
-// The enrolment order of design section 1, as a truth table over every combination.
+// The order in which enrolment is decided, as a truth table over every combination.
 #include <gtest/gtest.h>
 
 #include <optional>
