@@ -1168,5 +1168,8 @@ bool TunnelSession::on_time(MonoTime now) {
 bool TunnelSession::peer_settings_seen() const {
   return state_->peer_settings;
 }
+uint32_t TunnelSession::granted_streams() const {
+  return state_->peer_settings ? state_->peer_max_streams : 0;
+}
 
 }  // namespace meltemi::codec

@@ -70,7 +70,8 @@ struct TunnelOptions {
   uint32_t connection_window = 16 * 1024 * 1024;  // floor; raised to twice the sum of stream grants
   uint32_t max_frame_size = 1024 * 1024;          // what we accept; 16384..2^24-1
   uint32_t max_header_list = 64 * 1024;           // bytes as in RFC 9113 section 6.5.2
-  uint32_t assumed_peer_streams = 100;            // client: until the peer's SETTINGS
+  // Client: until the peer's SETTINGS, which come in the first round trip. One cannot be too many.
+  uint32_t assumed_peer_streams = 1;
   Duration ping_interval = std::chrono::seconds(10);  // of silence; 0 = no keepalive
   Duration ping_timeout = std::chrono::seconds(20);
 };
@@ -183,6 +184,8 @@ class TunnelSession {
   // time: failed() is true, with kConnectTimeout.
   bool on_time(MonoTime now);
   bool peer_settings_seen() const;
+  // Client: how many streams the peer's SETTINGS allow; 0 until they have come.
+  uint32_t granted_streams() const;
 
  private:
   struct State;

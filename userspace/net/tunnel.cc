@@ -167,6 +167,11 @@ void Tunnel::on_plaintext(ByteView in) {
     if (e.kind == codec::TunnelEventKind::kNone) break;
     dispatch(e);
   }
+  if (dead_) return;
+  if (const uint32_t granted = session_->granted_streams(); granted != granted_) {
+    granted_ = granted;
+    on_room_changed();
+  }
   if (!dead_ && (!session_->pending().empty() || session_->finished())) want_flush();
 }
 

@@ -146,6 +146,7 @@ class Tunnel : public rt::Retirable, private rt::SocketHandler, private rt::Turn
   // Server: the first byte of the handshake is here; false ends the tunnel.
   virtual bool on_first_byte() { return true; }
   virtual void on_ready() = 0;                              // the handshake is done
+  virtual void on_room_changed() {}                         // session().granted_streams() is new
   virtual void on_event(const codec::TunnelEvent& e) = 0;   // requests, responses, GOAWAY, and
                                                             // what concerns calls and requests
   virtual void on_dead(const Error& error) = 0;             // last call; the tunnel is retired
@@ -254,6 +255,7 @@ class Tunnel : public rt::Retirable, private rt::SocketHandler, private rt::Turn
   bool closing_ = false;        // session is finished: close when all is sent
   bool dead_ = false;
   bool eof_ = false;
+  uint32_t granted_ = 0;        // streams, as told to on_room_changed()
 
   HboneStream* streams_ = nullptr;
   HboneStream* waiting_head_ = nullptr;

@@ -70,7 +70,8 @@ struct TunnelConnect::State final : StreamUser, rt::Retirable, rt::TurnHook, rt:
   ClientTunnel* tunnel = nullptr;
   uint32_t stream = 0;
   MonoTime deadline;
-  bool retried = false;
+  MonoTime patience{};  // end of all its waiting; none yet: it has not waited
+  bool retried = false;  // after a tunnel broke under it
   bool waiting = false;
   std::optional<Error> failed;  // to be told at the end of the turn
   State* prev = nullptr;
@@ -82,11 +83,15 @@ struct TunnelConnect::State final : StreamUser, rt::Retirable, rt::TurnHook, rt:
 using Call = TunnelConnect::State;
 
 struct Bucket {
-  explicit Bucket(const TunnelTarget& target) : target(target) {}
+  Bucket(const TunnelTarget& target, std::function<void(Bucket&)> serve)
+      : target(target), rest_over([this, serve = std::move(serve)] { serve(*this); }) {}
   TunnelTarget target;
   TunnelDial dial;  // the newest credentials
   std::vector<ClientTunnel*> tunnels;
   List<Call> waiting;
+  // A peer that takes a tunnel and gives it up with all its calls is not dialled before this.
+  MonoTime rest_until{};
+  rt::FnTimer rest_over;
 };
 
 struct TunnelPool::Impl {
@@ -123,22 +128,33 @@ class ClientTunnel final : public Tunnel {
  public:
   ClientTunnel(TunnelPool::Impl& pool, Bucket& bucket)
       : Tunnel(pool.loop, pool.options, pool.stats, codec::TunnelRole::kClient),
-        pool_(pool), bucket_(bucket), dial_(pool.loop), idle_since_(pool.loop.now()) {}
+        pool_(pool), bucket_(bucket), dial_(pool.loop), idle_since_(pool.loop.now()),
+        rest_([this] { rest_over(); }) {}
 
   void dial();
   // May another call be started on it?
   bool open_for_calls() {
-    return ready() && !draining() && session().can_connect() &&
-           stream_count() < pool_.options.max_streams && !credential_over();
+    return ready() && !draining() && !resting_ && session().can_connect() &&
+           stream_count() < std::min(pool_.options.max_streams, room_) && !credential_over();
   }
-  bool starting() const { return !ready() && !dead(); }
+  // The peer's SETTINGS belong to the start: before them it takes one call and no more.
+  bool starting() {
+    return !dead() && (!ready() || (!session().peer_settings_seen() && !draining()));
+  }
+  // The peer takes no call although there is none: it would not take those of another tunnel.
+  bool shut() {
+    return ready() && !draining() && stream_count() == 0 && !credential_over() &&
+           (resting_ || (session().peer_settings_seen() && session().granted_streams() == 0));
+  }
+  // REFUSED_STREAM: it takes no more than there are now, whatever its SETTINGS say.
+  void refused();
   // The peer spoke HTTP/2 with us: what is wrong now is not credentials or address.
   bool worked() { return spoke_; }
   Result<uint32_t> connect(TunnelConnect& call, StreamUser& user);
   void forget(uint32_t stream) {
     session().reset(stream, codec::H2Code::kCancel);
     want_flush();
-    note_idle();
+    room_gained();
   }
   Bucket& bucket() { return bucket_; }
   List<Call> calls;
@@ -148,28 +164,50 @@ class ClientTunnel final : public Tunnel {
     pool_.watch.add(credential().end);
     pool_.serve_waiting(bucket_);
   }
+  void on_room_changed() override { pool_.serve_waiting(bucket_); }
   void on_event(const codec::TunnelEvent& e) override;
   void on_dead(const Error& error) override { pool_.tunnel_dead(*this, error); }
-  void on_stream_gone() override {
-    note_idle();
-    if (bucket_.waiting.head) pool_.serve_waiting(bucket_);
-  }
+  void on_stream_gone() override { room_gained(); }
   MonoTime idle_deadline() const override {
     return stream_count() == 0 ? idle_since_ + pool_.options.idle_release : MonoTime::max();
   }
   void on_idle() override { drain(); }
 
  private:
+  static constexpr uint32_t kNoLimit = 0xffffffff;
+  // Before a peer that refused is asked again.
+  static constexpr Duration kRest = std::chrono::milliseconds(100);
+  void rest_over();
   void on_response(Call& call, const codec::TunnelEvent& e);
-  void note_idle() {
+  void room_gained() {
     if (stream_count() == 0) idle_since_ = loop_.now();
+    if (bucket_.waiting.head) pool_.serve_waiting(bucket_);
   }
   TunnelPool::Impl& pool_;
   Bucket& bucket_;
   TcpDial dial_;
   MonoTime idle_since_;
-  bool spoke_ = false;  // an answer or an end of a stream came
+  bool spoke_ = false;     // an answer or an end of a stream came
+  bool answered_ = false;  // a CONNECT was
+  bool resting_ = false;
+  uint32_t room_ = kNoLimit;  // streams that it had taken when it refused one
+  rt::FnTimer rest_;
 };
+
+void ClientTunnel::refused() {
+  room_ = std::max<uint32_t>(1, static_cast<uint32_t>(stream_count()));
+  resting_ = stream_count() == 0;  // no end of a stream will say that there is room
+  loop_.start(rest_, loop_.now() + kRest);
+}
+
+// Each time twice as many are tried, until it takes what its SETTINGS say.
+void ClientTunnel::rest_over() {
+  if (dead()) return;
+  resting_ = false;
+  room_ = room_ >= pool_.options.max_streams ? kNoLimit : room_ * 2;
+  if (room_ != kNoLimit) loop_.start(rest_, loop_.now() + kRest);
+  pool_.serve_waiting(bucket_);
+}
 
 // --- the tunnel ------------------------------------------------------------------------------------
 
@@ -215,19 +253,27 @@ void ClientTunnel::on_event(const codec::TunnelEvent& e) {
               Fault::kUpstream, e.unprocessed ? Retry::kSafe : Retry::kNo,
               "the peer reset the CONNECT: " + std::string(codec::h2_code_name(e.code))};
   if (e.unprocessed) {
-    pool_.retry_or_fail(call, error);
+    // Not acted upon: it waits for room, here or on another tunnel, as long as its deadline allows.
+    if (!draining()) {
+      refused();
+    } else if (!answered_) {
+      bucket_.rest_until = loop_.now() + kRest;
+    }
+    pool_.unlink(call);
+    pool_.place(call);
   } else {
     pool_.fail_now(call, error);
   }
-  note_idle();
+  if (!dead()) room_gained();
 }
 
 void ClientTunnel::on_response(Call& call, const codec::TunnelEvent& e) {
+  answered_ = true;
   ConnectAnswer answer{e.status, {}, peer_};
   for (const codec::HeaderField& f : e.headers)
     if (!f.name.starts_with(':')) answer.headers.push_back({std::string(f.name), std::string(f.value)});
   if (e.status != 200) {
-    if (!e.end_stream || session().known(call.stream)) forget(call.stream);
+    forget(call.stream);
     return pool_.fail_now(call,
                           {Reason::kTunnelHttpStatus, Fault::kUpstream, Retry::kNo,
                            "the peer answered CONNECT with " + std::to_string(e.status)},
@@ -256,7 +302,10 @@ void TunnelConnect::State::on_turn_end() {
 
 Bucket& TunnelPool::Impl::bucket(const TunnelTarget& target) {
   auto it = buckets.find(target);
-  if (it == buckets.end()) it = buckets.emplace(target, std::make_unique<Bucket>(target)).first;
+  if (it == buckets.end()) {
+    auto made = std::make_unique<Bucket>(target, [this](Bucket& b) { serve_waiting(b); });
+    it = buckets.emplace(target, std::move(made)).first;
+  }
   return *it->second;
 }
 
@@ -281,8 +330,12 @@ ClientTunnel* TunnelPool::Impl::pick(Bucket& b) {
 
 void TunnelPool::Impl::dial_if_needed(Bucket& b) {
   size_t coming = 0;
-  for (ClientTunnel* t : b.tunnels) coming += t->starting() ? options.max_streams : 0;
+  for (ClientTunnel* t : b.tunnels) {
+    if (t->shut()) return;
+    coming += t->starting() ? options.max_streams : 0;
+  }
   if (coming >= b.waiting.size) return;
+  if (loop.now() < b.rest_until) return loop.start(b.rest_over, b.rest_until);
   auto* tunnel = new ClientTunnel(*this, b);
   b.tunnels.push_back(tunnel);
   tunnel->dial();
@@ -310,9 +363,12 @@ void TunnelPool::Impl::wait(Call& call) {
   }
   call.waiting = true;
   b.waiting.push(call);
-  loop.start(call, std::min(call.deadline, loop.now() + options.connect_timeout +
-                                               options.handshake_timeout +
-                                               options.response_timeout));
+  if (call.patience == MonoTime{}) {
+    call.patience = std::min(call.deadline, loop.now() + options.connect_timeout +
+                                                options.handshake_timeout +
+                                                options.response_timeout);
+  }
+  loop.start(call, call.patience);
   dial_if_needed(b);
 }
 

@@ -75,10 +75,11 @@ class TunnelPool {
   TunnelPool(const TunnelPool&) = delete;
   TunnelPool& operator=(const TunnelPool&) = delete;
 
-  // Sends the CONNECT on a tunnel that exists, or dials one by `dial` and sends it then. A CONNECT
-  // that the peer provably did not process (GOAWAY, REFUSED_STREAM, dead pooled tunnel) is tried
-  // once more on another tunnel. `call` fails with kConnectTimeout at `deadline`, or earlier at the
-  // options' timeouts.
+  // Sends the CONNECT on a tunnel that exists, or dials one by `dial` and sends it then. A tunnel
+  // takes one until the peer's SETTINGS are here, and then as many as they allow. A CONNECT that the
+  // peer did not process (REFUSED_STREAM, above the last stream of GOAWAY) waits for room like one
+  // that was never sent; one whose tunnel broke is tried once more. `call` fails with
+  // kConnectTimeout at `deadline`, or earlier at the options' timeouts.
   void open(const TunnelTarget& target, const TunnelDial& dial, TunnelConnect& call,
             MonoTime deadline = MonoTime::max());
   // GOAWAY on all (or those of one source): flows go on, new connects dial anew. After a rotation

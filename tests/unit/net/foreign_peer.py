@@ -2,13 +2,17 @@
 and frame sizes, session tickets, coalesced and split records: what a foreign peer looks like.
 
   foreign_peer.py server DIR            prints the port; echoes CONNECT streams
+  foreign_peer.py server DIR busy N     takes N streams at a time, of all connections, and refuses more
+  foreign_peer.py server DIR leaving N  its first N connections end with GOAWAY before any stream
   foreign_peer.py client DIR PORT MODE  MODE: echo, halfclose, cancel, flood, ping
 Exit code 0 means that everything was as it must be.
 """
 
+import itertools
 import socket
 import ssl
 import sys
+import threading
 
 import h2.config
 import h2.connection
@@ -35,7 +39,8 @@ def flush(conn, sock):
         sock.sendall(data)
 
 
-def serve_one(sock):
+def serve_one(sock, room, leaving):
+    """`room`: streams that it may take at a time; nothing of it is said in the SETTINGS."""
     # The library's own check does not know that CONNECT has no :path (RFC 9113 section 8.5).
     conn = h2.connection.H2Connection(h2.config.H2Configuration(
         client_side=False, header_encoding="utf-8", validate_inbound_headers=False))
@@ -55,6 +60,8 @@ def serve_one(sock):
         if stream in ended:
             ended.discard(stream)
             conn.end_stream(stream)
+            if waiting.pop(stream, None) is not None:
+                room.release()
 
     while True:
         data = sock.recv(65536)
@@ -67,6 +74,15 @@ def serve_one(sock):
                 assert ":path" not in headers and ":scheme" not in headers, headers
                 if headers[":authority"].endswith(":404"):
                     conn.send_headers(event.stream_id, [(":status", "401")], end_stream=True)
+                    continue
+                if leaving:
+                    conn.close_connection(last_stream_id=0)
+                    flush(conn, sock)
+                    while sock.recv(65536):
+                        pass
+                    return
+                if not room.acquire(blocking=False):
+                    conn.reset_stream(event.stream_id, h2.errors.ErrorCodes.REFUSED_STREAM)
                     continue
                 conn.send_headers(event.stream_id, [(":status", "200"), ("baggage", "k=v")])
                 waiting[event.stream_id] = b""
@@ -81,25 +97,32 @@ def serve_one(sock):
                 for stream in list(waiting):
                     push(stream)
             elif isinstance(event, h2.events.StreamReset):
-                waiting.pop(event.stream_id, None)
+                if waiting.pop(event.stream_id, None) is not None:
+                    room.release()
             elif isinstance(event, h2.events.ConnectionTerminated):
                 flush(conn, sock)
                 return
         flush(conn, sock)
 
 
-def server(directory):
-    listener = socket.create_server(("127.0.0.1", 0))
+def server(directory, mode="", number=0):
+    listener = socket.create_server(("127.0.0.1", 0), backlog=1000)
     print(listener.getsockname()[1], flush=True)
     c = context(directory, True)
-    while True:
-        raw, _ = listener.accept()
+    room = threading.Semaphore(number if mode == "busy" else 1000)
+
+    def serve(raw, leaving):
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             with c.wrap_socket(raw, server_side=True) as sock:
-                serve_one(sock)
-        except (ssl.SSLError, ConnectionError):
+                serve_one(sock, room, leaving)
+        except (ssl.SSLError, OSError):
             pass
+
+    for n in itertools.count():
+        raw, _ = listener.accept()
+        threading.Thread(target=serve, args=(raw, mode == "leaving" and n < number),
+                         daemon=True).start()
 
 
 class Client:
@@ -223,6 +246,6 @@ def client(directory, port, mode):
 
 if __name__ == "__main__":
     if sys.argv[1] == "server":
-        server(sys.argv[2])
+        server(sys.argv[2], *sys.argv[3:4], *map(int, sys.argv[4:5]))
     else:
         client(sys.argv[2], int(sys.argv[3]), sys.argv[4])

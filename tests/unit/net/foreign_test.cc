@@ -228,6 +228,46 @@ TEST_P(ForeignTest, OurClientOfAServer) {
   EXPECT_EQ(near.flows.reports[0].reason, Reason::kOk);
 }
 
+// `count` connections at once through a pool to a server of this mode: each says a word, and hears it.
+class ForeignServer : public ForeignTest {
+ protected:
+  void echo_at_once(int count, const char* mode, const char* number) {
+    Child server({kPython, script_, "server", dir_, mode, number});
+    const SocketAddress address{*IpAddress::parse("127.0.0.1"),
+                                static_cast<uint16_t>(std::stoi(server.line()))};
+    Near near(loop(), ca_.context(kClient), address, {id(kServer)});
+    sockaddr_storage storage;
+    const socklen_t length = near.address.to_sockaddr(storage);
+    std::vector<UniqueFd> apps(static_cast<size_t>(count));
+    for (UniqueFd& app : apps) {
+      app = std::move(*rt::make_tcp_socket(near.address));
+      ASSERT_EQ(connect(app.get(), reinterpret_cast<sockaddr*>(&storage), length), 0);
+      ASSERT_EQ(send(app.get(), "word", 4, 0), 4);
+    }
+    FnTimer tick(loop());
+    size_t heard = 0;
+    EXPECT_TRUE(run_until([&] {
+      for (UniqueFd& app : apps) {
+        char b[4];
+        if (!app || recv(app.get(), b, 4, MSG_DONTWAIT) < 0) continue;
+        heard += std::string_view(b, 4) == "word";
+        app.reset();
+      }
+      return heard == apps.size() || !near.failures.empty();
+    }));
+    EXPECT_EQ(heard, apps.size());
+    for (const Error& e : near.failures) ADD_FAILURE() << e.detail;
+    EXPECT_TRUE(run_until([&] { return near.flows.running() == 0; }));
+  }
+};
+MELTEMI_ALL_BACKENDS(ForeignServer);
+
+TEST_P(ForeignServer, WhatIsRefusedForWantOfRoomWaitsForIt) { echo_at_once(60, "busy", "5"); }
+
+TEST_P(ForeignServer, WhatAGoawayLeftUnprocessedGoesToTheNextTunnel) {
+  echo_at_once(20, "leaving", "3");
+}
+
 TEST_P(ForeignTest, OpensslWithKeyUpdatesIsUnderstood) {
   // s_client: 'K' asks both sides to change keys; then garbage that is no HTTP/2 preface.
   Far far(loop(), ca_.context(kServer), *SocketAddress::parse("127.0.0.1:1"));

@@ -501,6 +501,28 @@ TEST_P(TunnelTest, IdleConnectionsHoldNoBuffers) {
   settle();
 }
 
+TEST_P(TunnelTest, AHundredCallsAtOnceAllGoThroughWhereThePeerTakesTenStreams) {
+  App app(echo);
+  HboneOptions options;
+  options.h2.max_concurrent_streams = 10;
+  make(app.address, options);
+  during([&] {
+    std::vector<std::thread> clients;
+    for (int i = 0; i < 100; ++i) {
+      clients.emplace_back([&] {
+        auto fd = dial(near->address);
+        EXPECT_EQ(send(fd.get(), "hi", 2, 0), 2);
+        char b[2];
+        EXPECT_EQ(recv(fd.get(), b, 2, MSG_WAITALL), 2);
+      });
+    }
+    for (auto& t : clients) t.join();
+  });
+  settle();
+  EXPECT_TRUE(near->failures.empty());
+  EXPECT_EQ(near->flows.ended, 100u);
+}
+
 // Admission at the tunnel's port: four strangers fit; who says nothing gives way to who comes next.
 class AdmittedTunnels : public TunnelTest {
  protected:
