@@ -17,6 +17,8 @@ namespace {
 constexpr int kMaxEvents = 256;
 // Receives and accepts of one operation before the others get their turn.
 constexpr int kBurst = 16;
+// Until epoll is asked again to watch a descriptor that it refused, milliseconds.
+constexpr int kAgain = 100;
 
 }  // namespace
 
@@ -24,6 +26,7 @@ class EpollLoop final : public Loop {
  public:
   explicit EpollLoop(const LoopOptions& options)
       : piece_(options.recv_buffer_size), buffer_(kRecvHeadroom + options.recv_buffer_size) {}
+  ~EpollLoop() override { drop_pending(); }
   Status init();
 
   Backend backend() const override { return Backend::kEpoll; }
@@ -51,12 +54,14 @@ class EpollLoop final : public Loop {
   void try_receive(OpId id, int fd);
   void complete(uint32_t index, int32_t res);
   void unwatch(int fd, OpId id);
+  void watch_again();
 
   UniqueFd epoll_;
   UniqueFd eventfd_;
   OpTable ops_;
   std::vector<Watch> watches_;
   std::vector<uint64_t> ready_;
+  std::vector<int> unwatched_;  // epoll had no memory, or the user has no watches left
   size_t piece_;
   std::vector<uint8_t> buffer_;
 };
@@ -83,8 +88,21 @@ EpollLoop::Watch& EpollLoop::watch(int fd) {
     e.data.fd = fd;
     // EEXIST: the number was used before by a descriptor that somebody else closed.
     w.registered = epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &e) == 0 || errno == EEXIST;
+    if (!w.registered) unwatched_.push_back(fd);
   }
   return w;
+}
+
+// Until they are watched, their operations are tried now and then.
+void EpollLoop::watch_again() {
+  std::vector<int> fds;
+  fds.swap(unwatched_);
+  for (const int fd : fds) {
+    if (!watches_[fd].in && !watches_[fd].out) continue;
+    const Watch& w = watch(fd);
+    for (const uint64_t id : {w.in, w.out})
+      if (const uint32_t i = id ? ops_.find({id}) : 0) enqueue(i);
+  }
 }
 
 void EpollLoop::enqueue(uint32_t i) {
@@ -262,6 +280,7 @@ void EpollLoop::wait_and_dispatch(MonoTime until) {
     const Duration left = std::max(Duration(0), until - MonoClock::now());
     timeout = static_cast<int>(std::min<int64_t>((left.count() + 999'999) / 1'000'000, 60'000));
   }
+  if (!unwatched_.empty()) timeout = timeout < 0 ? kAgain : std::min(timeout, kAgain);
   epoll_event events[kMaxEvents];
   const int n = epoll_wait(epoll_.get(), events, kMaxEvents, timeout);
   refresh_now();
@@ -281,6 +300,7 @@ void EpollLoop::wait_and_dispatch(MonoTime until) {
     if (w.out && (broken || e & EPOLLOUT))
       if (const uint32_t i = ops_.find({w.out})) enqueue(i);
   }
+  if (!unwatched_.empty()) watch_again();
   std::vector<uint64_t> batch;
   batch.swap(ready_);
   for (const uint64_t id : batch) attempt({id});

@@ -75,9 +75,12 @@ Loop::Loop() : buffers_(std::make_unique<BufferPool>()), inbox_(std::make_unique
   this_loop = this;
 }
 
-Loop::~Loop() {
+void Loop::drop_pending() {
   Inbox::drop(inbox_->take());
   run_retired();
+}
+
+Loop::~Loop() {
   for (Timer* t : heap_) {
     t->index_ = Timer::kIdle;
     t->loop_ = nullptr;

@@ -133,6 +133,7 @@ struct LoopStats {
   uint64_t turns = 0;
   uint64_t completions = 0;
   uint64_t no_buffers = 0;    // multishot receives that ran out of provided buffers
+  uint64_t not_taken = 0;     // turns in which the kernel took no operation, for want of memory
   uint64_t posted = 0;
   uint64_t operations = 0;    // in flight now
 };
@@ -206,6 +207,9 @@ class Loop {
   // Makes a waiting loop return; any thread.
   virtual void wake() = 0;
   void refresh_now() { now_ = MonoClock::now(); }
+  // Drops what was posted or retired: such objects forget operations when they end, for which the
+  // backend must still be whole. The first thing in its destructor.
+  void drop_pending();
   // A turn is running on this thread, so what it prepares is handed to the kernel soon.
   bool in_turn() const { return in_turn_; }
 

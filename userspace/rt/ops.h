@@ -25,6 +25,9 @@ struct OpSlot {
 
 class OpTable {
  public:
+  // An id stays below 2^62: a backend may use the two highest bits for its own.
+  static constexpr uint32_t kGenerations = 1u << 30;
+
   OpTable() : slots_(1) {}  // slot 0 is never used: user_data 0 means "nobody"
 
   uint32_t take(OpKind kind, int fd) {
@@ -50,7 +53,7 @@ class OpTable {
     s.kind = OpKind::kFree;
     s.done = nullptr;
     s.received = nullptr;
-    if (++s.generation == 0) s.generation = 1;
+    if (++s.generation == kGenerations) s.generation = 1;
     s.next_free = free_;
     free_ = i;
     --used_;

@@ -16,8 +16,12 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <deque>
+#include <mutex>
 #include <thread>
+#include <unordered_map>
 
+#include "userspace/base/log.h"
 #include "userspace/rt/ops.h"
 
 namespace meltemi::rt {
@@ -32,12 +36,49 @@ constexpr uint16_t kGroup = 1;
 constexpr uint64_t kIgnore = 0;
 constexpr uint64_t kWake = 1ull << 63;
 constexpr uint64_t kEventfd = kWake | 1;
+// Of a wake-up's own completion at the sender; the number of the loop that it is for is added.
+constexpr uint64_t kSent = 1ull << 62;
+// How long the kernel, which took no operation, is left alone.
+constexpr __kernel_timespec kBreath{0, 10'000'000};
 constexpr uint32_t kAcceptFlags = SOCK_CLOEXEC;
 
 __kernel_timespec timeout_until(MonoTime until) {
   const Duration left = std::max(Duration(0), until - MonoClock::now());
   return {left.count() / 1'000'000'000, left.count() % 1'000'000'000};
 }
+
+// The eventfds of all loops by number: a loop that a ring could not wake may be gone by then.
+class WakeBook {
+ public:
+  uint32_t add(int eventfd) {
+    const std::lock_guard lock(mutex_);
+    eventfds_[++last_] = eventfd;
+    return last_;
+  }
+  void remove(uint32_t number) {
+    const std::lock_guard lock(mutex_);
+    eventfds_.erase(number);
+  }
+  void wake(uint32_t number) {
+    const std::lock_guard lock(mutex_);
+    const auto it = eventfds_.find(number);
+    const uint64_t one = 1;
+    if (it == eventfds_.end()) return;
+    [[maybe_unused]] const ssize_t n = write(it->second, &one, sizeof one);
+  }
+
+ private:
+  std::mutex mutex_;
+  uint32_t last_ = 0;
+  std::unordered_map<uint32_t, int> eventfds_;
+};
+
+WakeBook& wake_book() {
+  static WakeBook& book = *new WakeBook;  // loops may outlive statics
+  return book;
+}
+
+log::Scope scope("rt");
 
 }  // namespace
 
@@ -75,6 +116,9 @@ class UringLoop final : public Loop {
   void dispatch(uint64_t user_data, int32_t res, uint32_t flags);
   void dispatch_receive(uint32_t index, int32_t res, uint32_t flags, bool more);
   void watch_eventfd();
+  void hand_over();
+  void submitted(int rc);
+  void wait(MonoTime until);
 
   LoopOptions options_;
   io_uring ring_{};
@@ -82,6 +126,10 @@ class UringLoop final : public Loop {
   bool ring_messages_ = false;
   OpTable ops_;
   UniqueFd eventfd_;
+  uint32_t number_ = 0;  // in the book
+  // What found the submission queue full while the kernel took nothing (-EAGAIN, -EBUSY).
+  std::deque<io_uring_sqe> late_;
+  bool refused_ = false;
   // Addresses of connects that are not submitted yet: the kernel copies them when it takes the SQE.
   std::vector<std::unique_ptr<sockaddr_storage>> connect_addresses_;
 
@@ -96,6 +144,8 @@ class UringLoop final : public Loop {
 };
 
 UringLoop::~UringLoop() {
+  drop_pending();
+  if (number_) wake_book().remove(number_);
   if (ring_made_) io_uring_queue_exit(&ring_);
   if (buf_ring_) munmap(buf_ring_, buf_ring_bytes_);
   if (buf_memory_) munmap(buf_memory_, buf_memory_bytes_);
@@ -132,6 +182,7 @@ Status UringLoop::init() {
   MELTEMI_TRY(restrict_and_enable());
   eventfd_ = UniqueFd(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!eventfd_) return fail_errno(errno, "eventfd");
+  number_ = wake_book().add(eventfd_.get());
   watch_eventfd();
   // Does MSG_RING work? Ask the own ring.
   io_uring_sqe* s = sqe();
@@ -237,13 +288,37 @@ void UringLoop::publish_buffers() {
 }
 
 io_uring_sqe* UringLoop::sqe() {
-  io_uring_sqe* s = io_uring_get_sqe(&ring_);
-  while (!s) {  // full: hand over what is there (and let overflown completions in), then go on
-    io_uring_submit_and_get_events(&ring_);
-    connect_addresses_.clear();
-    s = io_uring_get_sqe(&ring_);
+  if (late_.empty()) {
+    if (io_uring_sqe* s = io_uring_get_sqe(&ring_)) return s;
+    hand_over();
+    if (io_uring_sqe* s = io_uring_get_sqe(&ring_)) return s;
   }
-  return s;
+  return &late_.emplace_back();
+}
+
+// Hands over what is there, and lets overflown completions in.
+void UringLoop::hand_over() {
+  submitted(io_uring_submit_and_get_events(&ring_));
+  while (!late_.empty()) {
+    io_uring_sqe* s = io_uring_get_sqe(&ring_);
+    if (!s) return;
+    *s = late_.front();
+    late_.pop_front();
+  }
+}
+
+// `rc` of an enter that had something to submit. What the kernel did not take stays in the queue.
+void UringLoop::submitted(int rc) {
+  if (io_uring_sq_ready(&ring_) == 0 && late_.empty()) connect_addresses_.clear();
+  const bool refused = rc < 0 && rc != -ETIME && rc != -EINTR;
+  stats_.not_taken += refused;
+  if (refused == refused_) return;
+  refused_ = refused;
+  if (refused) {
+    scope.warn("io_uring takes no operation: {} (errno {}); trying again", strerror(-rc), -rc);
+  } else {
+    scope.info("io_uring takes operations again");
+  }
 }
 
 OpId UringLoop::poll(int fd, uint32_t events, Completion& done) {
@@ -318,25 +393,33 @@ void UringLoop::wake() {
   if (from && from->in_turn() && from->ring_messages_ && ring_messages_) {
     io_uring_sqe* s = from->sqe();
     io_uring_prep_msg_ring(s, ring_.ring_fd, 0, kWake, 0);
-    s->user_data = kIgnore;
+    s->user_data = kSent | number_;
     return;
   }
   const uint64_t one = 1;
   [[maybe_unused]] const ssize_t n = write(eventfd_.get(), &one, sizeof one);
 }
 
-void UringLoop::wait_and_dispatch(MonoTime until) {
-  publish_buffers();
-  if (until <= now()) {
-    io_uring_submit_and_get_events(&ring_);
+void UringLoop::wait(MonoTime until) {
+  io_uring_cqe* cqe = nullptr;
+  if (until <= now() || !late_.empty()) {
+    submitted(io_uring_submit_and_get_events(&ring_));
   } else if (until == MonoTime::max()) {
-    io_uring_submit_and_wait(&ring_, 1);
+    submitted(io_uring_submit_and_wait(&ring_, 1));
   } else {
     __kernel_timespec ts = timeout_until(until);
-    io_uring_cqe* cqe = nullptr;
-    io_uring_submit_and_wait_timeout(&ring_, &cqe, 1, &ts, nullptr);
+    submitted(io_uring_submit_and_wait_timeout(&ring_, &cqe, 1, &ts, nullptr));
   }
-  connect_addresses_.clear();
+  if (!refused_) return;
+  // Without submitting: what completes frees memory, and nobody may spin until it is there.
+  __kernel_timespec breath = kBreath;
+  io_uring_wait_cqe_timeout(&ring_, &cqe, &breath);
+}
+
+void UringLoop::wait_and_dispatch(MonoTime until) {
+  publish_buffers();
+  if (!late_.empty()) hand_over();
+  wait(until);
   refresh_now();
   // What completes while we work belongs to the next turn.
   unsigned head = *ring_.cq.khead;
@@ -357,6 +440,11 @@ void UringLoop::wait_and_dispatch(MonoTime until) {
 void UringLoop::dispatch(uint64_t user_data, int32_t res, uint32_t flags) {
   const bool more = flags & IORING_CQE_F_MORE;
   if (user_data == kIgnore || user_data == kWake) return;
+  if (user_data & kSent) {
+    // The other ring had no memory for it: there is a second way.
+    if (res < 0) wake_book().wake(static_cast<uint32_t>(user_data));
+    return;
+  }
   if (user_data == kEventfd) {
     uint64_t count;
     [[maybe_unused]] const ssize_t n = read(eventfd_.get(), &count, sizeof count);

@@ -1,15 +1,49 @@
 // The loop: posted work, timers, hooks, retiring, workers.
+#include <dlfcn.h>
+#include <fcntl.h>
 #include <poll.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <thread>
 
 #include "tests/unit/rt/backends.h"
 #include "userspace/rt/listener.h"
 #include "userspace/rt/socket_options.h"
 #include "userspace/rt/worker.h"
+
+// What the kernel says when it has no memory: while set, every call below says so and does nothing.
+static std::atomic<int> injected{0};
+
+// These take the place of liburing's and libc's, which they call.
+extern "C" {
+using Submit = int (*)(void*);
+using SubmitAndWait = int (*)(void*, unsigned);
+using SubmitAndWaitTimeout = int (*)(void*, void*, unsigned, void*, void*);
+int io_uring_submit_and_get_events(void* ring) {
+  static const auto real = reinterpret_cast<Submit>(dlsym(RTLD_NEXT, "io_uring_submit_and_get_events"));
+  return injected ? -injected : real(ring);
+}
+int io_uring_submit_and_wait(void* ring, unsigned count) {
+  static const auto real = reinterpret_cast<SubmitAndWait>(dlsym(RTLD_NEXT, "io_uring_submit_and_wait"));
+  return injected ? -injected : real(ring, count);
+}
+int io_uring_submit_and_wait_timeout(void* ring, void* cqe, unsigned count, void* time, void* mask) {
+  static const auto real =
+      reinterpret_cast<SubmitAndWaitTimeout>(dlsym(RTLD_NEXT, "io_uring_submit_and_wait_timeout"));
+  return injected ? -injected : real(ring, cqe, count, time, mask);
+}
+int epoll_ctl(int epoll, int operation, int fd, epoll_event* event) noexcept {
+  if (injected && operation == EPOLL_CTL_ADD) {
+    errno = injected;
+    return -1;
+  }
+  return static_cast<int>(syscall(SYS_epoll_ctl, epoll, operation, fd, event));
+}
+}
 
 namespace meltemi::rt {
 namespace {
@@ -220,6 +254,86 @@ int own_ring() {
       return fd;
   }
   return -1;
+}
+
+struct Count final : Completion {
+  void on_complete(int32_t res, bool) override { (res >= 0 ? good : bad) += 1; }
+  int good = 0, bad = 0;
+};
+
+// More operations than the queue has room for, and connects, whose addresses the kernel has not read.
+TEST_P(LoopTest, OperationsOutliveAKernelThatHasNoMemory) {
+  loop_.reset();
+  LoopOptions options = GetParam().options;
+  options.ring_entries = 8;
+  loop_ = std::move(*Loop::create(options));
+  auto listening = std::move(*make_tcp_listener(*SocketAddress::parse("127.0.0.1:0"), {}));
+  const SocketAddress to = *local_address(listening.get());
+  Count connects, polls;
+  std::vector<UniqueFd> fds;
+  injected = EAGAIN;
+  for (int i = 0; i < 40; ++i) {
+    fds.push_back(std::move(*make_tcp_socket(to)));
+    loop().connect(fds.back().get(), to, connects);
+    int pipe_ends[2];
+    ASSERT_EQ(pipe2(pipe_ends, O_CLOEXEC), 0);
+    fds.emplace_back(pipe_ends[0]);
+    fds.emplace_back(pipe_ends[1]);
+    loop().poll(pipe_ends[0], POLLIN, polls);
+    ASSERT_EQ(write(pipe_ends[1], "x", 1), 1);
+    loop().run_once(MonoClock::now() + milliseconds(1));
+  }
+  injected = 0;
+  EXPECT_TRUE(run_until([&] { return connects.good == 40 && polls.good == 40; }, 5));
+  EXPECT_EQ(connects.bad + polls.bad, 0);
+  for (auto& fd : fds) loop().close(std::move(fd));
+}
+
+// A ring that cannot be told by another one (no memory for the message) is told by its eventfd.
+TEST_P(LoopTest, AWakeUpThatARingRefusesIsNotLost) {
+  if (loop().backend() != Backend::kUring) GTEST_SKIP() << "no ring";
+  loop_.reset();
+  auto pool = WorkerPool::start(1, "test", GetParam().options);
+  ASSERT_TRUE(pool);
+  const int ring = own_ring();
+  ASSERT_GE(ring, 0);
+  auto sender = std::move(*Loop::create(GetParam().options));
+  // The number by which others name the worker's ring is something else now; the worker does not use it.
+  const int kept = dup(ring);
+  const UniqueFd null(open("/dev/null", O_RDWR | O_CLOEXEC));
+  ASSERT_EQ(dup2(null.get(), ring), ring);
+  std::atomic<bool> ran{false};
+  sender->post([&] {
+    (*pool)->worker(0).post([&] {
+      ran = true;
+      sender->post([] {});
+    });
+  });
+  EXPECT_TRUE(sender->run_until([&] { return ran.load(); }, MonoClock::now() + std::chrono::seconds(5)));
+  ASSERT_EQ(dup2(kept, ring), ring);
+  ::close(kept);
+  (*pool)->stop();
+}
+
+// Objects that were retired in the last turn, or wait in a posted function, end their operations.
+TEST_P(LoopTest, WhatEndsWithTheLoopMayForgetItsOperations) {
+  struct Dialler final : Retirable {
+    explicit Dialler(Loop& loop) : loop(loop), fd(std::move(*make_tcp_socket({IpAddress::v4(0x7f000001), 1}))) {
+      op = loop.poll(fd.get(), POLLIN, nobody);
+    }
+    ~Dialler() override {
+      loop.forget(op);
+      loop.close(std::move(fd));
+    }
+    Loop& loop;
+    UniqueFd fd;
+    OpId op;
+    Count nobody;
+  };
+  loop().run_once(MonoTime{});
+  loop().retire(std::make_unique<Dialler>(loop()));
+  loop().post([held = std::make_unique<Dialler>(loop())] {});
+  loop_.reset();
 }
 
 TEST_P(LoopTest, ARingIsRestrictedOnceItRuns) {
