@@ -177,7 +177,8 @@ class ObjectReader {
           "dnsPolicy", "schedulerName", "enableServiceLinks", "preemptionPolicy", "priority",
           "tolerations", "revisionHistoryLimit", "progressDeadlineSeconds", "strategy",
           "completionMode", "suspend", "podReplacementPolicy", "minReadySeconds", "medium",
-          "recursiveReadOnly", "setHostnameAsFQDN", "tty"}) {
+          "recursiveReadOnly", "setHostnameAsFQDN", "tty", "expirationSeconds", "controllerName",
+          "description", "type"}) {
       if (name == usual) return true;
     }
     return false;

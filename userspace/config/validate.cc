@@ -8,6 +8,7 @@
 
 #include "userspace/config/check.h"
 #include "userspace/config/mesh_config.h"
+#include "userspace/config/mesh_keys.h"
 #include "userspace/config/names.h"
 #include "userspace/config/reader.h"
 
@@ -120,29 +121,6 @@ void check_annotations(Check& check) {
   }
 }
 
-// Labels that the mesh acts on: a value that nobody knows would be as if the label were not there.
-void check_mesh_labels(Check& check, const std::string& field, const Labels& labels) {
-  const auto find = [&labels](const char* key) -> const std::string* {
-    auto it = labels.find(key);
-    return it == labels.end() ? nullptr : &it->second;
-  };
-  constexpr const char* kMode = "istio.io/dataplane-mode";
-  if (const std::string* mode = find(kMode); mode && *mode != "ambient" && *mode != "none") {
-    const std::string_view near = did_you_mean(*mode, {"ambient", "none"});
-    check.warn(fmt::format("{}[{}]", field, kMode),
-               fmt::format("\"{}\" is no mode, so the label has no effect", *mode),
-               near.empty() ? "Write ambient or none" : fmt::format("Did you mean `{}`?", near),
-               kCodeIgnoredField);
-  }
-  for (const char* key : {"istio.io/use-waypoint", "istio.io/use-waypoint-namespace"}) {
-    const std::string* name = find(key);
-    if (name == nullptr || is_dns_subdomain(*name)) continue;
-    check.error(fmt::format("{}[{}]", field, key),
-                fmt::format("\"{}\" is not a legal name", *name),
-                "Name a Gateway, or write none");
-  }
-}
-
 // Fields that are read and kept, and that nobody acts on: each with what its author should know.
 void name_unused_fields(Check& check) {
   struct Unused {
@@ -172,6 +150,9 @@ void name_unused_fields(Check& check) {
   };
   for (const Unused& unused : kUnused) {
     if (unused.kind == check.object().kind()) warn(unused.field, unused.effect);
+  }
+  if (!check.object().meta().generate_name().empty()) {
+    warn("metadata.generateName", "the object has a name");
   }
   if (!check.object().meta().finalizers().empty()) {
     warn("metadata.finalizers", "deleting the object waits for nobody");
@@ -228,7 +209,7 @@ Problems validate(const Object& object, const MeshNames& names) {
   Check check(object, &problems);
   check_name(check);
   check.labels("metadata.labels", object.meta().labels());
-  check_mesh_labels(check, "metadata.labels", object.meta().labels());
+  check_mesh_keys(check, object.kind(), "metadata", object.meta());
   check_annotations(check);
   name_unused_fields(check);
   check_spec(check, names);

@@ -215,6 +215,17 @@ void check_load_balancer(Check& check, const std::string& field,
   }
 }
 
+void check_only_mode(Check& check, const std::string& field, const net::ClientTLSSettings& tls) {
+  std::vector<const google::protobuf::FieldDescriptor*> given;
+  tls.GetReflection()->ListFields(tls, &given);
+  for (const auto* one : given) {
+    if (one->name() == "mode") continue;
+    check.warn(fmt::format("{}.{}", field, one->json_name()),
+               "has no effect: with ISTIO_MUTUAL the mesh knows names and certificates itself",
+               "Remove it", kCodeIgnoredField);
+  }
+}
+
 void check_client_tls(Check& check, const std::string& field, const net::ClientTLSSettings& tls) {
   using Tls = net::ClientTLSSettings;
   bool credential = !tls.credential_name().empty();
@@ -243,6 +254,12 @@ void check_client_tls(Check& check, const std::string& field, const net::ClientT
   }
   if (tls.mode() == Tls::SIMPLE || tls.mode() == Tls::MUTUAL) {
     check.unsupported(field + ".mode", "TLS origination");
+  } else if (tls.mode() == Tls::ISTIO_MUTUAL) {
+    check_only_mode(check, field, tls);  // the mode itself asks for what is done
+  } else {
+    check.warn(field,
+               "has no effect: pods of the mesh are reached by its mutual TLS, others in clear",
+               "Remove it, or exclude the destination from capture", kCodeIgnoredField);
   }
 }
 

@@ -7,6 +7,7 @@
 
 #include "userspace/base/address.h"
 #include "userspace/config/check.h"
+#include "userspace/config/mesh_keys.h"
 #include "userspace/config/names.h"
 
 namespace meltemi::config {
@@ -67,6 +68,20 @@ bool is_known_field_path(std::string_view path) {
          path.ends_with("']");
 }
 
+void check_field_ref(Check& check, const std::string& field,
+                     const kube::ObjectFieldSelector& selector) {
+  if (!selector.api_version().empty() && selector.api_version() != "v1") {
+    check.error(field + ".apiVersion",
+                fmt::format("\"{}\" is not the version of a pod", selector.api_version()),
+                "Write v1");
+  }
+  if (is_known_field_path(selector.field_path())) return;
+  check.error(field + ".fieldPath",
+              fmt::format("unknown field path \"{}\"", selector.field_path()),
+              "Use metadata.name, metadata.namespace, metadata.uid, spec.nodeName, "
+              "spec.serviceAccountName, status.podIP or status.hostIP");
+}
+
 void check_env(Check& check, const std::string& field, const kube::EnvVar& env) {
   if (env.name().empty() || env.name().find('=') != std::string::npos) {
     check.error(field + ".name", "an environment variable needs a name without '='",
@@ -79,11 +94,8 @@ void check_env(Check& check, const std::string& field, const kube::EnvVar& env) 
     check.error(field, "a variable has either `value` or one source in `valueFrom`",
                 "Keep one of them");
   }
-  if (from.has_field_ref() && !is_known_field_path(from.field_ref().field_path())) {
-    check.error(field + ".valueFrom.fieldRef.fieldPath",
-                fmt::format("unknown field path \"{}\"", from.field_ref().field_path()),
-                "Use metadata.name, metadata.namespace, metadata.uid, spec.nodeName, "
-                "spec.serviceAccountName, status.podIP or status.hostIP");
+  if (from.has_field_ref()) {
+    check_field_ref(check, field + ".valueFrom.fieldRef", from.field_ref());
   }
 }
 
@@ -182,6 +194,19 @@ void check_container(Check& check, const std::string& field, const kube::Contain
   }
 }
 
+void check_downward(Check& check, const std::string& field,
+                    const kube::DownwardApiVolumeSource& source) {
+  for (int i = 0; i < source.items_size(); ++i) {
+    check_field_ref(check, fmt::format("{}.items[{}].fieldRef", field, i),
+                    source.items(i).field_ref());
+  }
+}
+
+void refuse_mode(Check& check, const std::string& field) {
+  check.error(field + ".defaultMode", "a projection has no mode of its own",
+              "Give projected.defaultMode", kCodeRefusedField);
+}
+
 void check_volume(Check& check, const std::string& field, const kube::Volume& volume,
                   std::set<std::string>* names) {
   if (!is_dns_label(volume.name())) {
@@ -197,6 +222,32 @@ void check_volume(Check& check, const std::string& field, const kube::Volume& vo
     check.error(field, "a volume needs exactly one source",
                 "Give one of emptyDir, configMap, secret, projected, downwardAPI");
   }
+  const auto& projections = volume.projected().sources();
+  for (int i = 0; i < projections.size(); ++i) {
+    const std::string inner = fmt::format("{}.projected.sources[{}]", field, i);
+    for (const auto& [name, source] : {std::pair{"configMap", &projections[i].config_map()},
+                                       {"secret", &projections[i].secret()}}) {
+      if (source->default_mode() != 0) refuse_mode(check, fmt::format("{}.{}", inner, name));
+    }
+    if (projections[i].downward_api().default_mode() != 0) {
+      refuse_mode(check, inner + ".downwardAPI");
+    }
+    check_downward(check, inner + ".downwardAPI", projections[i].downward_api());
+  }
+  check_downward(check, field + ".downwardAPI", volume.downward_api());
+}
+
+// What Kubernetes has in containers only: nobody would look at them in between.
+void check_init_container(Check& check, const std::string& field,
+                          const kube::Container& container) {
+  for (const auto& [given, name] :
+       {std::pair{container.has_readiness_probe(), "readinessProbe"},
+        {container.has_liveness_probe(), "livenessProbe"},
+        {container.has_startup_probe(), "startupProbe"}}) {
+    if (!given) continue;
+    check.error(fmt::format("{}.{}", field, name), "an init container has no probes",
+                "Remove it, or make it a container", kCodeRefusedField);
+  }
 }
 
 void check_pod_spec(Check& check, const std::string& field, const kube::PodSpec& spec) {
@@ -211,6 +262,8 @@ void check_pod_spec(Check& check, const std::string& field, const kube::PodSpec&
   for (int i = 0; i < spec.init_containers_size(); ++i) {
     check_container(check, fmt::format("{}.initContainers[{}]", field, i), spec.init_containers(i),
                     volumes, &names);
+    check_init_container(check, fmt::format("{}.initContainers[{}]", field, i),
+                         spec.init_containers(i));
   }
   for (int i = 0; i < spec.containers_size(); ++i) {
     check_container(check, fmt::format("{}.containers[{}]", field, i), spec.containers(i), volumes,
@@ -235,8 +288,22 @@ void check_pod_spec(Check& check, const std::string& field, const kube::PodSpec&
   }
 }
 
+// Of a template's metadata the pods get labels and annotations.
+void name_unused_template_fields(Check& check, const kube::ObjectMeta& meta) {
+  std::vector<const google::protobuf::FieldDescriptor*> given;
+  meta.GetReflection()->ListFields(meta, &given);
+  for (const auto* field : given) {
+    if (field->name() == "labels" || field->name() == "annotations") continue;
+    check.warn(fmt::format("spec.template.metadata.{}", field->json_name()),
+               "has no effect: pods get labels and annotations of the template, the rest is theirs",
+               "Remove it", kCodeIgnoredField);
+  }
+}
+
 void check_template(Check& check, const kube::PodTemplateSpec& pod_template) {
   check.labels("spec.template.metadata.labels", pod_template.metadata().labels());
+  check_mesh_keys(check, Kind::kPod, "spec.template.metadata", pod_template.metadata());
+  name_unused_template_fields(check, pod_template.metadata());
   check_pod_spec(check, "spec.template.spec", pod_template.spec());
 }
 
@@ -373,6 +440,7 @@ void name_unused_service_fields(Check& check, const kube::Service::Spec& spec) {
   unused(spec.external_traffic_policy() == "Local", "externalTrafficPolicy", kInside);
   unused(!spec.load_balancer_source_ranges().empty(), "loadBalancerSourceRanges",
          "nobody is kept out by it; write an AuthorizationPolicy with ipBlocks");
+  unused(!spec.external_name().empty(), "externalName", "the type is not ExternalName");
   unused(spec.session_affinity() == "ClientIP", "sessionAffinity",
          "each connection may reach another pod");
   for (int i = 0; i < spec.ports_size(); ++i) {
@@ -455,6 +523,35 @@ bool is_waypoint_class(std::string_view name) {
 
 }  // namespace
 
+namespace {
+
+// Who may use a waypoint: an operator that nobody knows would let nobody in.
+void check_namespace_selector(Check& check, const std::string& field,
+                              const kube::LabelSelector& selector) {
+  static constexpr std::string_view kOperators[] = {"In", "NotIn", "Exists", "DoesNotExist"};
+  for (int i = 0; i < selector.match_expressions_size(); ++i) {
+    const std::string& given = selector.match_expressions(i).operator_();
+    if (std::find(std::begin(kOperators), std::end(kOperators), given) != std::end(kOperators)) {
+      continue;
+    }
+    check.error(fmt::format("{}.matchExpressions[{}].operator", field, i),
+                fmt::format("unknown operator \"{}\"", given),
+                fmt::format("One of: {}", fmt::join(kOperators, ", ")));
+  }
+}
+
+void name_unused_addresses(Check& check, const kube::Gateway::Spec& spec) {
+  for (int i = 0; i < spec.addresses_size(); ++i) {
+    if (i == 0 && spec.addresses(i).type() == "Hostname") continue;
+    check.warn(fmt::format("spec.addresses[{}]", i),
+               "has no effect: a waypoint has the address of its Service, or the one host name "
+               "that comes first here",
+               "Remove it", kCodeIgnoredField);
+  }
+}
+
+}  // namespace
+
 void validate_gateway(Check& check) {
   const Object& object = check.object();
   const auto& spec = object.as<kube::Gateway>().spec();
@@ -479,6 +576,8 @@ void validate_gateway(Check& check) {
       check.error(field + ".allowedRoutes.namespaces.from",
                   fmt::format("unknown value \"{}\"", from), "Write All, Same, Selector or None");
     }
+    check_namespace_selector(check, field + ".allowedRoutes.namespaces.selector",
+                             listener.allowed_routes().namespaces().selector());
   }
   if (!is_waypoint_class(spec.gateway_class_name())) {
     check.unsupported("spec.gatewayClassName", fmt::format("class {}", spec.gateway_class_name()));
@@ -493,6 +592,7 @@ void validate_gateway(Check& check) {
                 "Expected a single listener on port 15008 with protocol \"HBONE\"",
                 "Write: listeners: [{name: mesh, port: 15008, protocol: HBONE}]");
   }
+  name_unused_addresses(check, spec);
   std::string_view traffic = object.label("istio.io/waypoint-for");
   if (!traffic.empty() && traffic != "service" && traffic != "workload" && traffic != "all" &&
       traffic != "none") {

@@ -180,6 +180,7 @@ mode_t mode_of(const kube::Volume& volume) {
   }
   if (volume.has_config_map() && volume.config_map().default_mode() != 0)
     return volume.config_map().default_mode();
+  if (volume.downward_api().default_mode() != 0) return volume.downward_api().default_mode();
   return kOpenFile;
 }
 

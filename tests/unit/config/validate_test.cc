@@ -620,9 +620,77 @@ TEST(ValidateLabels, AValueThatTheMeshDoesNotKnowIsNamed) {
   EXPECT_EQ(with("istio.io/dataplane-mode: ambient"), "");
   EXPECT_EQ(with("istio.io/dataplane-mode: none"), "");
   EXPECT_THAT(with("istio.io/dataplane-mode: ambinet"),
-              HasSubstr("\"ambinet\" is no mode, so the label has no effect. Did you mean "
-                        "`ambient`?"));
+              HasSubstr("\"ambinet\" means nothing here, as if the label were not there. Did you "
+                        "mean `ambient`?"));
   EXPECT_THAT(with("istio.io/use-waypoint: A_B"), HasSubstr("is not a legal name"));
+}
+
+TEST(ValidateLabels, AKeyOrValueThatNobodyReadsIsNamed) {
+  struct Row {
+    const char* kind;
+    const char* meta;
+    const char* want;  // "" for nothing
+  };
+  for (const auto& [kind, meta, want] : std::vector<Row>{
+           {"Namespace", "annotations: {meltemi.io/egress-guard: disabled}", ""},
+           {"Namespace", "annotations: {meltemi.io/egress-guard: \"off\"}",
+            "warning: Namespace n (f.yaml:3): metadata.annotations[meltemi.io/egress-guard]: "
+            "\"off\" means nothing here, as if the annotation were not there. Write disabled or enabled. "
+            "[MLT0005]"},
+           {"Service", "annotations: {meltemi.io/egress-guard: disabled}",
+            "has no effect here: it is read as annotation of a Namespace. Move it there"},
+           {"Namespace", "labels: {meltemi.io/egress-guard: disabled}",
+            "annotation of a Namespace"},
+           {"Namespace", "labels: {istio-injection: enable}", "Did you mean `enabled`?"},
+           {"Namespace", "labels: {istio.io/dataplane-mod: ambient}",
+            "has no effect: nothing here reads istio.io/dataplane-mod. Did you mean "
+            "`istio.io/dataplane-mode`?"},
+           {"Namespace", "labels: {topology.istio.io/network: n1}",
+            "nothing here reads topology.istio.io/network"},
+           {"Namespace", "annotations: {networking.istio.io/traffic-distribution: Near}",
+            "means nothing here"},
+           {"Service", "labels: {istio.io/dataplane-mode: ambient}",
+            "read as label of a Namespace, label of a Pod, annotation of a Pod"},
+           {"Service", "labels: {istio.io/use-waypoint: none, team: a, example.com/b: c}", ""},
+       }) {
+    const std::string found =
+        problems_of(std::string("apiVersion: v1\nkind: ") + kind + "\nmetadata: {name: n, " + meta +
+                        "}\n",
+                    kind == std::string("Service") ? "{ports: [{port: 80}]}" : "{}");
+    if (*want == '\0') {
+      EXPECT_EQ(found, "") << meta;
+    } else {
+      EXPECT_THAT(found, HasSubstr(want)) << meta;
+    }
+  }
+  const auto pod = [](const char* kind, const char* meta, const char* want) {
+    const std::string body = "{containers: [{name: c, command: [a]}]}";
+    const bool bare = kind == std::string("Pod");
+    const std::string head = bare ? std::string("apiVersion: v1\nkind: Pod\nmetadata: {name: p, ") +
+                                        meta + "}\n"
+                                  : std::string("apiVersion: apps/v1\nkind: Deployment\nmetadata: "
+                                                "{name: p, ") + meta + "}\n";
+    const std::string found = problems_of(
+        head, bare ? body
+                   : "{selector: {matchLabels: {a: b}}, template: {metadata: {labels: {a: b, "
+                     "istio.io/dataplane-mode: ambinet}}, spec: " + body + "}}");
+    EXPECT_THAT(found, HasSubstr(want)) << meta;
+  };
+  pod("Pod", "annotations: {traffic.sidecar.istio.io/excludeOutboundPorts: \"80, http\"}",
+      "\"http\" is not a port, and is left out of the list");
+  pod("Pod", "annotations: {traffic.sidecar.istio.io/excludeOutboundIPRanges: \"10.0.0.0/99\"}",
+      "\"10.0.0.0/99\" is not an address or prefix");
+  pod("Pod", "annotations: {traffic.sidecar.istio.io/includeOutboundPorts: \"80\"}",
+      "nothing here");
+  pod("Pod", "labels: {networking.istio.io/tunnel: hbone}", "Write http");
+  pod("Deployment", "labels: {istio.io/dataplane-mode: ambient}",
+      "Move it to spec.template.metadata");
+  pod("Deployment", "labels: {a: b}",
+      "spec.template.metadata.labels[istio.io/dataplane-mode]: \"ambinet\" means nothing here");
+  EXPECT_THAT(problems_of("apiVersion: gateway.networking.k8s.io/v1\nkind: GatewayClass\nmetadata: "
+                          "{name: meltemi-waypoint, labels: {istio.io/waypoint-for: services}}\n",
+                          "{}"),
+              HasSubstr("unknown value \"services\". Did you mean `service`?"));
 }
 
 TEST(Validate, AFieldThatNobodyActsOnIsNamedWithWhatHappensInstead) {

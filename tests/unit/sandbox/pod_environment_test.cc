@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <sys/stat.h>
 
 #include "tests/unit/sandbox/objects.h"
 
@@ -106,6 +107,26 @@ TEST(ResolvConf, SearchesTheNamespaceFirst) {
   EXPECT_THAT(resolv_conf("shop"),
               HasSubstr("search shop.svc.cluster.local svc.cluster.local cluster.local\n"));
   EXPECT_THAT(resolv_conf("shop"), HasSubstr("nameserver 10.96.0.10\n"));
+}
+
+TEST_F(Environment, FilesOfADownwardVolumeHaveItsDefaultMode) {
+  pod_ = test::object_of(R"(
+apiVersion: v1
+kind: Pod
+metadata: {name: p, namespace: shop, uid: u-1}
+spec:
+  automountServiceAccountToken: false
+  containers: [{name: c, command: [x]}]
+  volumes:
+  - name: about
+    downwardAPI: {defaultMode: 256, items: [{path: who, fieldRef: {fieldPath: metadata.name}}]}
+)");
+  context_.pod = &pod_;
+  context_.volume_dir = testing::TempDir() + "downward-mode";
+  ASSERT_TRUE(write_volumes(context_));
+  struct stat file{};
+  ASSERT_EQ(::stat((context_.volume_dir + "/about/who").c_str(), &file), 0);
+  EXPECT_EQ(file.st_mode & 0777, 0400u);
 }
 
 }  // namespace
