@@ -7,22 +7,15 @@ set(standard <algorithm> <array> <atomic> <charconv> <chrono> <cstring> <deque> 
   <functional> <map> <memory> <mutex> <optional> <random> <set> <span> <sstream> <string> <string_view>
   <thread> <unordered_map> <utility> <variant> <vector> <fmt/format.h>)
 set(test ${standard} <gmock/gmock.h> <gtest/gtest.h>)
-set(api <algorithm> <memory> <string> <google/protobuf/arena.h> <google/protobuf/arenastring.h>
-  <google/protobuf/descriptor.h> <google/protobuf/extension_set.h>
-  <google/protobuf/generated_message_reflection.h> <google/protobuf/generated_message_util.h>
-  <google/protobuf/io/coded_stream.h> <google/protobuf/map_entry.h>
-  <google/protobuf/map_field_inl.h> <google/protobuf/message.h>
-  <google/protobuf/reflection_ops.h> <google/protobuf/repeated_field.h>
-  <google/protobuf/unknown_field_set.h> <google/protobuf/wire_format.h>)
 
 file(WRITE ${CMAKE_BINARY_DIR}/precompiled.cc "")
-foreach(set standard test api)
+foreach(set standard test)
   add_library(precompiled_${set} OBJECT ${CMAKE_BINARY_DIR}/precompiled.cc)
   # Time stamps would make each build's header another one to the compiler cache.
   target_compile_options(precompiled_${set} PRIVATE "SHELL:-Xclang -fno-pch-timestamp")
   target_precompile_headers(precompiled_${set} PRIVATE ${${set}})
 endforeach()
-target_compile_options(precompiled_api PRIVATE -w -g0)
+target_compile_options(precompiled_test PRIVATE ${MELTEMI_TEST_OPTIONS})
 
 function(meltemi_precompiled target set)
   if(NOT MELTEMI_FLAVOUR STREQUAL "debug")
