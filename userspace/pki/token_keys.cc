@@ -73,12 +73,12 @@ std::string text_of(const json& jwk, const char* member) {
 Result<PublicKey> from_params(const char* kind, OSSL_PARAM_BLD* builder) {
   const Params params(OSSL_PARAM_BLD_to_param(builder));
   const ossl::KeyContext context(EVP_PKEY_CTX_new_from_name(nullptr, kind, nullptr));
-  EVP_PKEY* key = nullptr;
-  if (!params || !context || EVP_PKEY_fromdata_init(context.get()) != 1 ||
-      EVP_PKEY_fromdata(context.get(), &key, EVP_PKEY_PUBLIC_KEY, params.get()) != 1) {
-    return bad(ossl::last_error(fmt::format("an {} key is malformed", kind)));
-  }
-  return PublicKey::adopt(key);
+  EVP_PKEY* made = nullptr;  // also there when its material was refused
+  const bool good = params && context && EVP_PKEY_fromdata_init(context.get()) == 1 &&
+                    EVP_PKEY_fromdata(context.get(), &made, EVP_PKEY_PUBLIC_KEY, params.get()) == 1;
+  ossl::Key key(made);
+  if (!good) return bad(ossl::last_error(fmt::format("an {} key is malformed", kind)));
+  return PublicKey::adopt(key.release());
 }
 
 Result<PublicKey> rsa_key(const json& jwk) {

@@ -622,9 +622,14 @@ TEST_F(ControlPlaneTest, TheProcessStartsAndEndsAsItShould) {
           "127.0.0.1:0", "--monitoring-listen", "127.0.0.1:0", "--drain", "0s", nullptr);
     _exit(127);
   }
-  ASSERT_TRUE(eventually(
-      [&] { return std::filesystem::exists(root + "/ca/server-cert.pem"); }));
-  std::this_thread::sleep_for(300ms);
+  // Told to go before it listens to signals it would end as any program does.
+  ASSERT_TRUE(eventually([&] {
+    const std::string status = read("/proc/" + std::to_string(pid) + "/status");
+    const size_t blocked = status.find("SigBlk:");
+    return blocked != std::string::npos &&
+           std::stoull(status.substr(blocked + 7), nullptr, 16) >> (SIGTERM - 1) & 1;
+  }));
+  ASSERT_TRUE(eventually([&] { return std::filesystem::exists(root + "/ca/server-cert.pem"); }));
   ASSERT_EQ(kill(pid, SIGTERM), 0);
   int status = -1;
   ASSERT_EQ(waitpid(pid, &status, 0), pid);

@@ -134,6 +134,9 @@ TEST(TokenKeySets, SayWhatIsWrongWithThem) {
   EXPECT_THAT(refused(R"({"keys":[], "keys":[]})"), HasSubstr("Key Set"));
   EXPECT_THAT(refused(R"({"keys":[{"kty":"oct","k":"c2VjcmV0"}]})"), HasSubstr("none"));
   EXPECT_THAT(refused(R"({"keys":[{"kty":"EC","crv":"P-256","x":"AA","y":"AA"}]})"), HasSubstr("size"));
+  const std::string off(43, 'A');  // (0, 0) is not on the curve
+  EXPECT_THAT(refused(R"({"keys":[{"kty":"EC","crv":"P-256","x":")" + off + R"(","y":")" + off + R"("}]})"),
+              HasSubstr("malformed"));
   EXPECT_THAT(refused(R"({"keys":[{"kty":"OKP","crv":"Ed25519","x":"AA","d":"AA"}]})"),
               HasSubstr("private"));
   EXPECT_THAT(refused(std::string(key.to_pem().view())), HasSubstr("private"));
