@@ -257,23 +257,35 @@ Detector::Detector(Acceptor& acceptor, ClientInfo client_info, ListenerPtr liste
   client.lease.on_give_way(rt::post_to(acceptor.worker().loop()),
                            [this](rt::GiveWay) { close(); });
   stream->set_events(this);
-  const FilterChain* chain = listener->chain_for(Detected::kHttp1);
-  const Duration wait = http_only && chain && chain->http()
-                            ? chain->http()->options.headers_timeout
-                            : acceptor.worker().shared().limits.detect_timeout;
-  deadline_ = wait > Duration::zero() ? acceptor.worker().now() + wait : MonoTime::max();
-  timer_.set(http_only_ ? deadline_ : std::min(deadline_, acceptor.worker().now() + kSilence));
+  if (http_only_) {
+    wait_for_http();
+  } else {
+    const MonoTime now = acceptor.worker().now();
+    deadline_ = now + acceptor.worker().shared().limits.detect_timeout;
+    timer_.set(std::min(deadline_, now + kSilence));
+  }
   stream->resume_read();
+}
+
+void Detector::wait_for_http() {
+  const FilterChain* chain = listener->chain_for(Detected::kHttp1);
+  if (!chain || !chain->http()) return;
+  const HttpOptions& options = chain->http()->options;
+  const Duration wait = early.empty() ? options.connection_idle : options.headers_timeout;
+  deadline_ = wait > Duration::zero() ? acceptor_.worker().now() + wait : MonoTime::max();
+  timer_.set(deadline_);
 }
 
 void Detector::on_data(const net::Slices& data) {
   if (finished_) return;
+  const bool first = early.empty();
   for (size_t i = 0; i < data.count; ++i) {
     early.append(static_cast<const char*>(data.pieces[i].iov_base), data.pieces[i].iov_len);
   }
   const ByteView bytes = as_bytes(early);
   const auto protocol = http_only_ ? detect_http(bytes) : detect_protocol(bytes);
-  if (protocol) done(*protocol);
+  if (protocol) return done(*protocol);
+  if (first && http_only_) wait_for_http();
 }
 
 void Detector::on_deadline() {

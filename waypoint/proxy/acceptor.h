@@ -92,6 +92,9 @@ class Detector final : public rt::Retirable, private net::StreamEvents, private 
   void on_deadline() override;
   void close();
   void done(Detected protocol);
+  // Of a port that is HTTP for sure: a connection without a request is idle, and one with half of its
+  // first line is slow.
+  void wait_for_http();
 
   Acceptor& acceptor_;
   LazyTimer timer_;

@@ -21,10 +21,17 @@ H1Client::H1Client(Host& host, net::StreamPtr stream)
       certificate_epoch_(host.worker().certificate_epoch()) {
   stream_->set_events(this);
   stream_->limit_read(kReadPiece);
+  wait_idle();
   stream_->resume_read();
 }
 
 H1Client::~H1Client() = default;
+
+// Also before the first request: whom it was made for may have left.
+void H1Client::wait_idle() {
+  const Duration idle = host_.cluster().config().idle_timeout;
+  if (idle > Duration::zero()) idle_timer_.set(host_.worker().now() + idle);
+}
 
 Status H1Client::start(AttemptPlan& plan) {
   build_h1_request(*plan.head, plan.info, fields_);
@@ -214,8 +221,7 @@ void H1Client::response_end(bool more_input) {
                     (most == 0 || requests_ < most) && !host_.worker().draining();
   if (keep) {
     pause_response(false);
-    const Duration idle = host_.cluster().config().idle_timeout;
-    if (idle > Duration::zero()) idle_timer_.set(host_.worker().now() + idle);
+    wait_idle();
     host_.idle(*this);
   } else {
     close();

@@ -44,6 +44,7 @@ class H1Client final : public rt::Retirable,
   void response_end(bool more_input);
   void fail_attempt(Reason reason, std::string_view detail, bool malformed = false);
   bool flush(ByteView tail);
+  void wait_idle();
 
   Host& host_;
   net::StreamPtr stream_;

@@ -33,7 +33,7 @@ H1Server::H1Server(ProxyWorker& worker, ConnectionOwner& owner, ClientInfo clien
   client_.lease.on_give_way(rt::post_to(worker.loop()), [this](rt::GiveWay) { drain(); });
   stream_->set_events(this);
   stream_->limit_read(kReadPiece);
-  timer_.set(head_deadline());
+  timer_.set(idle_deadline());
   if (!early.empty()) {
     held_.assign(as_text(early));
     worker_.loop().at_turn_end(*this);  // not from inside the constructor
@@ -45,6 +45,11 @@ H1Server::~H1Server() = default;
 
 MonoTime H1Server::head_deadline() const {
   return options_.headers_timeout > Duration::zero() ? worker_.now() + options_.headers_timeout
+                                                     : MonoTime::max();
+}
+
+MonoTime H1Server::idle_deadline() const {
+  return options_.connection_idle > Duration::zero() ? worker_.now() + options_.connection_idle
                                                      : MonoTime::max();
 }
 
@@ -180,9 +185,7 @@ void H1Server::part() {
 
 void H1Server::next_request() {
   client_.lease.idle(worker_.now());
-  timer_.set(options_.connection_idle > Duration::zero()
-                 ? worker_.now() + options_.connection_idle
-                 : MonoTime::max());
+  timer_.set(idle_deadline());
   if (!held_.empty() || read_ended_) worker_.loop().at_turn_end(*this);
 }
 

@@ -58,8 +58,9 @@ class H1Server final : public rt::Retirable,
   bool flush(ByteView tail);
   void close();
   void part();  // ends in order: what is written goes out, what still comes is dropped
-  // Never, if there is no limit.
+  // Never, if there is no limit. Of a request that has begun, and of a connection without one.
   MonoTime head_deadline() const;
+  MonoTime idle_deadline() const;
   // The client has closed its side, and what is under way lacks a part that will never come.
   bool cut_off() const { return request_open_ || parser_.in_message(); }
   void end_cut_off();

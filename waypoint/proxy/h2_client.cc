@@ -88,6 +88,7 @@ H2Client::H2Client(Host& host, net::StreamPtr stream)
   stream_->set_events(this);
   stream_->limit_read(kReadPiece);
   stream_->resume_read();
+  when_idle();  // whom it was made for may have left
   want_flush();
 }
 
