@@ -347,6 +347,7 @@ void fill_action(View& view, const RouteTarget& target, const Object& vs,
   fill_clusters(view, target, vs, route, action, outputs);
   // Envoy's 15 s are not Istio's default: no timeout.
   *action->mutable_timeout() = route.timeout();
+  *action->mutable_max_grpc_timeout() = route.timeout();
   if (route.has_retries()) {
     fill_retries(route.retries(), action->mutable_retry_policy());
   } else {
@@ -446,6 +447,7 @@ void build_http_routes(View& view, const RouteTarget& target, Protocol protocol,
   route->mutable_match()->set_prefix("/");
   route->mutable_route()->set_cluster(own_cluster(view, target, true, out));
   route->mutable_route()->mutable_timeout();
+  route->mutable_route()->mutable_max_grpc_timeout();
   set_safe_retries(route->mutable_route()->mutable_retry_policy());
 }
 

@@ -176,6 +176,7 @@ void translate_pod_proxy(View& view, const Object& pod, Outputs* out) {
   route->mutable_match()->set_prefix("/");
   route->mutable_route()->set_cluster(std::string(kEncap));
   route->mutable_route()->mutable_timeout();
+  route->mutable_route()->mutable_max_grpc_timeout();
   set_safe_retries(route->mutable_route()->mutable_retry_policy());
   add_http(http, chain);
   listener.mutable_default_filter_chain()->set_name("direct-tcp");

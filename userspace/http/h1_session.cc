@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "userspace/codec/h1.h"
+#include "userspace/codec/http_date.h"
 #include "userspace/http/session.h"
 #include "userspace/http/target.h"
 
@@ -131,7 +132,7 @@ void H1Session::end_request() { respond(answer_(request_)); }
 // What the client sends behind a refused head cannot be trusted to be a request.
 void H1Session::refuse(int status, std::string why) {
   keep_ = false;
-  respond({status, std::move(why) + "\n"});
+  respond(refusal(status, std::move(why)));
 }
 
 void H1Session::respond(Response response) {
@@ -147,6 +148,7 @@ void H1Session::respond(Response response) {
   }
   codec::HeaderList fields;
   if (!upgrade_) begin_body(response, fields);
+  fields.add("date", codec::http_date(std::chrono::system_clock::now()));
   for (const auto& [name, value] : response.headers) fields.add(name, value);
   if (!keep_ || draining_) fields.add("connection", "close");
   const std::string_view reason = codec::reason_phrase(static_cast<uint16_t>(response.status));

@@ -3,6 +3,7 @@
 #include <unordered_map>
 
 #include "userspace/codec/h2.h"
+#include "userspace/codec/http_date.h"
 #include "userspace/http/session.h"
 #include "userspace/http/target.h"
 
@@ -131,7 +132,7 @@ void H2ServerSession::on_closed(uint32_t id, uint32_t, bool) {
 
 void H2ServerSession::refuse(uint32_t id, H2Stream& stream, int status, std::string why) {
   if (reading_ > 0) --reading_;
-  respond(id, stream, {status, std::move(why) + "\n"});
+  respond(id, stream, refusal(status, std::move(why)));
   session_.reset(id, codec::H2Code::kNoError);  // after the response: the rest is not wanted
 }
 
@@ -142,6 +143,7 @@ void H2ServerSession::respond(uint32_t id, H2Stream& stream, Response response) 
   codec::HeaderList fields;
   fields.add(":status", std::to_string(response.status));
   fields.add("content-type", response.content_type);
+  fields.add("date", codec::http_date(std::chrono::system_clock::now()));
   if (!response.source) fields.add("content-length", std::to_string(response.body.size()));
   for (const auto& [name, value] : response.headers) {
     if (!connection_field(name)) fields.add(name, value);

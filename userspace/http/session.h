@@ -49,6 +49,13 @@ class Session {
   virtual std::unique_ptr<Upgrade> take_upgrade() { return nullptr; }
 };
 
+// The answer to a head that is no request for any page.
+inline Response refusal(int status, std::string why) {
+  Response out{status, std::move(why) + "\n"};
+  if (status == 405) out.headers.emplace_back("allow", "GET, HEAD");  // RFC 9110 section 15.5.6
+  return out;
+}
+
 // The version shows in the first bytes: HTTP/2 begins with its preface (RFC 9113 section 3.4).
 enum class Version : uint8_t { kUnknown, kHttp1, kHttp2 };
 Version version_of(ByteView first);

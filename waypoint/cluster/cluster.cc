@@ -103,8 +103,28 @@ Status read_limits(Cluster& c, const pb::CircuitBreakers& proto) {
   return {};
 }
 
+Status read_http2_options(Cluster& c, const core::Http2ProtocolOptions& proto) {
+  if (proto.has_max_concurrent_streams()) c.max_streams = proto.max_concurrent_streams().value();
+  if (proto.has_initial_stream_window_size()) {
+    c.stream_window = proto.initial_stream_window_size().value();
+  }
+  if (proto.has_initial_connection_window_size()) {
+    c.connection_window = proto.initial_connection_window_size().value();
+  }
+  constexpr uint32_t kLeast = 65535, kMost = 0x7fffffff;  // as Envoy's rules
+  const auto legal = [](uint32_t window) { return window >= kLeast && window <= kMost; };
+  if (c.max_streams == 0 || !legal(c.stream_window) || !legal(c.connection_window)) {
+    return bad("http2_protocol_options: max_concurrent_streams must be > 0, windows in "
+               "65535..2147483647");
+  }
+  return {};
+}
+
 Status read_http_options(Cluster& c, const pb::Cluster& proto) {
-  if (proto.has_http2_protocol_options()) c.protocol = UpstreamProtocol::kHttp2;
+  if (proto.has_http2_protocol_options()) {
+    c.protocol = UpstreamProtocol::kHttp2;
+    MELTEMI_TRY(read_http2_options(c, proto.http2_protocol_options()));
+  }
   for (const auto& [name, any] : proto.typed_extension_protocol_options()) {
     if (name != kHttpOptions) {
       return unsupported(fmt::format("typed_extension_protocol_options[\"{}\"] is not supported",
@@ -114,10 +134,13 @@ Status read_http_options(Cluster& c, const pb::Cluster& proto) {
     MELTEMI_TRY(unpack(any, options));
     if (options.has_use_downstream_protocol_config()) {
       c.protocol = UpstreamProtocol::kLikeDownstream;
+      MELTEMI_TRY(read_http2_options(
+          c, options.use_downstream_protocol_config().http2_protocol_options()));
     } else if (options.has_explicit_http_config()) {
       c.protocol = options.explicit_http_config().has_http2_protocol_options()
                        ? UpstreamProtocol::kHttp2
                        : UpstreamProtocol::kHttp1;
+      MELTEMI_TRY(read_http2_options(c, options.explicit_http_config().http2_protocol_options()));
     }
     const auto& common = options.common_http_protocol_options();
     if (common.has_idle_timeout()) {

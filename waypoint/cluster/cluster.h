@@ -70,6 +70,9 @@ struct Cluster {
   Duration connect_timeout = kDefaultConnectTimeout;
   Duration idle_timeout = kDefaultIdleTimeout;  // of an unused connection; 0: none
   uint32_t max_requests_per_connection = 0;     // 0: unlimited
+  uint32_t max_streams = kUnlimited;            // of one HTTP/2 connection; the endpoint's holds too
+  uint32_t stream_window = 256 * 1024;          // bytes
+  uint32_t connection_window = 1024 * 1024;     // bytes
   // Limits, each per worker.
   uint32_t max_connections = kUnlimited;
   uint32_t max_pending_requests = kUnlimited;

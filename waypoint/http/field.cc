@@ -46,6 +46,9 @@ FieldId field_id(std::string_view n) {
     case 'k':
       if (n.size() == 10) return one(n, "keep-alive", FieldId::kKeepAlive);
       break;
+    case 'm':
+      if (n.size() == 12) return one(n, "max-forwards", FieldId::kMaxForwards);
+      break;
     case 'p':
       if (n.size() == 16) return one(n, "proxy-connection", FieldId::kProxyConnection);
       if (n.size() == 18) return one(n, "proxy-authenticate", FieldId::kProxyAuthenticate);

@@ -44,6 +44,7 @@ enum class FieldId : uint8_t {
   kGrpcStatus,
   kGrpcMessage,
   kGrpcTimeout,
+  kMaxForwards,
 };
 
 // The id of a field's name, any case.

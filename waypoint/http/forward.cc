@@ -73,6 +73,7 @@ bool replaced(FieldId id, const ForwardInfo& info) {
     case FieldId::kForwarded: return !info.believe_forwarded;
     case FieldId::kXForwardedHost: return !info.believe_forwarded || !info.forwarded_host.empty();
     case FieldId::kXRequestId: return !info.request_id.empty();
+    case FieldId::kMaxForwards: return !info.max_forwards.empty();
     default: return false;
   }
 }
@@ -125,6 +126,7 @@ void add_forwarding(const RequestHead& head, const ForwardInfo& info, Fields& ou
   if (!info.request_id.empty()) out.add("x-request-id", info.request_id);
   if (!info.forwarded_host.empty()) out.add("x-forwarded-host", info.forwarded_host);
   if (!info.original_path.empty()) out.add("x-envoy-original-path", info.original_path);
+  if (!info.max_forwards.empty()) out.add("max-forwards", info.max_forwards);
   if (!info.waypoints.empty()) out.add(kWaypointsHeader, info.waypoints);
   if (info.attempt > 0) {
     char buffer[20];
@@ -247,7 +249,7 @@ void build_h1_response(const ResponseHead& head, H1Framing framing, AfterRespons
                        Fields& out) {
   out.clear();
   const Nominated nominated(*head.fields);
-  bool framed = false;
+  bool framed = false, dated = head.status < 200 || head.date.empty();
   for (const Field f : *head.fields) {
     if (f.name.starts_with(':')) continue;
     const FieldId id = field_id(f.name);
@@ -268,6 +270,7 @@ void build_h1_response(const ResponseHead& head, H1Framing framing, AfterRespons
       case FieldId::kTrailer:
         if (framing == H1Framing::kChunked) out.add(f.name, f.value);
         continue;
+      case FieldId::kDate: dated = true; break;
       default: break;
     }
     if (hop_by_hop(id) || id == FieldId::kXEnvoy || nominated.has(f.name)) continue;
@@ -282,6 +285,7 @@ void build_h1_response(const ResponseHead& head, H1Framing framing, AfterRespons
       head.status != 304) {
     out.add("content-length", "0");
   }
+  if (!dated) out.add("date", head.date);
   if (head.status == 101) {
     out.add("connection", "Upgrade");
   } else if (after == AfterResponse::kClose) {
@@ -296,13 +300,16 @@ void build_h2_response(const ResponseHead& head, Fields& out) {
   char buffer[20];
   out.add(":status", decimal(head.status, buffer));
   const Nominated nominated(*head.fields);
+  bool dated = head.status < 200 || head.date.empty();
   for (const Field f : *head.fields) {
     if (f.name.starts_with(':')) continue;
     const FieldId id = field_id(f.name);
     if (id == FieldId::kContentLength && never_has_length(head.status)) continue;
+    if (id == FieldId::kDate) dated = true;
     if (hop_by_hop(id) || id == FieldId::kXEnvoy || nominated.has(f.name)) continue;
     out.add(lower_name(f.name), f.value, f.never_indexed);
   }
+  if (!dated) out.add("date", head.date);
 }
 
 namespace {

@@ -38,6 +38,9 @@ struct ResponseHead {
   H1Framing framing = H1Framing::kNone;
   uint64_t content_length = 0;
   bool no_body = false;  // to HEAD, or 204, 304: framing fields are kept, no byte follows
+  // For a final response that has no Date: who forwards or makes one dates it (RFC 9110 section
+  // 6.6.1). "": no clock.
+  std::string_view date;
 };
 
 // What goes into a forwarded request besides the client's own fields.
@@ -50,6 +53,7 @@ struct ForwardInfo {
   std::string_view original_path;   // "": not rewritten; else x-envoy-original-path
   std::string_view forwarded_host;  // "": none; else X-Forwarded-Host
   uint32_t attempt = 0;         // 0: not told
+  std::string_view max_forwards;    // "": the client's own stays, if it sent one
   std::string_view waypoints;   // "": the endpoint is no waypoint; else X-Meltemi-Waypoints
   // The client is a proxy that we believe: its X-Forwarded-* and Forwarded go on. Else we are the
   // first to know where the request comes from, and they are replaced.

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <charconv>
+
 namespace meltemi::waypoint {
 
 uint16_t status_of(Reason reason) {
@@ -68,6 +70,30 @@ std::string reply_body(Reason reason, std::string_view detail) {
   }
   if (detail.empty()) return fmt::format("{}: {}\n", reason_name(reason), reason_meaning(reason));
   return fmt::format("{}: {}\n", reason_name(reason), detail);
+}
+
+std::optional<uint32_t> max_forwards(const RequestHead& head) {
+  if (head.method != "OPTIONS" && head.method != "TRACE") return std::nullopt;
+  const auto text = head.fields->get("max-forwards");
+  if (!text || text->empty()) return std::nullopt;
+  uint32_t hops = 0;
+  const char* const end = text->data() + text->size();
+  const auto [p, error] = std::from_chars(text->data(), end, hops);
+  if (p != end) return std::nullopt;
+  return error == std::errc::result_out_of_range ? UINT32_MAX : hops;
+}
+
+std::string traced(const RequestHead& head) {
+  std::string out = fmt::format("{} {} {}\r\n", head.method, head.target, version_text(head.version));
+  for (const Field f : *head.fields) {
+    if (f.name.starts_with(':') || f.never_indexed || is_proxys(field_id(f.name))) continue;
+    if (name_is(f.name, "authorization") || name_is(f.name, "proxy-authorization") ||
+        name_is(f.name, "cookie")) {
+      continue;
+    }
+    out += fmt::format("{}: {}\r\n", f.name, f.value);
+  }
+  return out + "\r\n";
 }
 
 }  // namespace meltemi::waypoint

@@ -120,7 +120,8 @@ void Exchange::start(const RequestHead& head, ServerSide& server, const ClientIn
       snapshot_ ? client.chain(*snapshot_, head.version == HttpVersion::kHttp2) : nullptr;
   if (!chain) return reply(Reason::kNoRoute, "no listener for this destination");
   idle_ = chain->options.stream_idle;
-  if (!normalise(*chain) || !authorize(chain->rbac, client.local) || !route(*chain)) return;
+  if (!normalise(*chain) || !authorize(chain->rbac, client.local) || !may_pass()) return;
+  route(*chain);
 }
 
 void Exchange::refuse(const RequestHead& head, ServerSide& server, const ClientInfo& client,
@@ -180,6 +181,19 @@ bool Exchange::authorize(const std::vector<RbacFilter>& filters, const SocketAdd
   const model::PolicyVerdict verdict = waypoint::authorize(filters, input);
   if (verdict.allowed) return true;
   reply(verdict.reason, verdict.detail());
+  return false;
+}
+
+bool Exchange::may_pass() {
+  const auto hops = max_forwards(head_);
+  if (!hops) return true;
+  if (*hops > 0) {
+    plan_.info.max_forwards = arena_.copy(fmt::to_string(*hops - 1));
+    return true;
+  }
+  const bool trace = head_.method == "TRACE";
+  send_local(200, 0, trace ? traced(head_) : std::string(), {}, "message/http");
+  complete(Reason::kDirectResponse, "max-forwards");
   return false;
 }
 
@@ -415,6 +429,7 @@ void Exchange::on_response(const ResponseHead& head, bool end) {
   status_ = head.status;
   grpc_status_ = grpc;
   ResponseHead out = head;
+  out.date = worker_.http_date();
   if (!route_->response.empty() || !choice_->response.empty()) {
     response_ = *head.fields;
     choice_->response.apply(response_);
@@ -560,11 +575,12 @@ void Exchange::reply_redirect(const RedirectAction& action) {
 }
 
 void Exchange::send_local(uint16_t status, int grpc_status, std::string_view body,
-                          std::string_view location) {
+                          std::string_view location, std::string_view type) {
   status_ = status;
   response_.clear();
   ResponseHead head;
   head.fields = &response_;
+  head.date = worker_.http_date();
   if (head_.grpc) {  // trailers-only: gRPC clients read nothing else
     head.status = 200;
     response_.add("content-type", "application/grpc");
@@ -575,7 +591,8 @@ void Exchange::send_local(uint16_t status, int grpc_status, std::string_view bod
   }
   head.status = status;
   if (!location.empty()) response_.add("location", location);
-  if (!body.empty()) response_.add("content-type", "text/plain");
+  if (!body.empty()) response_.add("content-type", type);
+  if (status == 405) response_.add("allow", kAllowed);
   head.no_body = head_.method == "HEAD" || status == 204 || status == 304;
   head.framing = body.empty() ? H1Framing::kNone : H1Framing::kLength;
   head.content_length = body.size();

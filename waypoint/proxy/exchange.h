@@ -72,6 +72,8 @@ class Exchange final : private UpstreamEvents, private LazyTimer::Owner {
   void open(const RequestHead& head, ServerSide& server, const ClientInfo& client);
   bool normalise(const HttpChain& chain);
   bool authorize(const std::vector<RbacFilter>& filters, const SocketAddress& destination);
+  // False: the request has passed as many proxies as it may, and was answered.
+  bool may_pass();
   bool route(const HttpChain& chain);
   bool forward(const ForwardAction& action, const HttpChain& chain);
   void attempt();
@@ -84,7 +86,7 @@ class Exchange final : private UpstreamEvents, private LazyTimer::Owner {
   void reply(Reason reason, std::string_view detail, uint16_t status = 0);
   void reply_redirect(const RedirectAction& action);
   void send_local(uint16_t status, int grpc_status, std::string_view body,
-                  std::string_view location);
+                  std::string_view location, std::string_view type = "text/plain");
   void complete(Reason reason, std::string_view detail);
   bool try_again(const AttemptOutcome& outcome);
   // The endpoint has refused the request and not acted on it. False: it cannot be sent again.

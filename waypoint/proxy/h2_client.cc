@@ -17,6 +17,13 @@ uint16_t status_in(const Fields& fields) {
   return status;
 }
 
+codec::H2Options options_of(const Cluster& cluster) {
+  codec::H2Options h2;
+  h2.initial_stream_window = cluster.stream_window;
+  h2.connection_window = cluster.connection_window;
+  return h2;
+}
+
 Reason reason_of(uint32_t code) {
   return code == static_cast<uint32_t>(codec::H2Code::kRefusedStream) ? Reason::kPoolDraining
                                                                       : Reason::kUpstreamReset;
@@ -83,7 +90,7 @@ void H2ClientStream::take(size_t bytes, codec::H2Sink& sink) {
 H2Client::H2Client(Host& host, net::StreamPtr stream)
     : host_(host),
       stream_(std::move(stream)),
-      session_(codec::H2Role::kClient, *this),
+      session_(codec::H2Role::kClient, *this, options_of(host.cluster().config())),
       idle_timer_(host.worker().loop(), *this) {
   stream_->set_events(this);
   stream_->limit_read(kReadPiece);
@@ -95,8 +102,10 @@ H2Client::H2Client(Host& host, net::StreamPtr stream)
 H2Client::~H2Client() = default;
 
 bool H2Client::can_request() const {
-  const uint32_t most = host_.cluster().config().max_requests_per_connection;
-  return !dead_ && !draining_ && streams_.size() < bearable_ && session_.can_request() &&
+  const Cluster& cluster = host_.cluster().config();
+  const uint32_t most = cluster.max_requests_per_connection;
+  return !dead_ && !draining_ && streams_.size() < bearable_ &&
+         streams_.size() < cluster.max_streams && session_.can_request() &&
          (most == 0 || requests_ < most);
 }
 

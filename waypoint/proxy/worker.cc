@@ -2,6 +2,7 @@
 
 #include <sys/random.h>
 
+#include "userspace/codec/http_date.h"
 #include "waypoint/proxy/upstream.h"
 
 namespace meltemi::waypoint {
@@ -62,6 +63,17 @@ void ProxyWorker::farewell(net::StreamPtr stream) {
   auto farewell = std::make_unique<Farewell>(*this, std::move(stream));
   Farewell* key = farewell.get();
   farewells_.emplace(key, std::move(farewell));
+}
+
+std::string_view ProxyWorker::http_date() {
+  if (now() >= date_until_) [[unlikely]] {
+    const WallTime wall = std::chrono::system_clock::now();
+    date_ = codec::http_date(wall);
+    const auto into = std::chrono::duration_cast<Duration>(wall.time_since_epoch()) %
+                      std::chrono::seconds(1);
+    date_until_ = now() + std::chrono::seconds(1) - into;
+  }
+  return date_;
 }
 
 void ProxyWorker::make_request_id(std::array<char, 36>& out) {

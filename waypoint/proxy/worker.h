@@ -183,6 +183,9 @@ class ProxyWorker {
     return forwarders_.believes(mesh(), client, {shared_.network, address});
   }
 
+  // The value of a Date field: now, to the second. Valid until the next call.
+  std::string_view http_date();
+
   // 36 characters of a random UUID (RFC 9562 version 4).
   void make_request_id(std::array<char, 36>& out);
 
@@ -209,6 +212,8 @@ class ProxyWorker {
   net::TunnelPool tunnels_;
   std::unordered_map<Farewell*, std::unique_ptr<Farewell>> farewells_;
   std::unique_ptr<UpstreamSet> upstreams_;
+  std::string date_;
+  MonoTime date_until_{};
   uint32_t certificate_epoch_ = 0;
   bool draining_ = false;
 };

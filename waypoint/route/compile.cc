@@ -182,6 +182,9 @@ Result<ForwardAction> forward_action(const pb::RouteAction& proto,
   if (proto.has_idle_timeout()) {
     a.idle_timeout = MELTEMI_TRY(duration_of(proto.idle_timeout(), "idle_timeout"));
   }
+  if (proto.has_max_grpc_timeout()) {
+    a.grpc_timeout_max = MELTEMI_TRY(duration_of(proto.max_grpc_timeout(), "max_grpc_timeout"));
+  }
   if (proto.has_max_stream_duration()) {
     const auto& d = proto.max_stream_duration();
     if (d.has_max_stream_duration()) {

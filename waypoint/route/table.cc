@@ -191,15 +191,14 @@ Duration effective_timeout(const ForwardAction& action, const Fields& fields, bo
       timeout = other;
     }
   };
-  limit(action.max_stream_duration);
   if (grpc && action.grpc_timeout_max) {
-    const auto asked = parse_grpc_timeout(fields.value("grpc-timeout"));
-    if (asked) {
-      const Duration most = *action.grpc_timeout_max;
-      timeout = most > Duration::zero() ? std::min(*asked, most) : *asked;
-      timeout = std::max(timeout, Duration(std::chrono::milliseconds(1)));  // 0 would mean none
+    timeout = Duration::zero();
+    if (const auto asked = parse_grpc_timeout(fields.value("grpc-timeout"))) {
+      timeout = std::max(*asked, Duration(std::chrono::milliseconds(1)));  // 0 would mean none
     }
+    limit(*action.grpc_timeout_max);
   }
+  limit(action.max_stream_duration);
   return timeout;
 }
 

@@ -58,7 +58,8 @@ struct ForwardAction {
   bool append_x_forwarded_host = false;
   Duration timeout = kDefaultTimeout;   // of request and response; 0: none
   Duration max_stream_duration{};       // 0: none
-  std::optional<Duration> grpc_timeout_max;  // honour grpc-timeout up to this; 0: any
+  // gRPC calls take what their grpc-timeout says, up to this, 0: any. Unset: as others.
+  std::optional<Duration> grpc_timeout_max;
   std::optional<Duration> idle_timeout; // 0: none; unset: the listener's
   std::optional<RetryPolicy> retry;
   std::optional<bool> websocket;        // unset: the listener's choice
@@ -132,7 +133,7 @@ std::string_view rewritten_target(const ForwardAction& action, const PathMatch& 
 // The Location of a redirect.
 std::string_view redirect_location(const RedirectAction& action, const PathMatch& match,
                                    const RequestView& request, const Target& target, Arena& arena);
-// How long the request may take in all: the route's timeout, for gRPC limited by grpc-timeout.
+// How long the request may take in all: the route's timeout, for gRPC perhaps its own deadline.
 // 0: unlimited.
 Duration effective_timeout(const ForwardAction& action, const Fields& fields, bool grpc);
 // "500m", "2S" (gRPC over HTTP/2). nullopt if malformed.

@@ -5,12 +5,18 @@
 #include "userspace/codec/baggage.h"
 #include "userspace/codec/forwarded.h"
 #include "userspace/codec/header_list.h"
+#include "userspace/codec/http_date.h"
 #include "userspace/codec/traceparent.h"
 
 namespace meltemi::codec {
 namespace {
 
 const Baggage kFull{"Kubernetes", "shop", "deployment", "web", "web", "v1", "eu", "eu-1a"};
+
+TEST(HttpDate, IsAnImfFixdate) {
+  EXPECT_EQ(http_date(WallTime(std::chrono::seconds(784111777))), "Sun, 06 Nov 1994 08:49:37 GMT");
+  EXPECT_EQ(http_date(WallTime(std::chrono::seconds(951782400))), "Tue, 29 Feb 2000 00:00:00 GMT");
+}
 
 TEST(Baggage, IstiosKeysInIstiosOrder) {
   EXPECT_EQ(format_baggage(kFull),

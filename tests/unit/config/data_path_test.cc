@@ -88,10 +88,13 @@ std::string field(std::string_view name, std::string_view value) {
 constexpr std::string_view kH2Begin = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const std::string kSettings = frame(4, 0, 0, "");
 const std::string kSettingsAck = frame(4, 1, 0, "");
-const std::string kCall = frame(1, 4, 1, "\x83\x86" + field(":path", "/shop.Catalog/Watch") +
-                                             field(":authority", "catalog") +
-                                             field("content-type", "application/grpc") +
-                                             field("te", "trailers"));
+std::string call_with(const std::string& more) {
+  return frame(1, 4, 1, "\x83\x86" + field(":path", "/shop.Catalog/Watch") +
+                            field(":authority", "catalog") +
+                            field("content-type", "application/grpc") + field("te", "trailers") +
+                            more);
+}
+const std::string kCall = call_with("");
 const std::string kCallAnswer = frame(1, 4, 1, "\x88" + field("content-type", "application/grpc"));
 
 class DataPath : public testing::Test {
@@ -357,6 +360,88 @@ TEST_F(TimeLimits, AreWhatTheTableSays) {
   EXPECT_EQ(tunnel.idle_release, minutes(5));
   EXPECT_EQ(codec::H2Options().settings_timeout, seconds(30));
   EXPECT_EQ(rt::AdmissionOptions().first_byte, seconds(2));
+}
+
+TEST_F(DataPath, AGrpcCallEndsAtItsOwnDeadline) {
+  Socket client = dial(81);
+  client.say(std::string(kH2Begin) + kSettings + kSettingsAck +
+             call_with(field("grpc-timeout", "30S")));
+  Socket app = answer();
+  ASSERT_TRUE(until([&] { return app.heard("/shop.Catalog/Watch"); }));
+  app.say(kSettings + kSettingsAck);
+  pass(seconds(29));
+  EXPECT_FALSE(client.heard("grpc-status"));
+  pass(seconds(2));
+  EXPECT_TRUE(until([&] { return client.heard("grpc-status\x01""4"); })) << "DEADLINE_EXCEEDED";
+  EXPECT_TRUE(until([&] { return app.heard(frame(3, 0, 1, {"\0\0\0\x08", 4})); })) << "CANCEL";
+}
+
+TEST_F(DataPath, MaxForwardsSaysWhereOptionsAndTraceEnd) {
+  Socket client = dial(80), app;
+  client.say("OPTIONS /a HTTP/1.1\r\nHost: catalog\r\nMax-Forwards: 0\r\n\r\n");
+  EXPECT_TRUE(until([&] { return client.heard("content-length: 0\r\n"); })) << client.in;
+  client.say("TRACE /b HTTP/1.1\r\nHost: catalog\r\nMax-Forwards: 0\r\nX-A: b\r\nCookie: secret\r\n"
+             "Authorization: secret\r\n\r\n");
+  EXPECT_TRUE(until([&] { return client.heard("message/http"); })) << client.in;
+  EXPECT_TRUE(client.heard("\r\n\r\nTRACE /b HTTP/1.1\r\nHost: catalog\r\nMax-Forwards: 0\r\n"
+                           "X-A: b\r\n\r\n"));
+  EXPECT_FALSE(client.heard("secret"));
+  client.say("TRACE /c HTTP/1.1\r\nHost: catalog\r\nMax-Forwards: 10\r\n\r\n");
+  app = answer();
+  ASSERT_TRUE(until([&] { return app.heard("\r\n\r\n"); }));
+  EXPECT_TRUE(app.heard("max-forwards: 9\r\n")) << app.in;
+  EXPECT_FALSE(app.heard("Max-Forwards: 10"));
+  app.say("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\nx");
+  ASSERT_TRUE(until([&] { return client.heard("\r\n\r\nx"); }));
+  client.say("GET /d HTTP/1.1\r\nHost: catalog\r\nMax-Forwards: 0\r\n\r\n");
+  EXPECT_TRUE(until([&] { return app.heard("Max-Forwards: 0\r\n"); })) << "of other methods: ignored";
+}
+
+TEST_F(DataPath, EveryAnswerHasADateAndA405SaysWhatIsAllowed) {
+  Socket client = dial(80), app;
+  call(client, app);
+  EXPECT_TRUE(client.heard("\r\ndate: ")) << "the application gave none: " << client.in;
+  client.in.clear();
+  app.in.clear();
+  client.say("GET /a HTTP/1.1\r\nHost: catalog\r\n\r\n");
+  ASSERT_TRUE(until([&] { return app.heard("\r\n\r\n"); }));
+  app.say("HTTP/1.1 200 OK\r\nDate: Sun, 06 Nov 1994 08:49:37 GMT\r\nContent-Length: 2\r\n\r\nok");
+  ASSERT_TRUE(until([&] { return client.heard("\r\n\r\nok"); }));
+  EXPECT_TRUE(client.heard("Date: Sun, 06 Nov 1994 08:49:37 GMT"));
+  EXPECT_FALSE(client.heard("\r\ndate: ")) << "the application's stays";
+  EXPECT_FALSE(client.heard("ia: ")) << "no Via: see ARCHITECTURE.md";
+  client.say("CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n");
+  EXPECT_TRUE(until([&] { return client.heard("HTTP/1.1 405"); }));
+  EXPECT_TRUE(client.heard("allow: GET, HEAD, POST,")) << client.in;
+  EXPECT_TRUE(client.heard("\r\ndate: "));
+}
+
+TEST_F(DataPath, AnInvalidPrefaceEndsTheConnectionAtOnce) {
+  for (const int port : {80, 81}) {
+    for (const char* bytes : {"INVALID CONNECTION PREFACE\r\n\r\n",
+                              "PRI * HTTP/2.0\r\n\r\nXX\r\n\r\n"}) {
+      Socket client = dial(port);
+      client.say(bytes);
+      EXPECT_TRUE(until([&] { return client.gone(); })) << port << " " << bytes;
+      EXPECT_TRUE(client.in.starts_with("HTTP/1.1 ")) << "it is not HTTP/2: " << client.in;
+    }
+  }
+}
+
+TEST_F(DataPath, MaxConcurrentStreamsOfARuleIsOfEachConnectionToAPod) {
+  put("rule.yaml", "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: c, "
+                   "namespace: shop}\nspec: {host: catalog, trafficPolicy: {connectionPool: {http: "
+                   "{maxConcurrentStreams: 1}}}}\n");
+  const std::string call = std::string(kH2Begin) + kSettings + kSettingsAck + kCall;
+  Socket first = dial(81), second = dial(81);
+  first.say(call);
+  Socket one = answer();
+  ASSERT_TRUE(until([&] { return one.heard("/shop.Catalog/Watch"); }));
+  one.say(kSettings + kSettingsAck);
+  turns();
+  second.say(call);
+  Socket two = answer();
+  EXPECT_TRUE(until([&] { return two.heard("/shop.Catalog/Watch"); }));
 }
 
 }  // namespace

@@ -124,6 +124,7 @@ TEST(WaypointDefaults, EveryValueThatIstioOverridesIsSaid) {
       {"panic", cluster, R"("healthy_panic_threshold":{})"},
       {"protocol of an http port", cluster, R"("explicit_http_config":{"http_protocol_options":{}})"},
       {"route timeout", route, R"("timeout":"0s")"},
+      {"gRPC's own deadline", route, R"("max_grpc_timeout":"0s")"},
       {"retries", route, R"("num_retries":2)"},
       {"retry_on", route, R"("retry_on":"connect-failure,refused-stream,reset-before-request")"},
       {"other host", route, R"("host_selection_retry_max_attempts":"5")"},

@@ -106,7 +106,10 @@ TEST_F(H1, LimitsEndTheConnectionWithTheirStatus) {
   };
   for (const auto& [text, status] : cases) {
     session_ = make_h1_session(limits_, SocketAddress(), answer_);
-    EXPECT_THAT(ask(text), HasSubstr(status)) << text.substr(0, 60);
+    const std::string answer = ask(text);
+    EXPECT_THAT(answer, HasSubstr(status)) << text.substr(0, 60);
+    EXPECT_THAT(answer, HasSubstr("\r\ndate: ")) << text.substr(0, 60);
+    EXPECT_EQ(answer.find("\r\nallow: ") != std::string::npos, status == std::string(" 405 "));
     EXPECT_TRUE(session_->done()) << text.substr(0, 60);
     EXPECT_EQ(ask("GET / HTTP/1.1\r\nHost: h\r\n\r\n"), "") << "nothing behind it is a request";
   }

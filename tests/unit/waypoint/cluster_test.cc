@@ -191,6 +191,31 @@ TEST(ClusterTest, SpeaksHttp1UnlessToldOtherwise) {
   EXPECT_EQ(protocol(R"("use_downstream_protocol_config":{})"), UpstreamProtocol::kLikeDownstream);
 }
 
+TEST(ClusterTest, Http2OptionsAreActedOnWhereverTheyStand) {
+  const auto cluster = [](const std::string& more) {
+    return Cluster::compile(from_json<ClusterProto>(R"({"name":"c","type":"EDS",)" + more + "}"));
+  };
+  const auto extension = [](const std::string& kind, const std::string& options) {
+    return R"("typed_extension_protocol_options":{)"
+           R"("envoy.extensions.upstreams.http.v3.HttpProtocolOptions":{"@type":)"
+           R"("type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",")" +
+           kind + R"(":{"http2_protocol_options":{)" + options + "}}}}";
+  };
+  const std::string options = R"("max_concurrent_streams":7,"initial_stream_window_size":65536,)"
+                              R"("initial_connection_window_size":131072)";
+  for (const std::string& where :
+       {R"("http2_protocol_options":{)" + options + "}", extension("explicit_http_config", options),
+        extension("use_downstream_protocol_config", options)}) {
+    const auto c = cluster(where);
+    ASSERT_TRUE(c) << c.error().detail;
+    EXPECT_EQ((*c)->max_streams, 7u) << where;
+    EXPECT_EQ((*c)->stream_window, 65536u) << where;
+    EXPECT_EQ((*c)->connection_window, 131072u) << where;
+  }
+  EXPECT_FALSE(cluster(extension("explicit_http_config", R"("initial_stream_window_size":1)")));
+  EXPECT_FALSE(cluster(extension("explicit_http_config", R"("max_concurrent_streams":0)")));
+}
+
 TEST(ClusterTest, RefusesWhatItDoesNotDo) {
   for (const char* bad :
        {R"({"type":"EDS"})", R"({"name":"c","type":"STRICT_DNS"})",

@@ -258,10 +258,28 @@ TEST(RouteAction, Timeouts) {
   EXPECT_EQ(effective_timeout(action, fields, true), std::chrono::milliseconds(100));
   action.grpc_timeout_max = std::chrono::milliseconds(50);
   EXPECT_EQ(effective_timeout(action, fields, true), std::chrono::milliseconds(50));
+  EXPECT_EQ(effective_timeout(action, Fields(), true), std::chrono::milliseconds(50));
+  action.grpc_timeout_max = Duration::zero();
+  action.timeout = std::chrono::seconds(1);
+  action.max_stream_duration = Duration::zero();
+  EXPECT_EQ(effective_timeout(action, Fields(), true), Duration::zero())
+      << "without a deadline of its own a call has none, as in Envoy";
+  EXPECT_EQ(effective_timeout(action, fields, false), std::chrono::seconds(1));
   EXPECT_FALSE(parse_grpc_timeout("123456789S"));
   EXPECT_FALSE(parse_grpc_timeout("S"));
   EXPECT_FALSE(parse_grpc_timeout("-1S"));
   EXPECT_EQ(*parse_grpc_timeout("2H"), std::chrono::hours(2));
+}
+
+TEST(RouteCompile, MaxGrpcTimeoutIsHowLongACallMayAskFor) {
+  const auto most = [](const std::string& field) {
+    const auto t = table(routes(R"({"match":{"prefix":"/"},"route":{"cluster":"c")" + field + "}}"));
+    Request request("/");
+    return std::get<ForwardAction>(t->find(request.view, request.arena)->action).grpc_timeout_max;
+  };
+  EXPECT_EQ(most(""), std::nullopt);
+  EXPECT_EQ(most(R"(,"max_grpc_timeout":"0s")"), Duration::zero());
+  EXPECT_EQ(most(R"(,"max_grpc_timeout":"7s")"), std::chrono::seconds(7));
 }
 
 TEST(RouteCompile, RefusesWithThePlace) {
