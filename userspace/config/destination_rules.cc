@@ -66,6 +66,7 @@ DestinationPolicy destination_policy(View& view, const Object& service, uint32_t
                                      std::string_view subset, std::string_view client_ns) {
   DestinationPolicy out;
   std::vector<ObjectPtr> rules = destination_rules_for(view, service, client_ns);
+  if (!rules.empty()) out.rule = rules.front();
   for (const ObjectPtr& rule : rules) {
     const auto& spec = rule->as<kube::DestinationRule>().spec();
     if (!spec.has_traffic_policy()) continue;
@@ -76,6 +77,7 @@ DestinationPolicy destination_policy(View& view, const Object& service, uint32_t
     for (const auto& candidate : rule->as<kube::DestinationRule>().spec().subsets()) {
       if (subset.empty() || out.subset_found || candidate.name() != subset) continue;
       out.subset_found = true;
+      out.rule = rule;
       out.subset_labels = candidate.labels();
       if (candidate.has_traffic_policy()) overlay(candidate.traffic_policy(), port, &out.policy);
     }

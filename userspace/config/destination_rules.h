@@ -12,6 +12,7 @@
 namespace meltemi::config {
 
 struct DestinationPolicy {
+  ObjectPtr rule;  // that it comes from: the oldest, or the one with the subset; null: none
   ::istio::networking::v1alpha3::TrafficPolicy
       policy;  // portLevelSettings and subset already applied
   bool subset_found = false;

@@ -1,5 +1,7 @@
 #include "userspace/config/istio_defaults.h"
 
+#include <fmt/format.h>
+
 #include "envoy/extensions/retry/host/previous_hosts/v3/previous_hosts.pb.h"
 #include "userspace/config/units.h"
 
@@ -24,6 +26,14 @@ void set_istio_defaults(PathNormalization paths, hcm::HttpConnectionManager* out
   out->set_path_with_escaped_slashes_action(paths == PathNormalization::kDecodeAndMergeSlashes
                                                 ? Manager::UNESCAPE_AND_FORWARD
                                                 : Manager::KEEP_UNCHANGED);
+}
+
+void name_config(std::string_view kind, const Object& object,
+                 ::envoy::config::core::v3::Metadata* out) {
+  // The version is part of the text, whatever the object's own was.
+  (*(*out->mutable_filter_metadata())["istio"].mutable_fields())["config"].set_string_value(
+      fmt::format("/apis/networking.istio.io/v1alpha3/namespaces/{}/{}/{}", object.ns(), kind,
+                  object.name()));
 }
 
 void set_cluster_defaults(cl::Cluster* out) {

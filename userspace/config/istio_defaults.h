@@ -9,6 +9,7 @@
 #include "envoy/extensions/filters/network/http_connection_manager/v3/http_connection_manager.pb.h"
 #include "envoy/extensions/upstreams/http/v3/http_protocol_options.pb.h"
 #include "userspace/config/mesh_config.h"
+#include "userspace/config/object.h"
 
 namespace meltemi::config {
 
@@ -21,6 +22,11 @@ inline constexpr uint32_t kHostSelections = 5;             // draws to find a ho
 void set_istio_defaults(
     PathNormalization paths,
     ::envoy::extensions::filters::network::http_connection_manager::v3::HttpConnectionManager* out);
+
+// `filter_metadata.istio.config`: the object that a cluster or route was made of, in the words that
+// istioctl reads its columns from. `kind`: "virtual-service", "destination-rule".
+void name_config(std::string_view kind, const Object& object,
+                 ::envoy::config::core::v3::Metadata* out);
 
 // Connect timeout, no limits (and no retry budget: retries are bounded per request), no panic: an
 // unhealthy endpoint is never chosen.

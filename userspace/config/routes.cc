@@ -327,6 +327,7 @@ void fill_clusters(View& view, const RouteTarget& target, const Object& vs,
 
 void fill_action(View& view, const RouteTarget& target, const Object& vs,
                  const net::HTTPRoute& route, rt::Route* out, Outputs* outputs) {
+  name_config("virtual-service", vs, out->mutable_metadata());
   fill_headers(route.headers(), out);
   if (route.has_redirect()) {
     fill_redirect(route.redirect(), target, out->mutable_redirect());

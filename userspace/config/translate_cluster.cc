@@ -179,6 +179,11 @@ void translate_cluster(View& view, const ClusterRequest& request, Outputs* out) 
   if (request.http) fill_http(rule.policy, protocol_of(*port), &cluster);
   fill_metadata(*service, service_host(service->name(), service->ns(), view.names().cluster_domain),
                 &cluster);
+  if (rule.rule) name_config("destination-rule", *rule.rule, cluster.mutable_metadata());
+  if (!request.subset.empty()) {
+    (*(*cluster.mutable_metadata()->mutable_filter_metadata())["istio"].mutable_fields())["subset"]
+        .set_string_value(request.subset);
+  }
   Endpoints endpoints = endpoints_of(view, request, *service, *port, rule.subset_labels);
   fill_way(endpoints, &cluster);
   fill_policies(view, request, *service, &cluster);

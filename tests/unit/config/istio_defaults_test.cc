@@ -193,6 +193,42 @@ TEST(Retries, StatusCodesAreSaidInEnvoysWords) {
               testing::Not(HasSubstr("previous_hosts")));
 }
 
+// istioctl's columns VIRTUAL SERVICE and DESTINATION RULE are read from there.
+TEST(ConfigMetadata, NamesTheObjectThatAClusterOrRouteIsMadeOf) {
+  Shop mesh;
+  const auto config = [](const auto& message) {
+    const auto& fields = message.metadata().filter_metadata();
+    const auto istio = fields.find("istio");
+    if (istio == fields.end() || !istio->second.fields().contains("config")) return std::string();
+    return istio->second.fields().at("config").string_value();
+  };
+  const auto first_route = [&mesh] {
+    return mesh.get<rt::RouteConfiguration>(ResourceType::kRoute, kScope, Shop::name(80))
+        .virtual_hosts(0)
+        .routes(0);
+  };
+  EXPECT_EQ(config(first_route()), "") << "no VirtualService: an empty column";
+  EXPECT_EQ(config(mesh.cluster()), "");
+  mesh.put("vs.yaml", "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: "
+                      "canary, namespace: shop}\nspec: {hosts: [catalog], http: [{route: "
+                      "[{destination: {host: catalog, subset: v1, port: {number: 80}}}]}]}\n");
+  mesh.put("dr.yaml", "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: "
+                      "versions, namespace: shop}\nspec: {host: catalog, subsets: [{name: v1, "
+                      "labels: {app: catalog}}]}\n");
+  EXPECT_EQ(config(first_route()),
+            "/apis/networking.istio.io/v1alpha3/namespaces/shop/virtual-service/canary");
+  const cl::Cluster subset =
+      mesh.cluster("inbound-vip|80|http/v1|catalog.shop.svc.cluster.local");
+  EXPECT_EQ(config(subset),
+            "/apis/networking.istio.io/v1alpha3/namespaces/shop/destination-rule/versions");
+  const auto& istio = subset.metadata().filter_metadata().at("istio").fields();
+  EXPECT_EQ(istio.at("subset").string_value(), "v1");
+  EXPECT_EQ(istio.at("services").list_value().values_size(), 1);
+  mesh.remove("dr.yaml");
+  mesh.remove("vs.yaml");
+  EXPECT_EQ(config(mesh.cluster()), "");
+}
+
 TEST(PathNormalization, TheMeshConfigChoosesTheFormThatRulesSee) {
   Shop mesh;
   struct Row {
