@@ -74,7 +74,7 @@ Status App::start_workers() {
   rt::LoopOptions options;
   options.backend = backend_of(settings_.io_backend);
   pool_ = MELTEMI_TRY(rt::WorkerPool::start(count, "ztunnel", options));
-  metrics_ = std::make_unique<telemetry::TcpMetrics>(registry_, count);
+  metrics_ = std::make_unique<telemetry::TcpMetrics>(registry_, count, settings_.series.tcp());
   registry_.add([this](telemetry::Exposition& out) { collect(out); });
   shared_.settings = &settings_;
   shared_.store = &store_;

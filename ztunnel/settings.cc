@@ -87,6 +87,7 @@ void Settings::describe(ConfigTable& t) {
              "How long open connections may go on after SIGTERM; 0s: from the grace period.");
   t.number(&grace_seconds, "termination-grace-period", "TERMINATION_GRACE_PERIOD_SECONDS",
            "seconds", 0, 604800, "The pod's grace period.");
+  series.describe(t, false);
   operators.describe(t);
 }
 

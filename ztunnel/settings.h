@@ -11,6 +11,7 @@
 #include "userspace/base/log_settings.h"
 #include "userspace/rt/admission_settings.h"
 #include "userspace/telemetry/operator_ports.h"
+#include "userspace/telemetry/series_settings.h"
 #include "userspace/xds/settings.h"
 
 namespace meltemi::ztunnel {
@@ -21,6 +22,7 @@ struct Settings {
   log::Settings logging;
   xds::ClientSettings discovery{.pod_name = "ztunnel", .pod_namespace = "istio-system"};
   telemetry::OperatorSettings operators;
+  telemetry::SeriesSettings series;
 
   // shared: pods are told by the agent over ZDS. dedicated: one workload, own network namespace.
   std::string proxy_mode = "shared";

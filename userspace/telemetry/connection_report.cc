@@ -101,7 +101,7 @@ void count_failure(TcpMetrics::Table& table, size_t shard, const FlowInfo& info,
                    bool was_open) {
   auto labels = label_set(info);
   labels[kFlagsLabel] = model::Symbol(response_flags(reason));
-  auto* series = table.series(shard, labels);
+  const auto& series = table.series(shard, labels);
   if (was_open) series->cells[TcpMetrics::kClosed].add(1);
   if (is_failure(reason)) series->cells[TcpMetrics::kFailed].add(1);
 }
@@ -145,11 +145,6 @@ class TcpMetrics::Pass {
       return false;
     }
     const bool more = walk_.next(kSeriesPerPiece, [&](const auto& labels, const auto& sums) {
-      if (family_ == kOpened) {
-        // A flow may be opened under one label set and closed under another: only sums say something.
-        open_[labels[0] == words().source ? 0 : 1] += static_cast<int64_t>(sums[kOpened]) -
-                                                      static_cast<int64_t>(sums[kClosed]);
-      }
       if (sums[family_] > 0) write(out, labels, sums[family_]);
     });
     if (!more) {
@@ -165,9 +160,13 @@ class TcpMetrics::Pass {
     static constexpr std::string_view kReporter[] = {"reporter"};
     out.family("istio_tcp_sockets_open", MetricType::kGauge, "TCP connections that are proxied now");
     const std::string_view source[] = {"source"}, destination[] = {"destination"};
-    const auto count = [](int64_t open) { return static_cast<uint64_t>(std::max<int64_t>(open, 0)); };
-    out.sample("istio_tcp_sockets_open", kReporter, source, count(open_[0]));
-    out.sample("istio_tcp_sockets_open", kReporter, destination, count(open_[1]));
+    const auto count = [this](Direction side) {
+      uint64_t open = 0;
+      for (const Open& worker : metrics_.open_) open += worker.flows[static_cast<size_t>(side)].get();
+      return open;
+    };
+    out.sample("istio_tcp_sockets_open", kReporter, source, count(Direction::kOutbound));
+    out.sample("istio_tcp_sockets_open", kReporter, destination, count(Direction::kInbound));
   }
 
   void write(Exposition& out, const Table::LabelSet& labels, uint64_t sum) {
@@ -186,21 +185,25 @@ class TcpMetrics::Pass {
   const TcpMetrics& metrics_;
   Table::Walk walk_;
   size_t family_ = 0;
-  int64_t open_[2] = {};  // flows that are open: by the client's side, by the server's
   bool headed_ = false;
 };
 
 TcpMetrics::TcpMetrics(Registry& registry, size_t workers, SeriesLimits limits)
-    : table_(workers, limits) {
-  registry.add_pieces([this] { return Registry::Pieces(Pass(*this)); });
+    : table_(workers, limits), open_(workers) {
+  registry.add_pieces([this] {
+    expire(MonoClock::now());
+    return Registry::Pieces(Pass(*this));
+  });
 }
 
 ConnectionReport::ConnectionReport(TcpMetrics& metrics, size_t shard, FlowInfo info, MonoTime now)
     : metrics_(&metrics),
       shard_(shard),
       info_(std::move(info)),
-      series_(metrics.table_.series(shard, label_set(info_))),
+      series_(metrics.table_.series(shard, label_set(info_)).get()),
       start_(now) {
+  series_->holders.add(1);
+  metrics.open_[shard].flows[static_cast<size_t>(info_.direction)].add(1);
   series_->cells[TcpMetrics::kOpened].add(1);
   if (access_log.get().should_log(spdlog::level::debug)) {
     log::write_with_fields(access_log.get(), spdlog::level::debug, "connection opened",
@@ -220,6 +223,8 @@ void ConnectionReport::finish(Reason reason, std::string_view detail, MonoTime n
   } else {
     count_failure(metrics_->table_, shard_, info_, reason, true);
   }
+  series_->holders.subtract(1);
+  metrics_->open_[shard_].flows[static_cast<size_t>(info_.direction)].subtract(1);
   const auto level = failed ? spdlog::level::err : spdlog::level::info;
   spdlog::logger& logger = access_log.get();
   if (!logger.should_log(level)) return;

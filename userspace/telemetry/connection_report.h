@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "userspace/base/address.h"
 #include "userspace/base/clock.h"
@@ -47,13 +48,20 @@ class TcpMetrics {
   // `workers` shards. Registers the istio_tcp_* families.
   TcpMetrics(Registry& registry, size_t workers, SeriesLimits limits = {});
   using Table = SeriesTable<kTcpLabels, 5>;
+  void expire(MonoTime now) { table_.expire(now); }  // done by each scrape
   enum CellIndex : size_t { kOpened, kClosed, kReceived, kSent, kFailed };
 
  private:
   friend class ConnectionReport;
   friend void report_early_failure(TcpMetrics&, size_t, const FlowInfo&, Reason, std::string_view);
   class Pass;
+  // Flows of one worker that are open, by the client's side and the server's. Not the difference of
+  // opened and closed: these may stand in two label sets, of which one expires.
+  struct alignas(64) Open {
+    Cell flows[2];
+  };
   Table table_;
+  std::vector<Open> open_;
 };
 
 class ConnectionReport {
@@ -83,7 +91,7 @@ class ConnectionReport {
   TcpMetrics* metrics_;
   size_t shard_;
   FlowInfo info_;
-  TcpMetrics::Table::Series* series_;
+  TcpMetrics::Table::Series* series_;  // held until finish()
   MonoTime start_;
   uint64_t to_server_ = 0, to_client_ = 0;
   std::string policy_;

@@ -24,6 +24,13 @@ inline constexpr size_t kSeriesPerPiece = 64;
 template <typename Table>
 void folded_series(Exposition& out, std::string_view metrics, const Table& table) {
   static constexpr std::string_view kLabels[] = {"metrics", "limit"};
+  if (table.expired() > 0) {
+    static constexpr std::string_view kMetrics[] = {"metrics"};
+    const std::string_view value[] = {metrics};
+    out.family("meltemi_series_expired_total", MetricType::kCounter,
+               "Label sets that were left out because nobody counted them for long");
+    out.sample("meltemi_series_expired_total", kMetrics, value, table.expired());
+  }
   if (table.folded_by_source() + table.folded_by_total() == 0) return;
   const std::string_view source[] = {metrics, "source"}, total[] = {metrics, "total"};
   out.family("meltemi_series_folded_total", MetricType::kCounter,

@@ -180,7 +180,10 @@ class HttpMetrics::Pass {
 HttpMetrics::HttpMetrics(Registry& registry, size_t workers, std::string reporter,
                          SeriesLimits limits)
     : table_(workers, limits), reporter_(reporter) {
-  registry.add_pieces([this] { return Registry::Pieces(Pass(*this)); });
+  registry.add_pieces([this] {
+    expire(MonoClock::now());
+    return Registry::Pieces(Pass(*this));
+  });
 }
 
 RequestReport::RequestReport(HttpMetrics& metrics, size_t shard, RequestInfo info, MonoTime now)
@@ -206,11 +209,11 @@ bool same_peer(const Peer& a, const Peer& b) {
 }  // namespace
 
 HttpMetrics::Table::Series* RequestReport::series(Reason reason, HttpSeriesCache* cache) {
-  const auto look_up = [&] {
+  const auto look_up = [&]() -> const HttpMetrics::Table::SeriesPtr& {
     return metrics_->table_.series(
         shard_, label_set(info_, metrics_->reporter_, reason, status_, grpc_status_));
   };
-  if (!cache) return look_up();
+  if (!cache) return look_up().get();
   const auto mix = [](const void* p) { return reinterpret_cast<uintptr_t>(p) >> 4; };
   const size_t hash = mix(info_.source.workload.get()) * 31 +
                       mix(info_.destination.workload.get()) * 7 + mix(info_.service.get()) +
@@ -219,12 +222,12 @@ HttpMetrics::Table::Series* RequestReport::series(Reason reason, HttpSeriesCache
   if (slot.series && slot.status == status_ && slot.reason == reason && slot.grpc == info_.grpc &&
       slot.security == info_.security && slot.service == info_.service &&
       slot.grpc_status == grpc_status_ && same_peer(slot.source, info_.source) &&
-      same_peer(slot.destination, info_.destination)) {
-    return slot.series;
+      same_peer(slot.destination, info_.destination) && !slot.series->is_expired()) {
+    return slot.series.get();
   }
   slot = {look_up(),     info_.source, info_.destination, info_.service, info_.security,
           reason,        status_,      info_.grpc,        grpc_status_};
-  return slot.series;
+  return slot.series.get();
 }
 
 void RequestReport::finish(Reason reason, std::string_view detail, MonoTime now,

@@ -46,6 +46,7 @@ class HttpMetrics {
   static constexpr size_t kHistogram = kIstioBuckets.size() + 2;
   static constexpr size_t kCells = 1 + 3 * kHistogram;
   using Table = SeriesTable<kHttpLabels, kCells>;
+  void expire(MonoTime now) { table_.expire(now); }  // done by each scrape
 
  private:
   friend class RequestReport;
@@ -63,7 +64,7 @@ class HttpSeriesCache {
  private:
   friend class RequestReport;
   struct Slot {
-    HttpMetrics::Table::Series* series = nullptr;
+    HttpMetrics::Table::SeriesPtr series;
     Peer source, destination;
     model::ServicePtr service;
     Security security = Security::kUnknown;

@@ -63,8 +63,10 @@ Status App::start_workers() {
   rt::LoopOptions options;
   options.backend = backend_of(settings_.io_backend);
   pool_ = MELTEMI_TRY(rt::WorkerPool::start(count, "waypoint", options));
-  http_metrics_ = std::make_unique<telemetry::HttpMetrics>(registry_, count, "waypoint");
-  tcp_metrics_ = std::make_unique<telemetry::TcpMetrics>(registry_, count);
+  http_metrics_ = std::make_unique<telemetry::HttpMetrics>(registry_, count, "waypoint",
+                                                            settings_.series.http());
+  tcp_metrics_ =
+      std::make_unique<telemetry::TcpMetrics>(registry_, count, settings_.series.tcp());
   registry_.add([this](telemetry::Exposition& out) { collect(out); });
   shared_.mesh = &mesh_;
   shared_.http_metrics = http_metrics_.get();

@@ -59,6 +59,7 @@ void Settings::describe(ConfigTable& t) {
   t.boolean(&access_log, "access-log", "ACCESS_LOG", "One line for every request.");
   t.boolean(&keys_on_disk, "keys-on-disk", "KEYS_ON_DISK",
             "Keep the own key in state-dir even if that is not in memory (tmpfs).");
+  series.describe(t, true);
   operators.describe(t);
 }
 

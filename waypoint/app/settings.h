@@ -9,6 +9,7 @@
 #include "userspace/model/identity.h"
 #include "userspace/rt/admission_settings.h"
 #include "userspace/telemetry/operator_ports.h"
+#include "userspace/telemetry/series_settings.h"
 #include "userspace/xds/settings.h"
 
 namespace meltemi::waypoint {
@@ -17,6 +18,7 @@ struct Settings {
   log::Settings logging;
   xds::ClientSettings discovery{.pod_name = "waypoint", .pod_namespace = "default"};
   telemetry::OperatorSettings operators;
+  telemetry::SeriesSettings series;
 
   std::string service_account = "waypoint", gateway_name = "waypoint";
   std::string cluster_domain = "cluster.local";

@@ -135,6 +135,140 @@ TEST(Walk, SumsOnlyGrowWhileWorkersCount) {
   EXPECT_EQ(sum(), 100'000u);
 }
 
+constexpr Duration kIdle = std::chrono::hours(1);
+
+struct Expiry : testing::Test {
+  using Table = SeriesTable<10, 1>;
+  static Table::LabelSet labels(const std::string& workload) {
+    Table::LabelSet out;
+    out[1] = Symbol(workload);
+    return out;
+  }
+  void count(size_t shard, const std::string& workload) {
+    table.series(shard, labels(workload))->cells[0].add(1);
+  }
+  // "workload=sum" of all that a scrape shows.
+  std::multiset<std::string> shown() {
+    std::multiset<std::string> out;
+    Table::Walk(table).next(99, [&](const auto& l, const auto& sums) {
+      out.insert(l[1].str() + "=" + std::to_string(sums[0]));
+    });
+    return out;
+  }
+  // Scrapes for a while, as somebody does all the time.
+  void pass(Duration time) {
+    for (const MonoTime end = now + time; now < end;) table.expire(now += kIdle / 8);
+  }
+  Table table{2, {.total = 3, .per_source = 3, .idle = kIdle}};
+  MonoTime now = MonoTime(std::chrono::hours(1000));
+};
+
+TEST_F(Expiry, WhoIsGoneGivesHisPlaceToThoseWhoCome) {
+  for (const char* workload : {"a", "b", "c"}) count(0, workload);
+  count(0, "late");
+  EXPECT_EQ(table.folded_by_total(), 1u);
+  pass(kIdle / 2);
+  count(0, "a");
+  pass(kIdle * 3 / 4);
+  EXPECT_THAT(shown(), testing::UnorderedElementsAre("a=2")) << "other is idle too";
+  EXPECT_EQ(table.expired(), 3u);
+  count(0, "d");
+  count(0, "e");
+  EXPECT_THAT(shown(), testing::UnorderedElementsAre("a=2", "d=1", "e=1"));
+  EXPECT_EQ(table.folded_by_total(), 1u) << "none of them is other";
+}
+
+TEST_F(Expiry, ASumNeverShrinksSinceOneShardIsIdle) {
+  count(0, "a");
+  count(1, "a");
+  for (int i = 0; i < 5; ++i) {
+    pass(kIdle / 2);
+    count(1, "a");
+  }
+  EXPECT_THAT(shown(), testing::UnorderedElementsAre("a=7"));
+}
+
+TEST_F(Expiry, WhatComesBackBeginsAtNothing) {
+  count(0, "a");
+  count(1, "a");
+  pass(2 * kIdle);
+  EXPECT_THAT(shown(), testing::IsEmpty());
+  count(1, "a");
+  EXPECT_THAT(shown(), testing::UnorderedElementsAre("a=1"));
+  count(0, "a");
+  EXPECT_THAT(shown(), testing::UnorderedElementsAre("a=2"));
+}
+
+TEST_F(Expiry, AScrapeThatIsUnderWayKeepsWhatItBeganWith) {
+  count(0, "a");
+  count(0, "b");
+  Table::Walk walk(table);
+  pass(2 * kIdle);
+  count(0, "c");  // and the others are taken out
+  size_t seen = 0;
+  while (walk.next(1, [&](const auto&, const auto&) { ++seen; })) {
+  }
+  EXPECT_EQ(seen, 2u);
+}
+
+TEST_F(Expiry, NothingExpiresWhereItIsSwitchedOff) {
+  Table keeps(1, {.idle = Duration::zero()});
+  keeps.series(0, labels("a"))->cells[0].add(1);
+  keeps.expire(now);
+  keeps.expire(now + 100 * kIdle);
+  EXPECT_EQ(keeps.expired(), 0u);
+}
+
+TEST(FlowExpiry, AnOpenFlowKeepsItsSeriesHoweverQuietItIs) {
+  Registry registry;
+  TcpMetrics metrics(registry, 1, {.idle = kIdle});
+  FlowInfo info;
+  info.source.name = Symbol("quiet");
+  MonoTime now = MonoClock::now();
+  auto flow = std::make_unique<ConnectionReport>(metrics, 0, info, now);
+  for (int i = 0; i < 30; ++i) metrics.expire(now += kIdle / 8);
+  flow->progress(5, 0);
+  EXPECT_THAT(registry.text(), HasSubstr("istio_tcp_received_bytes_total{reporter=\"source\""));
+  flow->finish(Reason::kOk, "", now);
+  flow.reset();
+  for (int i = 0; i < 30; ++i) metrics.expire(now += kIdle / 8);
+  EXPECT_THAT(registry.text(), Not(HasSubstr("istio_tcp_received_bytes_total{")));
+  EXPECT_THAT(registry.text(), HasSubstr("meltemi_series_expired_total{metrics=\"tcp\"} 1"));
+}
+
+TEST(FlowExpiry, TheNumberOfOpenSocketsOutlivesTheSeriesOfThoseThatFailed) {
+  Registry registry;
+  TcpMetrics metrics(registry, 1, {.idle = kIdle});
+  MonoTime now = MonoClock::now();
+  const ConnectionReport open(metrics, 0, FlowInfo(), now);
+  {
+    ConnectionReport failed(metrics, 0, FlowInfo(), now);
+    failed.finish(Reason::kConnectTimeout, "", now);  // closed under other labels than opened
+  }
+  for (int i = 0; i < 30; ++i) metrics.expire(now += kIdle / 8);
+  EXPECT_THAT(registry.text(), HasSubstr("istio_tcp_sockets_open{reporter=\"source\"} 1\n"));
+}
+
+TEST(FlowExpiry, AWorkersCacheLooksAgainWhenItsSeriesHasExpired) {
+  Registry registry;
+  HttpMetrics metrics(registry, 1, "waypoint", {.total = 9, .per_source = 9, .idle = kIdle});
+  HttpSeriesCache cache;
+  MonoTime now = MonoClock::now();
+  const auto ask = [&](const std::string& who) {
+    RequestReport report(metrics, 0, request(who, ""), now);
+    report.set_response(200);
+    report.finish(Reason::kOk, "", now, &cache);
+  };
+  for (int i = 0; i < 3; ++i) ask("web");
+  for (int i = 0; i < 30; ++i) metrics.expire(now += kIdle / 8);
+  EXPECT_EQ(count(registry.text(), "istio_requests_total{"), 0u);
+  ask("other");  // takes the expired one out
+  ask("web");
+  const std::string text = registry.text();
+  EXPECT_EQ(count(text, "istio_requests_total{"), 2u);
+  EXPECT_THAT(text, Not(HasSubstr("} 3\n")));
+}
+
 TEST(Scrape, ComesInPiecesWhateverTheNumberOfSeries) {
   Registry registry;
   HttpMetrics metrics(registry, 2, "waypoint", {.total = 2000, .per_source = 2000});
