@@ -95,9 +95,15 @@ Status App::start_operators() {
   operators_ = std::make_unique<telemetry::OperatorPorts>(&doors_->admission);
   operators_->admin().route("/config_dump", "GET",
                            [this](const http::Request&) { return dump(); });
+  telemetry::add_readiness_route(operators_->admin(), readiness_);
   operators_->admin().route("/", "GET", [](const http::Request&) {
-    return http::Response{200, "GET /config_dump\nPOST /logging?level=...\n"
-                                        "POST /quitquitquit\n"};
+    return http::Response{200,
+                          "GET  /config_dump            workloads, services, policies, certificates, "
+                          "connections: what istioctl ztunnel-config reads\n"
+                          "GET  /healthz/ready          whether it serves, and what is pending\n"
+                          "POST /logging                the log's levels; ?level=debug or "
+                          "?level=access=debug changes, ?reset\n"
+                          "POST /quitquitquit           drains and ends the process\n"};
   });
   return operators_->start(settings_.operators, registry_, readiness_, settings_.logging.levels,
                           [this] { quit_ = true; });

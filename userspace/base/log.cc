@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "userspace/base/clock.h"
+#include "userspace/base/log_levels.h"
 #include "userspace/base/text.h"
 
 namespace meltemi {
@@ -118,13 +119,21 @@ void apply_levels(Registry& r) {
   }
 }
 
-}  // namespace
+std::string_view level_text(spdlog::level::level_enum level) {
+  switch (level) {
+    case spdlog::level::debug: return "debug";
+    case spdlog::level::info: return "info";
+    case spdlog::level::warn: return "warn";
+    case spdlog::level::err: return "error";
+    default: return "off";
+  }
+}
 
-Status set_levels(std::string_view levels) {
+Status change_levels(std::string_view levels, bool forget) {
   Registry& r = registry();
   std::lock_guard lock(r.mutex);
   auto default_level = r.default_level;
-  auto scopes = r.levels;
+  auto scopes = forget ? decltype(r.levels)() : r.levels;
   while (!levels.empty()) {
     const size_t comma = levels.find(',');
     const std::string_view part = levels.substr(0, comma);
@@ -146,6 +155,20 @@ Status set_levels(std::string_view levels) {
   r.levels = std::move(scopes);
   apply_levels(r);
   return {};
+}
+
+}  // namespace
+
+Status set_levels(std::string_view levels) { return change_levels(levels, false); }
+
+Status reset_levels(std::string_view levels) { return change_levels(levels, true); }
+
+std::string current_levels() {
+  Registry& r = registry();
+  std::lock_guard lock(r.mutex);
+  std::string out(level_text(r.default_level));
+  for (const auto& [name, level] : r.levels) out += fmt::format(",{}={}", name, level_text(level));
+  return out;
 }
 
 Status init(std::string_view levels, Format format) {

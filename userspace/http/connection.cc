@@ -19,7 +19,14 @@ Connection::Connection(const Shared& shared, net::StreamPtr stream, const Socket
       lease_(std::move(lease)),
       ended_(std::move(ended)),
       deadline_([this] { cut(why_); }),
-      again_([this] { pump(); }) {}
+      again_([this] { pump(); }) {
+  if (!shared_.tls) return;
+  const MonoTime now = stream_->loop().now();
+  // What a handshake costs is asked for before it is spent.
+  stream_ = net::make_tls_server_stream(std::move(stream_), shared_.tls(now), [this] {
+    return lease_.handshaking(stream_->loop().now());
+  });
+}
 
 Connection::~Connection() {
   stream_.reset();  // closes the descriptor before the lease is given back
@@ -36,7 +43,7 @@ void Connection::start() {
 void Connection::on_data(const net::Slices& data) {
   if (closing_) return;
   const MonoTime now = stream_->loop().now();
-  if (!session_ && first_.empty() && !lease_.handshaking(now)) {
+  if (!session_ && first_.empty() && !shared_.tls && !lease_.handshaking(now)) {
     return cut("handshake_rate");
   }
   for (size_t i = 0; i < data.count; ++i) {
@@ -150,7 +157,10 @@ void Connection::on_writable() {
   pump();
 }
 
-void Connection::on_closed(const net::StreamEnd&) { end(); }
+void Connection::on_closed(const net::StreamEnd& end) {
+  if (end.reason == Reason::kTlsHandshake && shared_.cut) shared_.cut("tls_handshake");
+  this->end();
+}
 
 void Connection::drain() {
   if (!session_) return end();

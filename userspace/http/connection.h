@@ -9,7 +9,7 @@
 #include <string>
 
 #include "userspace/http/session.h"
-#include "userspace/net/stream.h"
+#include "userspace/net/tls_server_stream.h"
 #include "userspace/rt/admission.h"
 
 namespace meltemi::http {
@@ -32,6 +32,8 @@ class Connection final : public rt::Retirable, private net::StreamEvents {
     Limits limits;
     Deadlines deadlines;
     Session::Answer answer;
+    // Set: TLS, with what is to be served at the time.
+    std::function<std::shared_ptr<const net::ServerTls>(MonoTime now)> tls;
     // Why a connection ended before its time, for a counter.
     std::function<void(std::string_view why)> cut;
   };

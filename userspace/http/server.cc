@@ -34,6 +34,7 @@ struct Server::Impl {
     UniqueFd fd;
     SocketAddress address;
     Connection::Shared shared;
+    std::unique_ptr<CertificateFiles> certificate;
     std::unique_ptr<rt::Listener> listener;
   };
 
@@ -70,7 +71,8 @@ Server::Server(rt::Admission* admission, const ServerOptions& options)
     : impl_(std::make_unique<Impl>(admission, options)) {}
 Server::~Server() { stop(); }
 
-Result<SocketAddress> Server::listen(const Router& router, const SocketAddress& address) {
+Result<SocketAddress> Server::listen(const Router& router, const SocketAddress& address,
+                                     std::unique_ptr<CertificateFiles> certificate) {
   auto fd = rt::make_tcp_listener(address, {});
   if (!fd) {
     return fail(fd.error().reason, Fault::kConfig,
@@ -82,6 +84,12 @@ Result<SocketAddress> Server::listen(const Router& router, const SocketAddress& 
   port.shared.limits = impl_->options.limits;
   port.shared.deadlines = impl_->options.deadlines;
   port.shared.answer = [&router](const Request& request) { return router.dispatch(request); };
+  if (certificate) {
+    port.certificate = std::move(certificate);
+    port.shared.tls = [files = port.certificate.get()](MonoTime now) {
+      return files->current(now);
+    };
+  }
   port.shared.cut = [impl = impl_.get()](std::string_view why) { impl->count(why); };
   return port.address;
 }
@@ -154,6 +162,14 @@ std::vector<Server::Cut> Server::cuts() const {
   std::lock_guard lock(impl_->mutex);
   std::vector<Cut> out;
   for (const auto& [why, count] : impl_->cuts) out.push_back({why, count});
+  return out;
+}
+
+uint64_t Server::certificate_failures() const {
+  uint64_t out = 0;
+  for (const Impl::Port& port : impl_->ports) {
+    if (port.certificate) out += port.certificate->failures();
+  }
   return out;
 }
 

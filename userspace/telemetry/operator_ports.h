@@ -15,6 +15,7 @@ struct OperatorSettings {
   std::string admin_listen = "127.0.0.1:15000";
   std::string metrics_listen = "[::]:15020";
   std::string readiness_listen = "[::]:15021";
+  http::CertificatePaths metrics_tls;  // empty: in the clear, as Istio's
 
   void describe(ConfigTable& table);  // the rows; `this` must outlive the table
   Status check() const;               // error: kBadConfig, naming the row

@@ -7,19 +7,20 @@
 #include <mutex>
 
 #include "userspace/base/log.h"
+#include "userspace/base/log_levels.h"
 
 namespace meltemi::telemetry {
 namespace {
 
 http::Response handle_logging(const http::Request& request, const std::string& defaults) {
   if (request.param("reset")) {
-    if (Status s = log::set_levels(defaults); !s) return {500, s.error().detail + "\n"};
+    if (Status s = log::reset_levels(defaults); !s) return {500, s.error().detail + "\n"};
     return {200, fmt::format("log levels reset to {}\n", defaults)};
   }
   const std::string* level = request.param("level");
-  if (!level) return {200, "POST /logging?level=info or ?level=info,scope=debug, ?reset\n"};
+  if (!level) return {200, fmt::format("current log level is {}\n", log::current_levels())};
   if (Status s = log::set_levels(*level); !s) return {400, s.error().detail + "\n"};
-  return {200, fmt::format("log levels set to {}\n", *level)};
+  return {200, fmt::format("current log level is {}\n", log::current_levels())};
 }
 
 class MetricsBody final : public http::BodySource {
@@ -69,6 +70,11 @@ void add_admin_routes(http::Router& router, std::string default_levels,
 void add_server_metrics(Registry& registry, const http::Server& server) {
   registry.add([&server](Exposition& out) {
     static constexpr std::string_view kWhy[] = {"why"};
+    if (const uint64_t failures = server.certificate_failures(); failures > 0) {
+      out.family("meltemi_http_certificate_failures_total", MetricType::kCounter,
+                 "Renewed certificates of operators' ports that could not be used");
+      out.sample("meltemi_http_certificate_failures_total", {}, {}, failures);
+    }
     const auto cuts = server.cuts();
     if (cuts.empty()) return;
     out.family("meltemi_http_connections_cut_total", MetricType::kCounter,

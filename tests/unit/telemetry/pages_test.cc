@@ -54,7 +54,11 @@ TEST_F(Pages, LevelsAreSetAndReset) {
   EXPECT_EQ(curl("", "/logging"), "use POST\n\n405");
   EXPECT_THAT(curl("-X POST", "/logging?level=nonsense"), HasSubstr("\n400"));
   EXPECT_THAT(curl("-X POST", "/logging?level=warn,access=info"), HasSubstr("\n200"));
+  EXPECT_EQ(curl("-X POST", "/logging?level=xds=debug"),
+            "current log level is warn,access=info,xds=debug\n\n200") << "they add up";
+  EXPECT_EQ(curl("-X POST", "/logging"), "current log level is warn,access=info,xds=debug\n\n200");
   EXPECT_THAT(curl("-X POST", "/logging?reset"), HasSubstr("\n200"));
+  EXPECT_THAT(curl("-X POST", "/logging"), testing::Not(HasSubstr("xds=debug")));
 }
 
 TEST_F(Pages, QuitIsHeardOnce) {
