@@ -70,7 +70,7 @@ void KeyClient::keep(const pki::WorkloadCertificatePtr& certificate) {
     const auto it = keys_.find(identity);
     if (it != keys_.end() && it->second.not_after == certificate->not_after) return;  // came from there
   }
-  auto file = sys::seal("meltemi-key", pki::keep_text(*certificate));
+  auto file = sys::seal("meltemi-key", pki::keep_text(*certificate).view());
   if (!file) {
     return scope.warn("{} will not outlive this process: {}", identity, file.error().to_string());
   }
@@ -170,9 +170,10 @@ void KeyClient::restore(const std::string& identity, WallTime not_after, UniqueF
     }
     if (forgotten_.contains(identity)) return;
   }
-  const auto text = sys::read_sealed(file.get(), pki::kMaxKeptBytes);
+  auto text = sys::read_sealed(file.get(), pki::kMaxKeptBytes);
   auto certificate = text ? pki::from_kept_text(*text, std::chrono::system_clock::now())
                           : Result<pki::WorkloadCertificatePtr>(fail(text.error()));
+  if (text) pki::wipe(*text);
   if (!certificate || (*certificate)->identity.uri() != identity) {
     scope.warn("the kept certificate of {} is not used: {}", log::escape(identity),
                certificate ? "it names another identity" : certificate.error().to_string());

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+import unittest
 
 BIN = os.environ.get("MELTEMI_BIN_DIR", "")
 MELTEMI = os.path.join(BIN, "meltemi")
@@ -116,6 +117,22 @@ class Sandbox:
     def log(self, name, node=None):
         with open(self.mesh(name, node)["log"], errors="replace") as f:
             return f.read()
+
+
+def mesh_of(*sleepers):
+    """A sandbox whose namespace `mesh` has the server `web` and these (manifests of sleepers, by name),
+    all enrolled; taken down with the module."""
+    sandbox = Sandbox()
+    unittest.addModuleCleanup(sandbox.down)
+    sandbox.up()
+    sandbox.cli("create", "ns", "mesh")
+    sandbox.cli("label", "ns", "mesh", "istio.io/dataplane-mode=ambient")
+    sandbox.apply(server("web"), ns="mesh")
+    sandbox.apply("---".join(manifest for _, manifest in sleepers), ns="mesh")
+    names = ["web", *(name for name, _ in sleepers)]
+    sandbox.wait_ready(*names, ns="mesh")
+    sandbox.wait_enrolled(*names, ns="mesh")
+    return sandbox
 
 
 def wait(what, met, timeout=60):

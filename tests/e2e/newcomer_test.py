@@ -12,7 +12,7 @@ import sys
 import unittest
 
 import harness
-from harness import Sandbox, server, sleeper, wait
+from harness import Sandbox, sleeper, wait
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 SANDBOX = None
@@ -21,15 +21,7 @@ SANDBOX = None
 def setUpModule():
     global SANDBOX
     harness.require_machine()
-    SANDBOX = Sandbox()
-    unittest.addModuleCleanup(SANDBOX.down)
-    SANDBOX.up()
-    SANDBOX.cli("create", "ns", "mesh")
-    SANDBOX.cli("label", "ns", "mesh", "istio.io/dataplane-mode=ambient")
-    SANDBOX.apply(server("web"), ns="mesh")
-    SANDBOX.apply(sleeper("near"), ns="mesh")
-    SANDBOX.wait_ready("web", "near", ns="mesh")
-    SANDBOX.wait_enrolled("web", "near", ns="mesh")
+    SANDBOX = harness.mesh_of(("near", sleeper("near")))
 
 
 def commands_of_readme(heading):

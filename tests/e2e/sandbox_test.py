@@ -11,7 +11,7 @@ import time
 import unittest
 
 import harness
-from harness import Sandbox, server, sleeper, wait
+from harness import server, sleeper, wait
 
 SANDBOX = None
 
@@ -19,18 +19,10 @@ SANDBOX = None
 def setUpModule():
     global SANDBOX
     harness.require_machine()
-    SANDBOX = Sandbox()
-    unittest.addModuleCleanup(SANDBOX.down)
-    SANDBOX.up()
-    SANDBOX.cli("create", "ns", "mesh")
-    SANDBOX.cli("label", "ns", "mesh", "istio.io/dataplane-mode=ambient")
-    SANDBOX.apply(server("web"), ns="mesh")
-    SANDBOX.apply(sleeper("near", extra="  nodeName: node1") + "---" +
-                  sleeper("far", extra="  nodeName: node2"), ns="mesh")
+    SANDBOX = harness.mesh_of(("near", sleeper("near", extra="  nodeName: node1")),
+                              ("far", sleeper("far", extra="  nodeName: node2")))
     SANDBOX.apply(sleeper("outside"))
-    SANDBOX.wait_ready("web", "near", "far", ns="mesh")
     SANDBOX.wait_ready("outside")
-    SANDBOX.wait_enrolled("web", "near", "far", ns="mesh")
 
 
 class Names(unittest.TestCase):
@@ -93,6 +85,14 @@ spec: {selector: {app: nobody}, ports: [{port: 80}]}
 class Probes(unittest.TestCase):
     def test_probes_come_from_the_probe_address_and_pass_under_strict(self):
         self.assertIn("169.254.7.127", SANDBOX.cli("logs", "-n", "mesh", "web").out)
+        web = SANDBOX.get("pod", "web", "-n", "mesh")
+        probed = f"http://{web['status']['podIP']}:8000/"
+        # A pod of the node's own network, beside the kubelet: only the kubelet is exempt.
+        node = web["spec"]["nodeName"]
+        SANDBOX.apply(sleeper("beside", extra=f"  hostNetwork: true\n  nodeName: {node}"))
+        self.addCleanup(SANDBOX.cli, "delete", "pod", "beside")
+        SANDBOX.wait_ready("beside")
+        self.assertEqual(SANDBOX.curl("beside", probed)[0], "200")
         SANDBOX.apply("""
 apiVersion: security.istio.io/v1
 kind: PeerAuthentication
@@ -102,6 +102,8 @@ spec: {mtls: {mode: STRICT}}
         try:
             wait("plaintext from outside is refused",
                  lambda: SANDBOX.curl("outside", "http://web.mesh/")[0] == "000")
+            self.assertEqual(SANDBOX.curl("beside", probed)[0], "000",
+                             "a declared probe port is no way past STRICT")
             time.sleep(4)  # a few probe periods
             self.assertTrue(SANDBOX.ready("web", "mesh"))
             self.assertEqual(SANDBOX.curl("far", "http://web/", ns="mesh")[0], "200")

@@ -38,10 +38,17 @@ Result<std::array<size_t, 3>> lengths(std::string_view text) {
 
 }  // namespace
 
-std::string keep_text(const WorkloadCertificate& c) {
+Secret keep_text(const WorkloadCertificate& c) {
   const Secret key = c.key.to_pem();
-  return fmt::format("{}\n{}\n{} {} {}\n{}{}{}", kFirstLine, c.identity.uri(), key.view().size(),
-                     c.chain_pem.size(), c.roots_pem.size(), key.view(), c.chain_pem, c.roots_pem);
+  const std::string head = fmt::format("{}\n{}\n{} {} {}\n", kFirstLine, c.identity.uri(),
+                                       key.view().size(), c.chain_pem.size(), c.roots_pem.size());
+  std::string text;
+  // In one piece: a string that grows leaves its bytes behind.
+  text.reserve(head.size() + key.view().size() + c.chain_pem.size() + c.roots_pem.size());
+  text.append(head).append(key.view()).append(c.chain_pem).append(c.roots_pem);
+  Secret out(text);
+  wipe(text);
+  return out;
 }
 
 Result<WorkloadCertificatePtr> from_kept_text(std::string_view text, WallTime now) {

@@ -9,14 +9,16 @@
 #include "userspace/base/clock.h"
 #include "userspace/base/error.h"
 #include "userspace/pki/certificate.h"
+#include "userspace/pki/secret.h"
 
 namespace meltemi::pki {
 
 inline constexpr size_t kMaxKeptBytes = 256 * 1024;  // a chain and a bundle of roots take 3 to 20 KiB
 
-std::string keep_text(const WorkloadCertificate& certificate);
+Secret keep_text(const WorkloadCertificate& certificate);
 // Believes nothing: everything is verified as if the CA had just sent it. Errors: kBadRequest (no such
-// text, above kMaxKeptBytes), kIdentityUnavailable (the parts do not fit, or expired at `now`).
+// text, above kMaxKeptBytes), kIdentityUnavailable (the parts do not fit, or expired at `now`). Who read
+// `text` into a string overwrites it: see wipe().
 Result<WorkloadCertificatePtr> from_kept_text(std::string_view text, WallTime now);
 
 }  // namespace meltemi::pki

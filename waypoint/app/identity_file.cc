@@ -21,8 +21,10 @@ Result<IdentityFile> IdentityFile::open(const std::string& directory, bool on_di
 
 Result<pki::WorkloadCertificatePtr> IdentityFile::load(const model::Identity& identity,
                                                        WallTime now) const {
-  const auto file = MELTEMI_TRY(sys::read_own_file(path_, pki::kMaxKeptBytes));
-  auto certificate = MELTEMI_TRY(pki::from_kept_text(file.content, now));
+  auto file = MELTEMI_TRY(sys::read_own_file(path_, pki::kMaxKeptBytes));
+  auto read = pki::from_kept_text(file.content, now);
+  pki::wipe(file.content);
+  auto certificate = MELTEMI_TRY(std::move(read));
   if (certificate->identity != identity) {
     return fail(Reason::kIdentityUnavailable, Fault::kInternal,
                 fmt::format("it is of {}, this waypoint is {}", certificate->identity.uri(),
@@ -32,7 +34,7 @@ Result<pki::WorkloadCertificatePtr> IdentityFile::load(const model::Identity& id
 }
 
 Status IdentityFile::save(const pki::WorkloadCertificate& certificate) const {
-  return sys::write_file_atomically(path_, pki::keep_text(certificate), 0600);
+  return sys::write_file_atomically(path_, pki::keep_text(certificate).view(), 0600);
 }
 
 }  // namespace meltemi::waypoint

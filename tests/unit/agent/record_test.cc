@@ -95,6 +95,16 @@ TEST(Record, BecomesASpec) {
   EXPECT_EQ(spec_of(without_cni)->addresses, std::vector<IpAddress>{*IpAddress::parse("10.0.0.9")});
 }
 
+TEST(Record, ANamespaceThatSwitchesTheGuardOffHasUnguardedPods) {
+  EXPECT_TRUE(spec_of(full_record())->guard) << "it is on by default";
+  PodRecord off = full_record();
+  off.decision->set_unguarded(true);
+  EXPECT_FALSE(spec_of(off)->guard);
+  const auto back = records_from_json(records_to_json({off}));
+  ASSERT_TRUE(back) << back.error().to_string();
+  EXPECT_FALSE(spec_of(back->front())->guard) << "after a restart of the agent too";
+}
+
 TEST(Record, MalformedDecisionsAreNamed) {
   const auto error_of = [](auto&& change) {
     PodRecord r = full_record();

@@ -144,6 +144,24 @@ TEST(TranslateService, LoadBalancing) {
   EXPECT_EQ(balancing().health_policy(), wl::LoadBalancing::ALLOW_ALL);
 }
 
+TEST(TranslateEnrolment, ANamespaceSwitchesTheGuardOfItsPodsOff) {
+  Mesh mesh;
+  mesh.put("pod.yaml", catalog_pod());
+  const auto unguarded = [&mesh](const char* guard) {
+    mesh.put("ns.yaml", std::string("apiVersion: v1\nkind: Namespace\nmetadata: {name: shop, labels: "
+                                    "{istio.io/dataplane-mode: ambient}, annotations: {") +
+                            guard + "}}\n");
+    return mesh
+        .get<::meltemi::node::v1::PodEnrolment>(ResourceType::kPodEnrolment, node_scope("node-a"),
+                                                "uid-shop-catalog-1")
+        .unguarded();
+  };
+  EXPECT_FALSE(unguarded(""));
+  EXPECT_TRUE(unguarded("meltemi.io/egress-guard: disabled"));
+  EXPECT_FALSE(unguarded("meltemi.io/egress-guard: enabled"));
+  EXPECT_FALSE(unguarded("meltemi.io/egress-guard: \"off\"")) << "what means nothing opens nothing";
+}
+
 TEST(TranslateEnrolment, TellsTheNodeWhatToDoAndWhy) {
   Mesh mesh;
   mesh.put("shop.yaml", kShop);

@@ -38,7 +38,7 @@ struct KeptTest : ::testing::Test {
 
 TEST_F(KeptTest, ComesBackWhole) {
   const auto before = make();
-  const auto after = from_kept_text(keep_text(*before), now());
+  const auto after = from_kept_text(keep_text(*before).view(), now());
   ASSERT_TRUE(after.has_value()) << after.error().to_string();
   EXPECT_EQ((*after)->identity, web);
   EXPECT_EQ((*after)->key.to_pem().view(), before->key.to_pem().view());
@@ -49,7 +49,7 @@ TEST_F(KeptTest, ComesBackWhole) {
 
 TEST_F(KeptTest, IsBelievedOnlyIfItStillHolds) {
   const auto certificate = make();
-  const std::string text = keep_text(*certificate);
+  const std::string text(keep_text(*certificate).view());
   EXPECT_FALSE(from_kept_text(text, certificate->not_after + seconds(1)));
   std::string other = text;
   other.replace(other.find("sa/web"), 6, "sa/wob");
@@ -57,7 +57,7 @@ TEST_F(KeptTest, IsBelievedOnlyIfItStillHolds) {
   // The key of one and the chain of another.
   WorkloadCertificate mixed = *certificate;
   mixed.key = make()->key;
-  EXPECT_THAT(from_kept_text(keep_text(mixed), now()).error().detail, HasSubstr("another key"));
+  EXPECT_THAT(from_kept_text(keep_text(mixed).view(), now()).error().detail, HasSubstr("another key"));
   for (size_t n = 0; n < text.size(); n += 7) {
     const auto cut = from_kept_text(text.substr(0, n), now());
     ASSERT_FALSE(cut) << n;

@@ -68,7 +68,7 @@ class KeyClientTest : public ::testing::Test {
     return {*message, text};
   }
   static Kept of(const pki::WorkloadCertificatePtr& c) {
-    return {std::string(c->identity.uri()), pki::keep_text(*c), c->not_after};
+    return {std::string(c->identity.uri()), std::string(pki::keep_text(*c).view()), c->not_after};
   }
 
   pki::TemporaryDirectory directory_;
@@ -106,7 +106,7 @@ TEST_F(KeyClientTest, AnAgentThatRestartedGetsEverythingBack) {
   const auto [kept, text] = receive(agent.get());
   ASSERT_TRUE(std::holds_alternative<wire::Kept>(kept));
   EXPECT_EQ(std::get<wire::Kept>(kept).identity, db->identity.uri());
-  EXPECT_EQ(text, pki::keep_text(*db));
+  EXPECT_EQ(text, pki::keep_text(*db).view());
   client.forget(std::string(db->identity.uri()));
   EXPECT_TRUE(std::holds_alternative<wire::Forgotten>(receive(agent.get()).first));
   agent.reset();
@@ -114,7 +114,7 @@ TEST_F(KeyClientTest, AnAgentThatRestartedGetsEverythingBack) {
   const auto [again, same] = receive(agent.get());
   ASSERT_TRUE(std::holds_alternative<wire::Kept>(again));
   EXPECT_EQ(std::get<wire::Kept>(again).identity, web->identity.uri());
-  EXPECT_EQ(same, pki::keep_text(*web));
+  EXPECT_EQ(same, pki::keep_text(*web).view());
 }
 
 TEST_F(KeyClientTest, WithoutAnAgentNothingWaits) {
