@@ -49,6 +49,8 @@ Status App::start() {
     zds_ = std::make_unique<ZdsClient>(settings_.zds_socket, settings_.listener_fds, *pods_,
                                        readiness_);
   }
+  readiness_.check("pods", [this] { return shared_.port_watch.trouble(); });
+  readiness_.note("pods", [this] { return shared_.port_watch.note(); });
   MELTEMI_TRY(start_operators());
   store_.on_change([this] { mesh_changed(); });
   certificates_->start();
@@ -125,6 +127,7 @@ void App::poll() {
     zds_started_ = true;
     zds_->start();
   }
+  shared_.port_watch.poll(*pods_, MonoClock::now());
 }
 
 void App::shutdown(const std::function<bool()>& urgent) {
@@ -135,6 +138,7 @@ void App::shutdown(const std::function<bool()>& urgent) {
   pool_->run_on_all([this](rt::Worker& w) { shared_.workers[w.index()]->drain(); });
   const MonoTime deadline = MonoClock::now() + settings_.drain();
   while (shared_.connections.load() > 0 && MonoClock::now() < deadline && !urgent()) {
+    doors_->admission.sweep(MonoClock::now());
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
   }
   if (const int64_t left = shared_.connections.load()) scope.warn("cutting {} connections", left);
@@ -182,6 +186,8 @@ void App::collect(telemetry::Exposition& out) const {
       "Times that held-bytes-limit was reached", shared_.held.refused());
   one("meltemi_log_lines_dropped_total", MetricType::kCounter,
       "Log lines dropped because the queue was full", log::dropped_lines());
+  one("meltemi_port_watch_failures_total", MetricType::kCounter,
+      "Times that port 15008 of a pod did not answer", shared_.port_watch.failures());
   uint64_t opened = 0, closed = 0, failed = 0, limits = 0, outlived = 0;
   for (const auto& w : shared_.workers) {
     if (!w) continue;

@@ -217,6 +217,26 @@ std::vector<std::pair<ListenerKind, UniqueFd>> PodManager::listeners(const std::
   return out;
 }
 
+PodPtr PodManager::next_after(const std::string& uid) const {
+  std::lock_guard lock(mutex_);
+  if (pods_.empty()) return nullptr;
+  const auto it = pods_.upper_bound(uid);
+  return (it == pods_.end() ? pods_.begin() : it)->second.pod;
+}
+
+PodPtr PodManager::find(const std::string& uid) const {
+  std::lock_guard lock(mutex_);
+  const auto it = pods_.find(uid);
+  return it == pods_.end() ? nullptr : it->second.pod;
+}
+
+std::optional<UniqueFd> PodManager::listener(const std::string& uid, ListenerKind kind) const {
+  for (auto& [k, fd] : listeners(uid)) {
+    if (k == kind) return std::move(fd);
+  }
+  return std::nullopt;
+}
+
 std::vector<PodManager::Row> PodManager::rows() const {
   std::lock_guard lock(mutex_);
   std::vector<Row> out;

@@ -35,6 +35,13 @@ class PodManager {
   // Copies of a pod's listening sockets, for an agent that lost them. Empty if unknown.
   std::vector<std::pair<ListenerKind, UniqueFd>> listeners(const std::string& uid) const;
 
+  // For who goes through all of them: the pod behind `uid` in their order, the first behind the last; null:
+  // there is none.
+  PodPtr next_after(const std::string& uid) const;
+  PodPtr find(const std::string& uid) const;
+  // A copy of one listening socket.
+  std::optional<UniqueFd> listener(const std::string& uid, ListenerKind kind) const;
+
   struct Row {
     std::string uid, ns, name, service_account;
   };

@@ -62,6 +62,7 @@ ProxyWorker::ProxyWorker(Shared& shared, rt::Worker& worker)
       tunnels_(worker.loop(), options_, stats_),
       server_(worker.loop(), options_, *this, stats_),
       timer_([this] { tick(); }) {
+  options_.idle_place = [this](const net::TunnelTarget& target) { return admit_idle(target); };
   worker_.loop().start(timer_, MonoClock::now() + kTick);
 }
 
@@ -115,8 +116,17 @@ Result<rt::Lease> ProxyWorker::admit(ListenerKind kind, std::string_view pod, in
   return doors.admission.admit(doors.accepted[static_cast<size_t>(kind)], visitor, loop().now());
 }
 
+Result<rt::Lease> ProxyWorker::admit_idle(const net::TunnelTarget& target) {
+  rt::Visitor visitor;
+  for (const auto& [raw, p] : pods_) {
+    if (p->tunnel_source == target.source) visitor.pod = p->name;
+  }
+  return shared_.doors->admission.admit(shared_.doors->idle_tunnels, visitor, loop().now());
+}
+
 // A listener wakes one ring only, so its worker deals the connections out.
 void ProxyWorker::spread(const PodPtr& pod, ListenerKind kind, UniqueFd fd) {
+  if (kind == ListenerKind::kHbone && shared_.port_watch.is_question(*pod, fd.get())) return;
   auto lease = admit(kind, local(pod)->name, fd.get());
   if (!lease) {
     rt::set_reset_on_close(fd.get());

@@ -20,6 +20,7 @@
 #include "userspace/rt/worker.h"
 #include "userspace/telemetry/connection_report.h"
 #include "ztunnel/pod.h"
+#include "ztunnel/port_watch.h"
 #include "ztunnel/settings.h"
 
 namespace meltemi::ztunnel {
@@ -36,10 +37,12 @@ struct Doors {
         accepted{admission.add_class({.name = "outbound", .descriptors = 2, .starts_silent = false}),
                  admission.add_class({.name = "inbound", .descriptors = 2, .starts_silent = false}),
                  admission.add_class({.name = "hbone"})},
-        streams(admission.add_class({.name = "stream", .starts_silent = false})) {}
+        streams(admission.add_class({.name = "stream", .starts_silent = false})),
+        idle_tunnels(admission.add_class({.name = "idle_tunnel", .starts_silent = false})) {}
   rt::Admission admission;
   std::array<rt::Admission::ClassId, kListenerKinds> accepted;  // by ListenerKind
   rt::Admission::ClassId streams;
+  rt::Admission::ClassId idle_tunnels;  // ours to other nodes, while they carry nothing
 };
 
 // What all workers share. Lives as long as they do.
@@ -53,6 +56,7 @@ struct Shared {
   rt::Budget held{"held_bytes", 256 << 20};
   rt::Budget windows{"window_bytes", 1 << 30};
   Doors* doors = nullptr;
+  PortWatch port_watch;
   std::atomic<int64_t> connections{0};   // flows and tunnels that wait, all workers
   std::vector<std::unique_ptr<ProxyWorker>> workers;  // by worker index
 };
@@ -138,6 +142,7 @@ class ProxyWorker final : private net::HboneHandler {
   void prepare_listener(ListenerKind kind, int fd) const;
   void spread(const PodPtr& pod, ListenerKind kind, UniqueFd fd);
   Result<rt::Lease> admit(ListenerKind kind, std::string_view pod, int fd);
+  Result<rt::Lease> admit_idle(const net::TunnelTarget& target);
   PodLocalPtr local(const PodPtr& pod);
   template <typename F, typename... A>
   void begin(rt::Lease lease, A&&... args);

@@ -17,9 +17,10 @@ namespace zds = codec::zds;
 constexpr const char* kReadyTask = "workload proxy manager";
 constexpr Duration kSendTimeout = std::chrono::seconds(5);
 constexpr Duration kPoll = std::chrono::milliseconds(250);  // how fast a stop is noticed
-constexpr Duration kRetryFailed = std::chrono::seconds(5);
+constexpr Duration kRetryFailed = std::chrono::seconds(1);
 constexpr Duration kBackoffFirst = std::chrono::milliseconds(20);
-constexpr Duration kBackoffMax = std::chrono::seconds(15);
+// The socket of an agent on the same machine: whatever kept us from it is over, and we are back, within 5 s.
+constexpr Duration kBackoffMax = std::chrono::seconds(4);
 
 // Keeps the caller's descriptors for a second try.
 Result<std::vector<UniqueFd>> copies(const std::vector<UniqueFd>& fds) {
@@ -155,12 +156,13 @@ ZdsClient::Answer ZdsClient::add(const zds::Add& add, std::vector<UniqueFd> fds)
   Answer answer;
   named_.insert(add.uid);
   failed_.erase(add.uid);
+  // Out of descriptors, the ones that came are worth more than a try that would fail, too.
   auto spare = copies(fds);
-  const Status started = pods_.add(add, std::move(fds));
+  const Status started = spare ? pods_.add(add, std::move(fds)) : fail(spare.error());
   if (started) return answer;
   answer.ack.error = fmt::format("failure to start proxy : {}", started.error().to_string());
   scope.warn("pod {}/{}: {}", add.info.namespace_name, add.info.name, answer.ack.error);
-  if (spare) failed_[add.uid] = Failed{add, *std::move(spare)};
+  failed_[add.uid] = Failed{add, spare ? *std::move(spare) : std::move(fds)};
   next_retry_ = MonoClock::now() + kRetryFailed;
   return answer;
 }

@@ -13,6 +13,7 @@
 #include "userspace/rt/listener.h"
 #include "userspace/rt/socket_options.h"
 #include "userspace/rt/worker.h"
+#include "userspace/sys/netlink.h"
 
 namespace meltemi::http {
 namespace {
@@ -95,6 +96,12 @@ Result<SocketAddress> Server::listen(const Router& router, const SocketAddress& 
 }
 
 Status Server::start() {
+  // Probes come from the node, whichever of its addresses they have.
+  if (auto own = sys::node_addresses()) {
+    impl_->admission->set_own_addresses(*own);
+  } else {
+    scope.warn("only loopback is known as the node's own: {}", own.error().to_string());
+  }
   rt::LoopOptions loop;
   // A page now and then: no ring, few and small buffers.
   loop.backend = rt::Backend::kEpoll;

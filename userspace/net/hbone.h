@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -11,9 +12,12 @@
 #include "userspace/base/wall_clock.h"
 #include "userspace/codec/h2_tunnel.h"
 #include "userspace/model/identity.h"
+#include "userspace/rt/admission.h"
 #include "userspace/rt/memory.h"
 
 namespace meltemi::net {
+
+struct TunnelTarget;  // tunnel_pool.h
 
 struct HboneOptions {
   codec::TunnelOptions h2;
@@ -29,6 +33,10 @@ struct HboneOptions {
   uint32_t max_streams = 100;        // client: of one tunnel, the peer's limit below it is respected
   uint32_t open_next_percent = 80;   // client: of max_streams, then a second tunnel is dialled
   uint32_t max_waiters = 10000;      // client: CONNECTs that wait for a tunnel of one target
+  // Client: the place of a tunnel that carries nothing and is kept, asked for at the
+  // first PING without a stream; a tunnel with streams is counted by its flows. Refused, or told to give way, the tunnel closes.
+  // None: not counted.
+  std::function<Result<rt::Lease>(const TunnelTarget&)> idle_place;
   rt::Budget* held = nullptr;        // bytes held for slow readers, all workers
   rt::Budget* windows = nullptr;     // grants beyond the first window, all workers
 };

@@ -166,17 +166,26 @@ class ClientTunnel final : public Tunnel {
   }
   void on_room_changed() override { pool_.serve_waiting(bucket_); }
   void on_event(const codec::TunnelEvent& e) override;
-  void on_dead(const Error& error) override { pool_.tunnel_dead(*this, error); }
+  void on_dead(const Error& error) override {
+    place_.release();
+    pool_.tunnel_dead(*this, error);
+  }
   void on_stream_gone() override { room_gained(); }
   MonoTime idle_deadline() const override {
-    return stream_count() == 0 ? idle_since_ + pool_.options.idle_release : MonoTime::max();
+    if (stream_count() > 0) return MonoTime::max();
+    const bool counted = place_ || !pool_.options.idle_place || draining();
+    return idle_since_ + (counted ? pool_.options.idle_release
+                                  : std::min(kIdleUncounted, pool_.options.idle_release));
   }
-  void on_idle() override { drain(); }
+  void on_idle() override;
 
  private:
   static constexpr uint32_t kNoLimit = 0xffffffff;
   // Before a peer that refused is asked again.
   static constexpr Duration kRest = std::chrono::milliseconds(100);
+  // Between two flows of one target that come one behind the other, nobody is asked. Looked at when the
+  // next PING is due.
+  static constexpr Duration kIdleUncounted = std::chrono::seconds(1);
   void rest_over();
   void on_response(Call& call, const codec::TunnelEvent& e);
   void room_gained() {
@@ -191,8 +200,24 @@ class ClientTunnel final : public Tunnel {
   bool answered_ = false;  // a CONNECT was
   bool resting_ = false;
   uint32_t room_ = kNoLimit;  // streams that it had taken when it refused one
+  rt::Lease place_;           // while it carries nothing
   rt::FnTimer rest_;
 };
+
+void ClientTunnel::on_idle() {
+  if (!place_ && pool_.options.idle_place && loop_.now() < idle_since_ + pool_.options.idle_release) {
+    auto place = pool_.options.idle_place(bucket_.target);
+    if (!place) return drain();
+    place_ = std::move(*place);
+    place_.idle(loop_.now());
+    place_.on_give_way(rt::post_to(loop_), [this](rt::GiveWay) {
+      bump(stats_.limit_hits);
+      drain();
+    });
+    return;
+  }
+  drain();
+}
 
 void ClientTunnel::refused() {
   room_ = std::max<uint32_t>(1, static_cast<uint32_t>(stream_count()));
@@ -235,7 +260,9 @@ Result<uint32_t> ClientTunnel::connect(TunnelConnect& call, StreamUser& user) {
   for (size_t i = 0; i < call.headers.size(); ++i)
     fields[i] = {call.headers[i].name, call.headers[i].value};
   auto id = session().connect(call.authority, {fields, call.headers.size()}, &user);
-  if (id) want_flush();
+  if (!id) return id;
+  place_.release();
+  want_flush();
   return id;
 }
 

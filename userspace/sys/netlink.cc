@@ -216,6 +216,21 @@ class Netlink::Message {
   std::vector<uint8_t> bytes_;
 };
 
+Result<std::vector<IpAddress>> node_addresses() {
+  Netlink netlink = MELTEMI_TRY(Netlink::open());
+  std::vector<IpAddress> out;
+  for (const Address& a : MELTEMI_TRY(netlink.addresses())) out.push_back(a.ip);
+  const std::vector<Link> links = MELTEMI_TRY(netlink.links());
+  for (const int family : {AF_INET, AF_INET6}) {
+    for (const Route& r : MELTEMI_TRY(netlink.routes(family, kTableMain))) {
+      const auto leaves_by = std::ranges::find(links, r.oif, &Link::ifindex);
+      if (!r.destination && r.gateway && leaves_by != links.end() && leaves_by->kind == "veth")
+        out.push_back(*r.gateway);
+    }
+  }
+  return out;
+}
+
 Result<Netlink> Netlink::open() {
   UniqueFd fd(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE));
   if (!fd) return fail_errno(errno, "netlink socket");

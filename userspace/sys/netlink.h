@@ -76,6 +76,10 @@ struct Link {
   std::optional<uint32_t> peer_netns_id;
 };
 
+// The addresses by which the node itself comes to the ports of this namespace: those of its own links, and
+// in a pod (its default route leaves by a veth) the next hops, where the kubelet is.
+Result<std::vector<IpAddress>> node_addresses();
+
 class Netlink {
  public:
   static Result<Netlink> open();  // in the calling thread's namespace

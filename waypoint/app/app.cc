@@ -81,6 +81,9 @@ Status App::start_workers() {
   shared_.limits.queue_timeout = settings_.queue_timeout;
   shared_.believed = MELTEMI_TRY(Forwarders::parse(settings_.believed_forwarders));
   shared_.hbone.held = &held_;
+  shared_.hbone.idle_place = [doors = doors_.get()](const net::TunnelTarget&) {
+    return doors->admission.admit(doors->idle_tunnels, {}, MonoClock::now());
+  };
   shared_.hbone.handshake_timeout = settings_.admission.handshake_timeout;
   shared_.hbone.credential_grace = settings_.credential_grace;
   shared_.access_log = settings_.access_log;
@@ -345,6 +348,7 @@ void App::shutdown(const std::function<bool()>& urgent) {
   const MonoTime deadline = MonoClock::now() + settings_.drain_timeout;
   while (!lanes_.empty() && lanes_.back() && connections() > 0 && MonoClock::now() < deadline &&
          !urgent()) {
+    doors_->admission.sweep(MonoClock::now());
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
   }
   if (certificates_) certificates_->stop();

@@ -46,9 +46,11 @@ struct Doors {
       : admission(options),
         hbone(admission.add_class({.name = "hbone"})),
         streams(admission.add_class({.name = "stream", .starts_silent = false})),
-        bound(admission.add_class({.name = "bound", .descriptors = 2, .starts_silent = false})) {}
+        bound(admission.add_class({.name = "bound", .descriptors = 2, .starts_silent = false})),
+        idle_tunnels(admission.add_class({.name = "idle_tunnel", .starts_silent = false})) {}
   rt::Admission admission;
   const rt::Admission::ClassId hbone, streams, bound;
+  const rt::Admission::ClassId idle_tunnels;  // ours to endpoints, while they carry nothing
 };
 
 // Shared by all workers.

@@ -182,6 +182,23 @@ def hold(ip, port):
         print("reset", flush=True)
 
 
+def crowd(ip, port, count, mark=0):
+    """Opens connections, one behind the other, and holds what it gets without ever saying anything."""
+    held = []
+    for _ in range(count):
+        s = socket.socket()
+        if mark:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+        s.settimeout(5)
+        try:
+            s.connect((ip, port))
+        except OSError:
+            continue  # refused
+        held.append(s)
+    print("open", flush=True)
+    time.sleep(120)
+
+
 def sniff(interface, needle):
     """Counts frames that carry the needle, until a line comes on stdin; prints frames, hits."""
     s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
@@ -203,12 +220,12 @@ def sniff(interface, needle):
 
 MODES = {"web": web, "digest": digest, "talk_first": talk_first, "reset": reset, "echo": echo,
          "upload": upload, "slow_reader": slow_reader, "many": many, "server_first": server_first,
-         "expect_reset": expect_reset, "hold": hold, "sniff": sniff}
+         "expect_reset": expect_reset, "hold": hold, "crowd": crowd, "sniff": sniff}
 
 if __name__ == "__main__":
     def number(text):
         try:
-            return int(text)
+            return int(text, 0)
         except ValueError:
             return text
     MODES[sys.argv[1]](*[number(a) for a in sys.argv[2:]])

@@ -133,6 +133,41 @@ class ZdsServer:
             self.connection.close()
 
 
+def capture(pod_netns, ip):
+    """What Istio's CNI does in a pod; gives it an IPv6 address like `ip`."""
+    netlab.run("ip", "netns", "exec", pod_netns, "nft", "-f", "-", input=RULES)
+    ip6 = "fd00:97::" + ip.rsplit(".", 1)[1]
+    netlab.run("ip", "-n", pod_netns, "addr", "add", ip6 + "/64", "dev", "eth0", "nodad")
+    for family, everything in (("-4", "0.0.0.0/0"), ("-6", "::/0")):
+        netlab.run("ip", family, "-n", pod_netns, "rule", "add", "fwmark", "0x111/0xfff", "pref", "32764",
+                   "lookup", "100")
+        netlab.run("ip", family, "-n", pod_netns, "route", "add", "local", everything, "dev", "lo",
+                   "table", "100")
+    return ip6
+
+
+class Neighbour:
+    """A second pod of a node, with a link of its own to the other node's pod. Before the node's start."""
+
+    def __init__(self, pair, node, other, letter, ip, account):
+        self.letter, self.ip, self.account = letter, ip, account
+        self.pod_netns = f"{pair.lab.name}-{letter}"
+        netlab.run("ip", "netns", "add", self.pod_netns)
+        netlab.run("ip", "-n", self.pod_netns, "link", "set", "lo", "up")
+        netlab.run("ip", "-n", self.pod_netns, "link", "add", "eth0", "type", "veth", "peer", "name",
+                   "eth1", "netns", other.pod_netns)
+        gateway = ip.rsplit(".", 1)[0] + ".254"
+        for netns, link, address in ((self.pod_netns, "eth0", ip), (other.pod_netns, "eth1", gateway)):
+            netlab.run("ip", "-n", netns, "addr", "add", address + "/24", "dev", link)
+            netlab.run("ip", "-n", netns, "link", "set", link, "up")
+        netlab.run("ip", "-n", self.pod_netns, "route", "add", "default", "via", gateway)
+        self.ip6 = capture(self.pod_netns, ip)
+        node.zds.pods[f"uid-{letter}"] = (letter, NAMESPACE, account, self.pod_netns)
+
+    def close(self):
+        subprocess.run(["ip", "netns", "del", self.pod_netns], check=False, capture_output=True)
+
+
 class Node:
     def __init__(self, pair, letter, pod_netns, ip, account):
         self.pair, self.letter, self.pod_netns, self.ip, self.account = pair, letter, pod_netns, ip, account
@@ -143,14 +178,7 @@ class Node:
         os.makedirs(self.dir)
         netlab.run("ip", "netns", "add", self.netns)
         netlab.run("ip", "-n", self.netns, "link", "set", "lo", "up")
-        pair.run_in(self, ["nft", "-f", "-"], input=RULES, check=True)
-        self.ip6 = "fd00:97::" + ip.rsplit(".", 1)[1]
-        netlab.run("ip", "-n", pod_netns, "addr", "add", self.ip6 + "/64", "dev", "eth0", "nodad")
-        for family, everything in (("-4", "0.0.0.0/0"), ("-6", "::/0")):
-            netlab.run("ip", family, "-n", pod_netns, "rule", "add", "fwmark", "0x111/0xfff", "pref",
-                       "32764", "lookup", "100")
-            netlab.run("ip", family, "-n", pod_netns, "route", "add", "local", everything, "dev", "lo",
-                       "table", "100")
+        self.ip6 = capture(pod_netns, ip)
         self.zds = ZdsServer(f"{self.dir}/zds.sock",
                              {self.uid: (letter, NAMESPACE, account, pod_netns)})
 

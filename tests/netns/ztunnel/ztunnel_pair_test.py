@@ -348,6 +348,92 @@ class Failover(PairTest):
         self.assertEqual(self.pair.a.log().count("connect_unreachable"), 0)
 
 
+class Crowds(PairTest):
+    """Nobody keeps others out: b and c are pods of one node, whose ztunnel takes 64 connections. Nothing
+    here is decided by a deadline."""
+    env = {"MAX_CONNECTIONS": "64", "FIRST_BYTE_TIMEOUT": "1h", "HANDSHAKE_TIMEOUT": "1h"}
+    CROWD, TUNNELS_MARK = 300, "0x539"
+
+    @classmethod
+    def prepare(cls):
+        p = cls.pair
+        cls.c = pair.Neighbour(p, p.b, p.a, "c", "10.97.1.3", "server")
+        cls.addClassCleanup(cls.c.close)
+        netlab.run("ip", "-n", p.lab.b, "route", "add", cls.c.ip + "/32", "via", p.a.ip)
+        with open(p.config_file) as f:
+            config = json.load(f)
+        config["workloads"].append(dict(config["workloads"][1], uid=f"Kubernetes//Pod/{NAMESPACE}/c", name="c",
+                                        workloadName="c", canonicalName="c", services={},
+                                        workloadIps=[cls.c.ip, cls.c.ip6]))
+        with open(p.config_file, "w") as f:
+            json.dump(config, f)
+        # The node's network and a pod's, for who comes to the operators' ports from outside.
+        netlab.run("ip", "-n", p.b.netns, "link", "add", "up0", "type", "veth", "peer", "name", "up0", "netns",
+                   p.a.pod_netns)
+        for netns, address in ((p.b.netns, "10.97.9.2"), (p.a.pod_netns, "10.97.9.1")):
+            netlab.run("ip", "-n", netns, "addr", "add", address + "/24", "dev", "up0")
+            netlab.run("ip", "-n", netns, "link", "set", "up0", "up")
+
+    def crowd(self, node, *arguments):
+        crowd = self.pair.spawn(node, [PYTHON, APPS, "crowd", *arguments])
+        crowd.wait_line("open")
+        self.addCleanup(crowd.stop)
+
+    def outcomes(self, kind):
+        out = {}
+        for line in self.pair.b.metrics().splitlines():
+            if line.startswith("meltemi_admission_total") and f'class="{kind}"' in line:
+                out[line.split('outcome="')[1].split('"')[0]] = int(float(line.rsplit(" ", 1)[1]))
+        return out
+
+    def test_silent_connections_to_one_pod_keep_no_tunnel_to_another_out(self):
+        self.serve(self.c, "web", 8080)
+        self.crowd(self.pair.a, self.pair.b.ip, "15008", str(self.CROWD), self.TUNNELS_MARK)
+        done = self.pair.curl(self.pair.a, f"http://{self.c.ip}:8080/", "--max-time", "3")
+        self.assertIn("saw /", done.stdout, done.stderr + self.pair.b.log())
+        self.pair.b.wait_log('direction="inbound"', f"dst.hbone_addr={self.c.ip}:8080", "reason=ok")
+        self.assertGreater(self.outcomes("hbone")["gave_way"], self.CROWD / 2)
+        self.pair.b.wait_log("gave_way: hbone connection from 10.97.0.1")
+
+    def test_idle_connections_to_the_readiness_port_do_not_make_it_fail(self):
+        # Not even those of the node itself, whichever of its addresses they come from.
+        crowd = self.pair.lab.start([PYTHON, APPS, "crowd", "10.97.9.2", "15021", "260"],
+                                    netns=self.pair.b.netns)
+        crowd.wait_line("open")
+        self.addCleanup(crowd.stop)
+        self.assertEqual(self.pair.b.get("/healthz/ready", 15021), "ready\n")
+        self.pair.b.wait_log("gave_way: pages connection of the node itself")
+        self.crowd(self.pair.a, "10.97.9.2", "15021", "260", self.TUNNELS_MARK)
+        self.assertEqual(self.pair.b.get("/healthz/ready", 15021), "ready\n")
+        self.assertGreater(self.outcomes("pages")["gave_way"], 400)
+
+    def test_readiness_says_when_a_pod_does_not_answer_at_15008(self):
+        """What a pod does to its own network is said, and takes nobody's readiness."""
+        nft = ["ip", "netns", "exec", self.c.pod_netns, "nft"]
+        netlab.run(*nft, "add table ip away; add chain ip away in { type filter hook input priority 0; }; "
+                   "add rule ip away in iif lo tcp dport 15008 reject with tcp reset")
+        wrong = self.wait_ready_text(lambda text: "port 15008" in text)
+        self.assertTrue(wrong.startswith("ready\npods: port 15008 of pod test/c: "), wrong)
+        netlab.run(*nft, "delete table ip away")
+        self.wait_ready_text(lambda text: text == "ready\n")
+
+    def wait_ready_text(self, wanted):
+        deadline = time.monotonic() + 20
+        while not wanted(text := self.pair.b.get("/healthz/ready", 15021)):
+            self.assertLess(time.monotonic(), deadline, text + self.pair.b.log())
+            time.sleep(0.1)
+        return text
+
+    def test_the_connections_of_one_pod_do_not_take_what_its_node_can_hold(self):
+        self.serve(self.pair.a, "echo", 8081)
+        self.serve(self.pair.a, "web", 8080)
+        self.crowd(self.pair.b, self.pair.a.ip, "8081", str(self.CROWD))
+        self.assertGreater(self.outcomes("outbound")["pod_share"], self.CROWD / 2)
+        done = self.pair.curl(self.c, f"http://{self.pair.a.ip}:8080/", "--max-time", "3")
+        self.assertIn("saw /", done.stdout, done.stderr + self.pair.b.log())
+        self.pair.b.wait_log("pod_share: outbound connection of pod test/b (holds ")
+
+
 class Rotation(PairTest):
     env = {"SECRET_TTL": "10s"}
 

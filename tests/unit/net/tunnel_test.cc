@@ -555,6 +555,7 @@ class AdmittedTunnels : public TunnelTest {
       ASSERT_EQ(recv(fd.get(), b, 2, MSG_WAITALL), 2);
     });
     settle();
+    for (const Error& e : near->failures) ADD_FAILURE() << e.to_string();
   }
   uint64_t outcome(rt::Outcome o) { return door->rows()[0].outcomes[static_cast<size_t>(o)]; }
   std::unique_ptr<rt::Admission> door;
@@ -592,6 +593,37 @@ TEST_P(AdmittedTunnels, AnIdleTunnelGivesWayByGoawayAndTheNextCallDialsAgain) {
   working.clear();
   call_once();
   EXPECT_TRUE(near->failures.empty());
+}
+
+// The other end: tunnels that we keep although they carry nothing have a place, and give it up for others.
+TEST_P(AdmittedTunnels, AnIdleTunnelOfOursHasAPlaceAndGivesWay) {
+  rt::AdmissionOptions few;
+  few.descriptors = 40;
+  few.small_share = few.descriptors;
+  rt::Admission own(few);
+  const auto kept = own.add_class({.name = "idle_tunnel", .limit = 1, .starts_silent = false});
+  HboneOptions options;
+  options.h2.ping_interval = milliseconds(20);
+  options.h2.ping_timeout = std::chrono::seconds(2);  // also how often it is looked at
+  options.idle_place = [&](const TunnelTarget&) { return own.admit(kept, {}, loop().now()); };
+  make(app->address, options);
+  far->admit = nullptr;
+  call_once();
+  ASSERT_TRUE(run_until([&] { return own.held() == 1; }));
+  call_once();
+  EXPECT_EQ(near->stats.tunnels_opened, 1u) << "it is used again";
+  ASSERT_TRUE(run_until([&] { return own.held() == 1; }));
+  auto other = own.admit(kept, {}, loop().now());
+  ASSERT_TRUE(other);
+  other->active();
+  ASSERT_TRUE(run_until([&] { return near->pool.tunnels() == 0; })) << "it gave way";
+  call_once();
+  ASSERT_TRUE(run_until([&] { return near->pool.tunnels() == 0; })) << "there is no place";
+  other->release();
+  EXPECT_TRUE(near->failures.empty());
+  near.reset();
+  loop().run_once(MonoTime{});
+  EXPECT_EQ(own.held(), 0u);
 }
 
 TEST_P(AdmittedTunnels, AHandshakeThatStopsHasADeadline) {

@@ -10,6 +10,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <thread>
+
 #include "userspace/sys/netns.h"
 
 namespace meltemi::ztunnel {
@@ -134,6 +136,58 @@ TEST_F(Pods, OverTheLimitConnectionsAreRefusedAndCounted) {
   const auto outbound = closed.admission.rows()[static_cast<size_t>(ListenerKind::kOutbound)];
   EXPECT_EQ(outbound.outcomes[static_cast<size_t>(rt::Outcome::kTotal)], 1u);
   EXPECT_EQ(shared_.connections.load(), 0);
+}
+
+// The clock jumps: each step is a turn of the watch, and ends the patience of the one before.
+class PortWatchTest : public Pods {
+ protected:
+  void step() { shared_.port_watch.poll(*pods_, now_ += PortWatch::kPatience); }
+  // Asks until the answer is as wanted; how long the kernel takes nobody knows.
+  bool becomes(const std::function<bool()>& wanted) {
+    for (int i = 0; i < 2000 && !wanted(); ++i) {
+      shared_.port_watch.poll(*pods_, now_);
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      if (i % 20 == 19) now_ += PortWatch::kEvery;
+    }
+    return wanted();
+  }
+  // The home worker stops accepting; the socket stays and listens.
+  void stop_accepting(const std::string& uid) {
+    pool_->run_on_all([&](rt::Worker& w) { shared_.workers[w.index()]->stop_listening(uid); });
+  }
+  std::string trouble() { return shared_.port_watch.trouble(); }
+  MonoTime now_ = MonoClock::now();
+};
+
+TEST_F(PortWatchTest, ReadinessSaysWhenNobodyTakesTheConnectionsOfAPodsPort) {
+  SocketAddress x, y;
+  const UniqueFd a = listener(&x), b = listener(&y);
+  ASSERT_TRUE(add("one", {{FdKind::kHbone, a.get()}}));
+  ASSERT_TRUE(add("two", {{FdKind::kHbone, b.get()}}));
+  for (int i = 0; i < 6; ++i) {
+    step();
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  }
+  EXPECT_EQ(trouble(), "");
+  EXPECT_EQ(doors_.admission.rows()[static_cast<size_t>(ListenerKind::kHbone)].outcomes[0], 0u)
+      << "the questions count as nobody's";
+  stop_accepting("two");
+  EXPECT_TRUE(becomes([&] { return !trouble().empty(); }));
+  EXPECT_EQ(trouble(), "port 15008 of pod ns/pod: nobody takes its connections");
+  EXPECT_GE(shared_.port_watch.failures(), 1u);
+  const UniqueFd fresh = listener(&y);
+  ASSERT_TRUE(add("two", {{FdKind::kHbone, fresh.get()}}));
+  EXPECT_TRUE(becomes([&] { return trouble().empty(); }));
+}
+
+TEST_F(PortWatchTest, ReadinessSaysWhenAPodsPortDoesNotListen) {
+  SocketAddress at;
+  const UniqueFd a = listener(&at);
+  ASSERT_TRUE(add("one", {{FdKind::kHbone, a.get()}}));
+  ASSERT_EQ(::shutdown(a.get(), SHUT_RDWR), 0);
+  EXPECT_TRUE(becomes([&] { return trouble() == "port 15008 of pod ns/pod: it does not listen"; }));
+  pods_->remove("one");
+  EXPECT_TRUE(becomes([&] { return trouble().empty(); })) << "the pod is gone";
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <poll.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -114,6 +115,41 @@ TEST_F(ZdsClientTest, AnErrorOfAnyLengthFitsTheReader) {
                                  {});  // without its descriptor
   EXPECT_NE(answer, kIstioAck);
   EXPECT_FALSE(zds::decode_ack(as_bytes(answer), 0)->error.empty());
+}
+
+// Takes all descriptors but `left` until it goes.
+class NoDescriptors {
+ public:
+  explicit NoDescriptors(int left) {
+    getrlimit(RLIMIT_NOFILE, &before_);
+    const rlimit few{512, before_.rlim_max};
+    setrlimit(RLIMIT_NOFILE, &few);
+    for (int fd; (fd = ::open("/dev/null", O_RDONLY | O_CLOEXEC)) >= 0;) taken_.emplace_back(fd);
+    taken_.resize(taken_.size() - static_cast<size_t>(left));
+  }
+  ~NoDescriptors() { setrlimit(RLIMIT_NOFILE, &before_); }
+
+ private:
+  rlimit before_{};
+  std::vector<UniqueFd> taken_;
+};
+
+TEST_F(ZdsClientTest, APodThatCameWhenDescriptorsHadRunOutIsServedOnceThereAreSome) {
+  const UniqueFd netns(::open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC));
+  const UniqueFd listener = *rt::make_tcp_listener(*SocketAddress::parse("127.0.0.1:0"), {});
+  const UniqueFd agent = accept();
+  {
+    NoDescriptors none(2);  // those of the message
+    const std::string answer = ask(agent.get(), zds::Add{"uid-1", {"pod", "ns", "sa"}, {FdKind::kNetns, FdKind::kOutbound}},
+                                   {netns.get(), listener.get()});
+    EXPECT_FALSE(zds::decode_ack(as_bytes(answer), 0)->error.empty());
+    EXPECT_EQ(ask(agent.get(), zds::SnapshotSent{}), kIstioAck);
+    EXPECT_FALSE(readiness_.ready());
+  }
+  const MonoTime limit = MonoClock::now() + seconds(5);
+  while (!readiness_.ready() && MonoClock::now() < limit) ::usleep(1000);
+  EXPECT_TRUE(readiness_.ready());
+  EXPECT_TRUE(pods_->has("uid-1"));
 }
 
 }  // namespace
