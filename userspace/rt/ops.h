@@ -17,7 +17,7 @@ struct OpSlot {
   uint32_t generation = 1;
   uint32_t next_free = 0;
   int fd = -1;
-  uint32_t events = 0;  // kPoll
+  uint32_t events = 0;  // epoll: of kPoll; io_uring: where it stands in the submission queue
   OpKind kind = OpKind::kFree;
   bool cancelled = false;
   bool queued = false;  // epoll: waits in the ready list

@@ -36,6 +36,8 @@ constexpr uint16_t kGroup = 1;
 constexpr uint64_t kIgnore = 0;
 constexpr uint64_t kWake = 1ull << 63;
 constexpr uint64_t kEventfd = kWake | 1;
+// No operation has it.
+constexpr uint64_t kNothing = ~uint64_t{0};
 // Of a wake-up's own completion at the sender; the number of the loop that it is for is added.
 constexpr uint64_t kSent = 1ull << 62;
 // How long the kernel, which took no operation, is left alone.
@@ -117,6 +119,9 @@ class UringLoop final : public Loop {
   void dispatch_receive(uint32_t index, int32_t res, uint32_t flags, bool more);
   void watch_eventfd();
   void hand_over();
+  bool take_back(uint32_t index);
+  // Fills in whose operation `s` is, and where it stands.
+  OpId prepared(uint32_t index, io_uring_sqe* s);
   void submitted(int rc);
   void wait(MonoTime until);
 
@@ -321,13 +326,18 @@ void UringLoop::submitted(int rc) {
   }
 }
 
+OpId UringLoop::prepared(uint32_t i, io_uring_sqe* s) {
+  ops_.at(i).events = ring_.sq.sqe_tail - 1;
+  s->user_data = ops_.id(i).value;
+  return ops_.id(i);
+}
+
 OpId UringLoop::poll(int fd, uint32_t events, Completion& done) {
   const uint32_t i = ops_.take(OpKind::kPoll, fd);
   ops_.at(i).done = &done;
   io_uring_sqe* s = sqe();
   io_uring_prep_poll_add(s, fd, events);
-  s->user_data = ops_.id(i).value;
-  return ops_.id(i);
+  return prepared(i, s);
 }
 
 OpId UringLoop::accept(int fd, Completion& done) {
@@ -336,8 +346,7 @@ OpId UringLoop::accept(int fd, Completion& done) {
   ops_.at(i).done = &done;
   io_uring_sqe* s = sqe();
   io_uring_prep_multishot_accept(s, fd, nullptr, nullptr, kAcceptFlags);
-  s->user_data = ops_.id(i).value;
-  return ops_.id(i);
+  return prepared(i, s);
 }
 
 OpId UringLoop::connect(int fd, const SocketAddress& to, Completion& done) {
@@ -349,8 +358,7 @@ OpId UringLoop::connect(int fd, const SocketAddress& to, Completion& done) {
   const socklen_t length = to.to_sockaddr(*address);
   io_uring_prep_connect(s, fd, reinterpret_cast<sockaddr*>(address.get()), length);
   connect_addresses_.push_back(std::move(address));
-  s->user_data = ops_.id(i).value;
-  return ops_.id(i);
+  return prepared(i, s);
 }
 
 OpId UringLoop::receive(int fd, RecvCompletion& done) {
@@ -360,8 +368,7 @@ OpId UringLoop::receive(int fd, RecvCompletion& done) {
   io_uring_prep_recv_multishot(s, fd, nullptr, 0, 0);
   s->flags |= IOSQE_BUFFER_SELECT;
   s->buf_group = kGroup;
-  s->user_data = ops_.id(i).value;
-  return ops_.id(i);
+  return prepared(i, s);
 }
 
 void UringLoop::cancel(OpId id) {
@@ -373,9 +380,33 @@ void UringLoop::cancel(OpId id) {
   s->user_data = kIgnore;
 }
 
+// What the kernel has not seen yet is taken back: its descriptor will be closed, and whoever gets the
+// number before the submission would find a stranger's operation on it, which eats his first bytes.
+bool UringLoop::take_back(uint32_t i) {
+  const uint64_t id = ops_.id(i).value;
+  const auto blank = [id](io_uring_sqe& s) {
+    if (s.user_data != id) return false;
+    io_uring_prep_cancel64(&s, kNothing, 0);
+    s.user_data = kIgnore;
+    return true;
+  };
+  const auto queued = [this](unsigned at) -> io_uring_sqe& {
+    return ring_.sq.sqes[at & *ring_.sq.kring_mask];
+  };
+  const unsigned tail = ring_.sq.sqe_tail, waiting = io_uring_sq_ready(&ring_);
+  const unsigned age = tail - ops_.at(i).events;
+  if (age >= 1 && age <= waiting && blank(queued(tail - age))) return true;
+  if (!refused_ && late_.empty()) return false;
+  // It may have been late, and is anywhere.
+  for (unsigned n = 1; n <= waiting; ++n)
+    if (blank(queued(tail - n))) return true;
+  return std::ranges::any_of(late_, blank);
+}
+
 void UringLoop::forget(OpId id) {
   const uint32_t i = ops_.find(id);
   if (!i) return;
+  if (take_back(i)) return ops_.release(i);
   ops_.at(i).done = nullptr;
   ops_.at(i).received = nullptr;
   cancel(id);

@@ -315,6 +315,26 @@ TEST_P(LoopTest, AWakeUpThatARingRefusesIsNotLost) {
   (*pool)->stop();
 }
 
+// The number of a descriptor that is closed belongs to the next one at once.
+TEST_P(LoopTest, WhatIsForgottenBeforeItBeganTakesNoBytesOfTheNextOwnerOfItsNumber) {
+  struct Nobody final : RecvCompletion {
+    void on_received(int32_t, ByteSpan, bool) override { ADD_FAILURE() << "it was forgotten"; }
+  } nobody;
+  loop().run_once(MonoTime{});
+  int first[2], second[2];
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, first), 0);
+  const OpId op = loop().receive(first[0], nobody);
+  loop().forget(op);
+  loop().close(UniqueFd(first[0]));
+  ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, second), 0);
+  ASSERT_EQ(second[0], first[0]) << "the lowest free number";
+  ASSERT_EQ(send(second[1], "hi", 2, 0), 2);
+  for (int i = 0; i < 3; ++i) loop().run_once(MonoClock::now() + milliseconds(1));
+  char b[2];
+  EXPECT_EQ(recv(second[0], b, 2, MSG_DONTWAIT), 2) << "somebody else has read it";
+  for (const int fd : {first[1], second[0], second[1]}) ::close(fd);
+}
+
 // Objects that were retired in the last turn, or wait in a posted function, end their operations.
 TEST_P(LoopTest, WhatEndsWithTheLoopMayForgetItsOperations) {
   struct Dialler final : Retirable {
