@@ -60,12 +60,6 @@ TEST(Budget, RefusesAboveItsLimit) {
   EXPECT_FALSE(b.try_take(1));
 }
 
-long resident_pages() {
-  long total = 0, resident = 0;
-  std::ifstream("/proc/self/statm") >> total >> resident;
-  return resident;
-}
-
 TEST(BufferPool, GivesTheHotBufferFirst) {
   BufferPool pool;
   pool.reserve(2, 3);
@@ -78,31 +72,10 @@ TEST(BufferPool, GivesTheHotBufferFirst) {
   EXPECT_EQ(pool.mapped_bytes(), mapped);
 }
 
-TEST(BufferPool, GivesBackWhatWasNotUsedForAWhileButStaysWarm) {
-  BufferPool pool;
-  std::vector<uint8_t*> taken;
-  const auto burst = [&](size_t count) {
-    for (size_t i = 0; i < count; ++i) taken.push_back(pool.take_large());
-    for (uint8_t* p : taken) p[0] = p[BufferPool::kLarge - 1] = 1;
-    for (; !taken.empty(); taken.pop_back()) pool.give_large(taken.back());
-  };
-  burst(100);
-  EXPECT_TRUE(pool.worth_trimming());
-  pool.trim();  // all were in use since the last time
-  const long full = resident_pages();
-  burst(20);
-  pool.trim();
-  const long given = (full - resident_pages()) * 4096 / static_cast<long>(BufferPool::kLarge);
-  EXPECT_GE(given, 75);  // what the second burst took stays
-  EXPECT_LE(given, 81);
-  uint8_t* hot = pool.take_large();
-  EXPECT_EQ(hot[0], 1) << "the last one that was used";
-  pool.give_large(hot);
-  pool.trim();
-  pool.trim();
-  EXPECT_FALSE(pool.worth_trimming());
-  burst(100);  // those without pages are as good as new
-  EXPECT_TRUE(pool.worth_trimming());
+long resident_pages() {
+  long total = 0, resident = 0;
+  std::ifstream("/proc/self/statm") >> total >> resident;
+  return resident;
 }
 
 // 1,200 connections whose readers never read, each with all that it may hold, on two threads; among
