@@ -52,11 +52,14 @@ PodManager::PodManager(Shared& shared, telemetry::Registry& registry)
     : shared_(shared),
       active_(registry, "workload_manager_active_proxy_count", MetricType::kGauge,
               "Pods served now"),
+      pending_(registry, "workload_manager_pending_proxy_count", MetricType::kGauge,
+               "Pods that could not be taken up when the agent last handed them over"),
       started_(registry, "workload_manager_proxies_started_total", MetricType::kCounter,
                "Pods that began to be served"),
       stopped_(registry, "workload_manager_proxies_stopped_total", MetricType::kCounter,
                "Pods that are served no more") {
   active_.set(0);
+  pending_.set(0);
 }
 
 rt::Worker& PodManager::home(const std::string& uid) const {
@@ -64,6 +67,17 @@ rt::Worker& PodManager::home(const std::string& uid) const {
 }
 
 Status PodManager::add(const codec::zds::Add& add, std::vector<UniqueFd> fds) {
+  const Status added = take_up(add, std::move(fds));
+  std::lock_guard lock(mutex_);
+  if (added)
+    waiting_.erase(add.uid);
+  else
+    waiting_.insert(add.uid);
+  pending_.set(static_cast<double>(waiting_.size()));
+  return added;
+}
+
+Status PodManager::take_up(const codec::zds::Add& add, std::vector<UniqueFd> fds) {
   if (fds.empty() || fds.size() != add.fds.size() || add.fds.front() != FdKind::kNetns) {
     return fail(Reason::kBadRequest, Fault::kDownstream, "the descriptors do not fit the message");
   }
@@ -167,6 +181,8 @@ void PodManager::remove(const std::string& uid) {
   Entry entry;
   {
     std::lock_guard lock(mutex_);
+    waiting_.erase(uid);
+    pending_.set(static_cast<double>(waiting_.size()));
     const auto it = pods_.find(uid);
     if (it == pods_.end()) return;
     entry = std::move(it->second);
@@ -192,6 +208,9 @@ void PodManager::keep_only(const std::set<std::string>& keep) {
   for (const std::string& uid : uids()) {
     if (!keep.contains(uid)) remove(uid);
   }
+  std::lock_guard lock(mutex_);
+  std::erase_if(waiting_, [&](const std::string& uid) { return !keep.contains(uid); });
+  pending_.set(static_cast<double>(waiting_.size()));
 }
 
 bool PodManager::has(const std::string& uid) const {

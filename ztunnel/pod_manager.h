@@ -54,6 +54,7 @@ class PodManager {
     PodPtr pod;
     std::vector<std::pair<ListenerKind, UniqueFd>> listeners;
   };
+  Status take_up(const codec::zds::Add& add, std::vector<UniqueFd> fds);
   Status start(Entry entry);
   // The agent made new listeners for a pod that is served: flows stay, accepting moves over.
   Status replace_listeners(const std::string& uid,
@@ -65,7 +66,8 @@ class PodManager {
   Shared& shared_;
   mutable std::mutex mutex_;
   std::map<std::string, Entry> pods_;
-  telemetry::SimpleMetric active_, started_, stopped_;
+  std::set<std::string> waiting_;  // uids whose last Add failed; the agent sends them again
+  telemetry::SimpleMetric active_, pending_, started_, stopped_;
 };
 
 }  // namespace meltemi::ztunnel

@@ -164,6 +164,7 @@ constexpr int kLastApplyRank = 3;
 int apply_rank(const Object& object) {
   switch (object.kind()) {
     case Kind::kNamespace:
+    case Kind::kNode:
       return 0;
     case Kind::kServiceAccount:
     case Kind::kConfigMap:
@@ -215,6 +216,7 @@ std::vector<ObjectKey> contents_of(const ObjectStore& store, std::string_view ns
 }
 
 bool is_protected(const ObjectKey& key) {
+  if (key.kind == Kind::kNode) return true;
   const auto& names = sandbox::kFirstNamespaces;
   return key.kind == Kind::kNamespace &&
          std::find(std::begin(names), std::end(names), key.name) != std::end(names);
@@ -225,8 +227,8 @@ Result<bool> delete_one(const Context& context, Manifests& manifests, const Obje
                         const DeleteOptions& options) {
   if (is_protected(key))
     return fail(Reason::kBadConfig, Fault::kConfig,
-                fmt::format("namespaces \"{}\" is forbidden: this namespace may not be deleted",
-                            key.name));
+                fmt::format("{} \"{}\" is forbidden: it belongs to the sandbox and may not be deleted",
+                            config::kind_info(key.kind).plural, key.name));
   const ObjectPtr pod = running_pod(manifests.merged(), key);
   const bool by_user = manifests.user().find(key.kind, key.ns, key.name) != nullptr;
   if (!pod && !by_user) {

@@ -17,6 +17,7 @@ constexpr std::string_view kIstioNetworking[] = {"v1", "v1beta1", "v1alpha3"};
 constexpr std::string_view kIstioSecurity[] = {"v1", "v1beta1"};
 constexpr std::string_view kGatewayApi[] = {"v1", "v1beta1"};
 constexpr std::string_view kNs[] = {"ns"};
+constexpr std::string_view kNo[] = {"no"};
 constexpr std::string_view kSa[] = {"sa"};
 constexpr std::string_view kPo[] = {"po"};
 constexpr std::string_view kDeploy[] = {"deploy"};
@@ -34,6 +35,8 @@ const std::array<KindInfo, kKindCount>& table() {
   static const std::array<KindInfo, kKindCount> kinds = {{
       {Kind::kNamespace, "Namespace", "", kV1, "namespace", "namespaces", kNs, false,
        &kube::Namespace::default_instance()},
+      {Kind::kNode, "Node", "", kV1, "node", "nodes", kNo, false,
+       &kube::Node::default_instance()},
       {Kind::kServiceAccount, "ServiceAccount", "", kV1, "serviceaccount", "serviceaccounts", kSa,
        true, &kube::ServiceAccount::default_instance()},
       {Kind::kPod, "Pod", "", kV1, "pod", "pods", kPo, true, &kube::Pod::default_instance()},
@@ -103,7 +106,6 @@ constexpr Unsupported kUnsupported[] = {
     {"apps", "DaemonSet"},
     {"apps", "ControllerRevision"},
     {"batch", "CronJob"},
-    {"", "Node"},
     {"", "Endpoints"},
     {"", "Event"},
     {"", "ReplicationController"},

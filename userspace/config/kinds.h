@@ -12,6 +12,7 @@ namespace meltemi::config {
 
 enum class Kind : uint8_t {
   kNamespace,
+  kNode,
   kServiceAccount,
   kPod,
   kDeployment,
@@ -27,7 +28,7 @@ enum class Kind : uint8_t {
   kGateway,       // gateway.networking.k8s.io
   kGatewayClass,  // gateway.networking.k8s.io
 };
-inline constexpr size_t kKindCount = 15;
+inline constexpr size_t kKindCount = 16;
 
 struct KindInfo {
   Kind kind;

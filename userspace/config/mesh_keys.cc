@@ -78,6 +78,7 @@ constexpr MeshKey kKeys[] = {
     {"service.istio.io/canonical-revision", kLabel, on({Kind::kPod}), Values::kAny},
     {"istio.io/config", kLabel, kEverywhere, Values::kAny},
     {"istio.io/rev", kLabel, on({Kind::kGateway}), Values::kAny},
+    {"topology.istio.io/subzone", kLabel, on({Kind::kNode}), Values::kAny},
 };
 
 // Whose keys the mesh answers for: others' are nobody's business here.

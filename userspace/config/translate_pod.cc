@@ -66,6 +66,21 @@ void fill_policies(View& view, const Object& pod, wl::Workload* out) {
   }
 }
 
+// Where the pod's node stands, by the labels that clouds and operators give to nodes.
+void fill_locality(View& view, const std::string& node, wl::Workload* out) {
+  if (node.empty()) return;
+  const ObjectPtr object = view.object(Kind::kNode, "", node);
+  if (!object) return;
+  const std::string region(object->label("topology.kubernetes.io/region"));
+  const std::string zone(object->label("topology.kubernetes.io/zone"));
+  const std::string subzone(object->label("topology.istio.io/subzone"));
+  if (region.empty() && zone.empty() && subzone.empty()) return;
+  wl::Locality* locality = out->mutable_locality();
+  locality->set_region(region);
+  locality->set_zone(zone);
+  locality->set_subzone(subzone);
+}
+
 void translate_workload(View& view, const Object& pod, Outputs* out) {
   const kube::Pod& body = pod.as<kube::Pod>();
   std::vector<IpAddress> ips = pod_ips(pod);
@@ -82,6 +97,7 @@ void translate_workload(View& view, const Object& pod, Outputs* out) {
   if (names.trust_domain != "cluster.local") w->set_trust_domain(names.trust_domain);
   w->set_service_account(pod_service_account(pod));
   w->set_node(body.spec().node_name());
+  fill_locality(view, body.spec().node_name(), w);
   std::string workload = pod_workload_name(pod);
   w->set_workload_name(workload);
   w->set_workload_type(wl::POD);

@@ -131,8 +131,16 @@ void name_unused_fields(Check& check) {
   static constexpr std::string_view kMutable = "the object can be changed all the same";
   static constexpr std::string_view kNoPull = "images are not pulled";
   static constexpr std::string_view kNoParameters = "waypoints are made from options only";
+  static constexpr std::string_view kLabelsOnly = "of a node only the labels are read";
   static constexpr Unused kUnused[] = {
       {Kind::kNamespace, "spec.finalizers", "deleting it waits for nobody"},
+      {Kind::kNode, "spec.podCIDR", kLabelsOnly},
+      {Kind::kNode, "spec.podCIDRs", kLabelsOnly},
+      {Kind::kNode, "spec.providerID", kLabelsOnly},
+      {Kind::kNode, "spec.configSource", kLabelsOnly},
+      {Kind::kNode, "spec.externalID", kLabelsOnly},
+      {Kind::kNode, "spec.unschedulable", "pods are placed on it all the same"},
+      {Kind::kNode, "spec.taints", "pods are placed on it all the same"},
       {Kind::kConfigMap, "immutable", kMutable},
       {Kind::kSecret, "immutable", kMutable},
       {Kind::kServiceAccount, "secrets", "tokens are made for each pod"},
@@ -195,6 +203,7 @@ void check_spec(Check& check, const MeshNames& names) {
       validate_mesh_config(check, names);
       return;
     case Kind::kNamespace:
+    case Kind::kNode:
     case Kind::kServiceAccount:
     case Kind::kSecret:
     case Kind::kGatewayClass:

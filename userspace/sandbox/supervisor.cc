@@ -94,6 +94,7 @@ class Supervisor {
       say("network of " + node_name(i));
       MELTEMI_TRY(create_node(layout_, i, options_.nodes));
       nodes_.push_back({node_name(i), node_labels(node_name(i))});
+      MELTEMI_TRY(write_node(nodes_.back()));
     }
     MELTEMI_TRY(watch_directories());
     say("control plane");
@@ -169,6 +170,27 @@ class Supervisor {
     ns.mutable_meta().set_creation_timestamp(now_text());
     (*ns.mutable_meta().mutable_labels())["kubernetes.io/metadata.name"] = std::string(name);
     return sys::write_file_atomically(path, config::objects_to_yaml({ns}), 0644);
+  }
+
+  // As a Node of Kubernetes: users put labels on it, and what reads them is told.
+  Status write_node(const NodeInfo& node) {
+    const std::string path = fmt::format("{}/nodes.{}.yaml", layout_.config_dir(), node.name);
+    if (::access(path.c_str(), F_OK) == 0) return {};  // as a user had changed it before a crash
+    Object object = Object::make(Kind::kNode, "", node.name);
+    object.mutable_meta().set_uid(random_uid());
+    object.mutable_meta().set_creation_timestamp(now_text());
+    object.mutable_meta().mutable_labels()->insert(node.labels.begin(), node.labels.end());
+    return sys::write_file_atomically(path, config::objects_to_yaml({object}), 0644);
+  }
+
+  // What a pod's nodeSelector finds: the users' labels and those that every node has.
+  void take_node_labels() {
+    for (NodeInfo& node : nodes_) {
+      node.labels.clear();
+      if (const config::ObjectPtr object = wanted_.store().find(Kind::kNode, "", node.name))
+        node.labels.insert(object->meta().labels().begin(), object->meta().labels().end());
+      node.labels.merge(node_labels(node.name));
+    }
   }
 
   Status write_settings() {
@@ -302,6 +324,7 @@ class Supervisor {
   void reconcile() {
     wanted_.refresh();
     runtime_.refresh();
+    take_node_labels();
     sync_live();
     take_deletions();
     apply(plan_pods(wanted_.store(), live_, nodes_, random_suffix));

@@ -129,6 +129,7 @@ const std::vector<Base>& bases() {
   static const std::vector<Base> all = [] {
     std::vector<Base> out = {
         {Kind::kNamespace, "", ""},
+        {Kind::kNode, "", ""},
         {Kind::kServiceAccount, "", ""},
         {Kind::kConfigMap, "", ""},
         {Kind::kSecret, "", ""},

@@ -219,7 +219,8 @@ TEST(Object, FindsKindsByCommandLineWords) {
   EXPECT_EQ(find_kind_word("gateways.gateway.networking.k8s.io")->kind, Kind::kGateway);
   EXPECT_EQ(find_kind_word("virtualservices.networking.istio.io")->kind, Kind::kVirtualService);
   EXPECT_EQ(find_kind_word("gateways.networking.istio.io"), nullptr);
-  EXPECT_EQ(find_kind_word("nodes"), nullptr);
+  EXPECT_EQ(find_kind_word("no")->kind, Kind::kNode);
+  EXPECT_EQ(find_kind_word("events"), nullptr);
 }
 
 }  // namespace

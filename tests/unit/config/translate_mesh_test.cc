@@ -1,4 +1,5 @@
 // What ztunnel and agents get: workloads, services, policies, enrolments, and who changes when.
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 
 #include "meltemi/node/v1/node.pb.h"
@@ -71,6 +72,30 @@ TEST(TranslateWorkload, CarriesWhatZtunnelNeeds) {
   EXPECT_EQ(ports.ports(0).target_port(), 8080u) << "a named target port is the pod's";
   EXPECT_EQ(ports.ports(0).app_protocol(), wl::HTTP11);
   EXPECT_EQ(ports.ports(1).target_port(), 9001u);
+}
+
+TEST(TranslateWorkload, SaysWhereTheNodeOfThePodStands) {
+  const auto node = [](std::string_view labels) {
+    return fmt::format("apiVersion: v1\nkind: Node\nmetadata:\n  name: node-a\n  labels: {{{}}}\n",
+                       labels);
+  };
+  Mesh mesh;
+  mesh.put("shop.yaml", kShop);
+  mesh.put("pod.yaml", catalog_pod());
+  EXPECT_FALSE(workload(mesh, kCatalog).has_locality()) << "the node is not known";
+  const TranslationResult result = mesh.put(
+      "node.yaml", node("topology.kubernetes.io/region: eu, topology.kubernetes.io/zone: eu-1, "
+                        "topology.istio.io/subzone: rack-7"));
+  ASSERT_EQ(result.resources.size(), 1u) << "what was told already is told again";
+  const wl::Locality locality = workload(mesh, kCatalog).locality();
+  EXPECT_EQ(locality.region(), "eu");
+  EXPECT_EQ(locality.zone(), "eu-1");
+  EXPECT_EQ(locality.subzone(), "rack-7");
+  mesh.put("node.yaml", node("topology.kubernetes.io/zone: eu-2"));
+  EXPECT_EQ(workload(mesh, kCatalog).locality().zone(), "eu-2");
+  EXPECT_EQ(workload(mesh, kCatalog).locality().region(), "");
+  mesh.put("node.yaml", node("kubernetes.io/os: linux"));
+  EXPECT_FALSE(workload(mesh, kCatalog).has_locality()) << "no label says where";
 }
 
 TEST(TranslateWorkload, HboneFollowsTheKernelNotTheLabel) {

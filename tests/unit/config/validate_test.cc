@@ -713,6 +713,8 @@ TEST(Validate, AFieldThatNobodyActsOnIsNamedWithWhatHappensInstead) {
   EXPECT_THAT(found("Namespace", "spec: {finalizers: [kubernetes]}"),
               HasSubstr("spec.finalizers: has no effect"));
   EXPECT_THAT(found("ConfigMap", "data: {}"), HasSubstr("metadata.finalizers: has no effect"));
+  EXPECT_THAT(found("Node", "spec: {podCIDR: 10.0.0.0/24, taints: [{key: a, effect: NoSchedule}]}"),
+              HasSubstr("warning: Node n (f.yaml:4): spec.taints: has no effect: pods are placed on it"));
 }
 
 constexpr char kPodHead[] = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: shop}\n";

@@ -124,6 +124,12 @@ TEST_F(Pods, RefusesDescriptorsThatAreNotWhatTheySay) {
   EXPECT_FALSE(pods_->add(message, std::move(wrong)).has_value()) << "no namespace";
   EXPECT_FALSE(pods_->add(message, {}).has_value()) << "no descriptor at all";
   EXPECT_TRUE(pods_->uids().empty());
+  EXPECT_THAT(registry_.text(), testing::HasSubstr("workload_manager_pending_proxy_count 1\n"));
+  SocketAddress at;
+  const UniqueFd good = listener(&at);
+  ASSERT_TRUE(add("u", {{FdKind::kOutbound, good.get()}}));
+  EXPECT_THAT(registry_.text(), testing::HasSubstr("workload_manager_pending_proxy_count 0\n"))
+      << "the agent sent it again";
 }
 
 TEST_F(Pods, OverTheLimitConnectionsAreRefusedAndCounted) {
