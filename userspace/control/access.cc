@@ -30,6 +30,7 @@ bool for_ztunnel(ResourceType type) {
 }  // namespace
 
 Status Access::still_there(const xds::Caller& caller) const {
+  MELTEMI_TRY(accounts_.still_there(caller.ns, caller.service_account, caller.account_uid));
   if (caller.pod_name.empty() && caller.pod_uid.empty()) {
     const std::string account = account_of(caller);
     if (rules_.agent_accounts.contains(account) || rules_.node_accounts.contains(account)) return {};
@@ -93,6 +94,7 @@ Result<model::Identity> Access::grant(const xds::Caller& caller,
     return denied(fmt::format("{} is no node proxy and asked for {}", own.uri(), wanted->uri()));
   }
   if (caller.node_name.empty()) return denied("a node proxy's token must name its node");
+  MELTEMI_TRY(accounts_.still_there(wanted->ns(), wanted->service_account(), ""));
   if (wanted->trust_domain() != rules_.trust_domain ||
       !pods_.enrolled_on(caller.node_name, wanted->ns(), wanted->service_account())) {
     return denied(fmt::format("no pod of {} is enrolled on node {}", wanted->uri(), caller.node_name));
@@ -112,11 +114,12 @@ Status Access::may_report(const xds::Caller& caller, std::string_view node) cons
   return {};
 }
 
-bool Access::still_welcome(const xds::Caller& caller, const xds::Node& node) const {
-  if (!still_there(caller)) return false;
+Status Access::still_welcome(const xds::Caller& caller, const xds::Node& node) const {
+  MELTEMI_TRY(still_there(caller));
   const std::string account = account_of(caller);
-  if (rules_.agent_accounts.contains(account) || rules_.node_accounts.contains(account)) return true;
-  return waypoint_scope(caller, node).has_value();
+  if (rules_.agent_accounts.contains(account) || rules_.node_accounts.contains(account)) return {};
+  const auto scope = waypoint_scope(caller, node);
+  return scope ? Status() : Status(fail(scope.error()));
 }
 
 }  // namespace meltemi::control

@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "userspace/base/error.h"
+#include "userspace/control/account_index.h"
 #include "userspace/control/pod_index.h"
 #include "userspace/model/identity.h"
 #include "userspace/xds/server.h"
@@ -22,7 +23,8 @@ struct AccessRules {
 
 class Access {
  public:
-  Access(AccessRules rules, const PodIndex* pods) : rules_(std::move(rules)), pods_(*pods) {}
+  Access(AccessRules rules, const PodIndex* pods, const AccountIndex* accounts)
+      : rules_(std::move(rules)), pods_(*pods), accounts_(*accounts) {}
 
   // Scope of a type for a caller, as xds::ServerHooks::scope_of. ztunnel: addresses and
   // authorizations; agent: its node's enrolments; waypoint pod: its Gateway's proxy configuration and
@@ -33,16 +35,18 @@ class Access {
   // on its node.
   Result<model::Identity> grant(const xds::Caller& caller, std::string_view impersonate) const;
   Status may_report(const xds::Caller& caller, std::string_view node) const;
-  // Whether what the token is bound to is still there: its pod with that uid, account and node, not
-  // ended. Only components of a node may come without a pod. Everything above asks this first.
+  // Whether what the token is bound to is still there: its service account, and its pod with that
+  // uid, account and node, not ended. Only components of a node may come without a pod. Everything above
+  // asks this first.
   Status still_there(const xds::Caller& caller) const;
-  // Whether a stream with these rights would still be let in.
-  bool still_welcome(const xds::Caller& caller, const xds::Node& node) const;
+  // Whether a stream with these rights would still be let in; the error says what is gone.
+  Status still_welcome(const xds::Caller& caller, const xds::Node& node) const;
 
  private:
   Result<std::string> waypoint_scope(const xds::Caller& caller, const xds::Node& node) const;
   AccessRules rules_;
   const PodIndex& pods_;
+  const AccountIndex& accounts_;
 };
 
 }  // namespace meltemi::control

@@ -157,6 +157,7 @@ void ControlPlane::settle(std::vector<ObjectChange> changes) {
   const std::set<std::string> namespaces = namespaces_of(changes);
   generate(namespaces, &changes);
   const bool pods_changed = pods_.apply(changes);
+  const bool accounts_changed = accounts_.apply(changes);
   // The kernel's truth first: no translation may call an enrolled pod plaintext.
   if (pods_changed) count_enrolled_again(changes);
   board_.note(changes);
@@ -168,11 +169,13 @@ void ControlPlane::settle(std::vector<ObjectChange> changes) {
   ++stats_.batches;
   stats_.changes += changes.size();
   if (!changes.empty()) analyze_due_ = true;
-  if (pods_changed) {
-    server_.disconnect([this](const xds::Caller& caller, const xds::Node& node) {
-      return !access_.still_welcome(caller, node);
-    });
-  }
+  if (pods_changed || accounts_changed) end_unwelcome();
+}
+
+void ControlPlane::end_unwelcome() {
+  server_.disconnect([this](const xds::Caller& caller, const xds::Node& node) {
+    return access_.still_welcome(caller, node);
+  });
 }
 
 WaypointSettings ControlPlane::waypoint_settings() const {

@@ -76,6 +76,7 @@ ControlPlane::ControlPlane(Settings settings, std::unique_ptr<pki::TokenKeyFiles
       token_keys_(std::move(token_keys)),
       token_policy_{{settings_.token_issuers.begin(), settings_.token_issuers.end()},
                     {settings_.token_audiences.begin(), settings_.token_audiences.end()}},
+      signing_rate_({static_cast<int>(settings_.signing_burst), settings_.signing_interval}),
       ca_(std::move(ca)),
       source_(std::move(source)),
       tree_(&store_, read_options(), settings_.names()),
@@ -84,7 +85,8 @@ ControlPlane::ControlPlane(Settings settings, std::unique_ptr<pki::TokenKeyFiles
       board_(&store_, &files_, settings_.root_namespace),
       enrolled_(settings_.state_dir + "/.enrolled.json"),
       identity_(std::move(identity)),
-      access_(access_rules(settings_), &pods_),
+      accounts_(settings_.state_dir + "/.accounts.json"),
+      access_(access_rules(settings_), &pods_, &accounts_),
       wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
       door_(settings_.admission.options(rt::raise_descriptor_limit(), kDescriptorsPerConnection)),
       server_(hooks()) {
@@ -110,7 +112,7 @@ xds::ServerHooks ControlPlane::hooks() {
     const auto keys = token_keys_->current(MonoClock::now());
     const auto claims = MELTEMI_TRY(pki::verify_token(*keys, token, wall_now(), token_policy_));
     return xds::Caller{claims.ns, claims.service_account, claims.pod_name, claims.pod_uid,
-                       claims.node_name, pki::token_end(claims)};
+                       claims.node_name, pki::token_end(claims), claims.account_uid};
   };
   out.scope_of = [this](const xds::Caller& caller, const xds::Node& node,
                         std::string_view type) -> Result<std::string> {
@@ -197,14 +199,16 @@ Status ControlPlane::run(int stop_fd) {
   server_.stop(std::chrono::duration_cast<std::chrono::milliseconds>(settings_.drain));
   monitoring_.stop();
   const std::lock_guard lock(mutex_);
-  return loaded_ ? enrolled_.save(pods_.uids()) : Status();
+  if (!loaded_) return {};
+  MELTEMI_TRY(accounts_.save());
+  return enrolled_.save(pods_.uids());
 }
 
 Duration ControlPlane::next_wake(MonoTime now) const {
   MonoTime next = std::min(next_identity_, next_rotation_);
   if (!ready_ && empty_since_ != MonoTime{}) next = std::min(next, empty_since_ + kConfirm);
   if (analyze_due_) next = std::min(next, next_analysis_);
-  if (loaded_ && enrolled_.dirty()) next = std::min(next, next_save_);
+  if (loaded_ && (enrolled_.dirty() || (ready_ && accounts_.dirty()))) next = std::min(next, next_save_);
   if (files_.owes()) next = std::min(next, retry_files_);
   if (retry_source_ != MonoTime{}) next = std::min(next, retry_source_);
   for (const auto& [path, when] : held_) next = std::min(next, when);
@@ -265,6 +269,13 @@ void ControlPlane::take_reports() {
 
 // An agent speaks for the pods of its own node only.
 void ControlPlane::count_enrolled(const std::string& node) {
+  if (enrolled_.lost(node)) {
+    std::set<std::string> decided;
+    for (const PodEntry& pod : pods_.on_node(node)) {
+      if (translator_.wants_enrolment(pod.ns, pod.name)) decided.insert(pod.uid);
+    }
+    enrolled_.presume(node, std::move(decided));
+  }
   std::set<std::string> counted = enrolled_.count(node, [this](const std::string& uid) {
     const auto pod = pods_.find_uid(uid);
     return pod && translator_.wants_enrolment(pod->ns, pod->name);
@@ -285,7 +296,6 @@ void ControlPlane::end_decided_enrolments() {
 // A report may come before the objects of its pods are read, above all after a start: they count from
 // their first translation on.
 void ControlPlane::count_enrolled_again(const std::vector<config::ObjectChange>& changes) {
-  if (enrolled_.nodes().empty()) return;
   std::set<std::string> nodes;
   for (const config::ObjectChange& change : changes) {
     if (change.key.kind != config::Kind::kPod) continue;
@@ -293,6 +303,10 @@ void ControlPlane::count_enrolled_again(const std::vector<config::ObjectChange>&
       if (pod != nullptr) nodes.insert(pod->as<config::kube::Pod>().spec().node_name());
     }
   }
+  std::erase_if(nodes, [this](const std::string& node) {
+    return node.empty() || (!enrolled_.lost(node) && !enrolled_.knows(node));
+  });
+  if (nodes.empty()) return;
   for (const std::string& node : nodes) count_enrolled(node);
   enrolled_.save_again();
   next_save_ = MonoClock::now() + kSaveEvery;
@@ -314,11 +328,10 @@ void ControlPlane::timers(MonoTime now) {
     files_.retry();
   }
   // Before the pods are known nobody can say which of them are alive.
-  if (loaded_ && enrolled_.dirty() && now >= next_save_) {
-    next_save_ = now + kSaveEvery;
-    if (const Status saved = enrolled_.save(pods_.uids()); !saved) {
-      scope.error("enrolled pods not kept: {}", saved.error().to_string());
-    }
+  if (loaded_ && (enrolled_.dirty() || (ready_ && accounts_.dirty())) && now >= next_save_) {
+    // What goes wrong is logged there.
+    const bool kept = enrolled_.save(pods_.uids()).has_value();
+    next_save_ = now + (accounts_.save() && kept ? kSaveEvery : kSaveRetry);
   }
   if (now >= next_identity_) check_identity(now);
 }
@@ -350,6 +363,7 @@ void ControlPlane::check_identity(MonoTime now) {
 
 void ControlPlane::become_ready() {
   files_.sweep();
+  if (accounts_.complete()) end_unwelcome();
   ready_ = true;
   readiness_.done(std::string(kConfigurationTask));
   server_.set_ready();

@@ -19,6 +19,7 @@
 #include "userspace/config/translate.h"
 #include "userspace/config/tree.h"
 #include "userspace/control/access.h"
+#include "userspace/control/account_index.h"
 #include "userspace/control/directory_source.h"
 #include "userspace/control/enrolled_pods.h"
 #include "userspace/control/gateway_controller.h"
@@ -45,6 +46,7 @@ inline constexpr size_t kShrinkFiles = 20;
 inline constexpr std::chrono::milliseconds kConfirm{1000};
 inline constexpr std::chrono::milliseconds kAnalyzeEvery{1000};
 inline constexpr std::chrono::milliseconds kSaveEvery{200};
+inline constexpr std::chrono::milliseconds kSaveRetry{5000};  // after a save that failed
 inline constexpr int kMaxReportedProblems = 16;  // of one node; an agent knows of two kinds
 inline constexpr int kMaxReportedPods = 10'000;  // of one node; a kubelet runs 110 unless told otherwise
 inline constexpr std::chrono::seconds kIdentityCheck{30};
@@ -79,6 +81,8 @@ class ControlPlane {
   size_t objects(config::Kind kind) const;
   const xds::Server& server() const { return server_; }
   const rt::Admission& door() const { return door_; }
+  const SigningRate& signing_rate() const { return signing_rate_; }
+  const AccountIndex& accounts() const { return accounts_; }
   const telemetry::Readiness& readiness() const { return readiness_; }
   const pki::CertificateAuthority& ca() const { return *ca_; }
 
@@ -119,6 +123,7 @@ class ControlPlane {
   void publish(const config::TranslationResult& result);
   void publish_statuses();
   void become_ready();
+  void end_unwelcome();  // streams whose pod, account or right is gone
   void check_identity(MonoTime now);
   WaypointSettings waypoint_settings() const;
 
@@ -149,7 +154,8 @@ class ControlPlane {
       next_rotation_{}, retry_source_{}, retry_files_{};
 
   PodIndex pods_;   // thread safe
-  Access access_;   // immutable, over pods_
+  AccountIndex accounts_;  // thread safe
+  Access access_;   // immutable, over the two
   mutable std::mutex trouble_mutex_;
   std::string source_trouble_;  // under trouble_mutex_
   std::mutex reports_mutex_;

@@ -1,7 +1,10 @@
 // See enrolled_pods.h.
 #include "userspace/control/enrolled_pods.h"
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <cerrno>
 #include <nlohmann/json.hpp>
 #include <utility>
 
@@ -18,11 +21,14 @@ constexpr uint32_t kFileMode = 0644;
 }  // namespace
 
 EnrolledPods::EnrolledPods(std::string file) : file_(std::move(file)) {
+  if (::access(file_.c_str(), F_OK) != 0 && errno == ENOENT) return;
   const auto bytes = sys::read_file(file_);
-  if (!bytes) return;
-  const auto root = nlohmann::json::parse(*bytes, nullptr, /*allow_exceptions=*/false);
+  const auto root = bytes ? nlohmann::json::parse(*bytes, nullptr, /*allow_exceptions=*/false)
+                          : nlohmann::json();
   if (!root.is_object()) {
-    scope.warn("{} is not what was written there; waiting for the agents' reports", file_);
+    lost_ = true;
+    scope.error("{}: {}; pods that are to be enrolled count as enrolled until their agents report",
+                file_, bytes ? "not what was written there" : bytes.error().to_string());
     return;
   }
   for (const auto& [node, uids] : root.items()) {
@@ -33,15 +39,29 @@ EnrolledPods::EnrolledPods(std::string file) : file_(std::move(file)) {
   }
 }
 
+bool EnrolledPods::lost(const std::string& node) const {
+  if (!lost_) return false;
+  const auto found = nodes_.find(node);
+  return found == nodes_.end() || !found->second.spoken;
+}
+
+void EnrolledPods::presume(const std::string& node, std::set<std::string> uids) {
+  if (lost(node)) nodes_[node].presumed = std::move(uids);
+}
+
 bool EnrolledPods::set(const std::string& node, ReportedPods report) {
   Node& known = nodes_[node];
+  const bool first = !std::exchange(known.spoken, true) && !known.presumed.empty();
+  for (const std::string& uid : std::exchange(known.presumed, {})) {
+    if (!report.plain.contains(uid)) known.enrolled.insert(uid);
+  }
   const bool plain_differs = known.reported.plain != report.plain;
   const size_t before = known.enrolled.size();
   known.enrolled.insert(report.enrolled.begin(), report.enrolled.end());
   known.reported = std::move(report);
   const bool grew = known.enrolled.size() != before;
   dirty_ |= grew;
-  return grew || plain_differs;
+  return grew || plain_differs || first;
 }
 
 std::set<std::string> EnrolledPods::count(
@@ -57,7 +77,9 @@ std::set<std::string> EnrolledPods::count(
     return false;
   });
   dirty_ |= left > 0;
-  return known.enrolled;
+  std::set<std::string> out = known.enrolled;
+  out.insert(known.presumed.begin(), known.presumed.end());
+  return out;
 }
 
 std::set<std::string> EnrolledPods::disputed() const {
@@ -70,12 +92,6 @@ std::set<std::string> EnrolledPods::disputed() const {
   return out;
 }
 
-std::set<std::string> EnrolledPods::nodes() const {
-  std::set<std::string> out;
-  for (const auto& [node, known] : nodes_) out.insert(node);
-  return out;
-}
-
 std::map<std::string, std::set<std::string>> EnrolledPods::by_node() const {
   std::map<std::string, std::set<std::string>> out;
   for (const auto& [node, known] : nodes_) out[node] = known.enrolled;
@@ -84,6 +100,18 @@ std::map<std::string, std::set<std::string>> EnrolledPods::by_node() const {
 
 Status EnrolledPods::save(const std::set<std::string>& alive) {
   if (!dirty_) return {};
+  const Status written = write(alive);
+  const std::string trouble = written ? "" : written.error().to_string();
+  if (trouble.empty() == trouble_.empty()) return written;
+  trouble_ = trouble;
+  if (written)
+    scope.info("{} is written again", file_);
+  else
+    scope.error("enrolled pods are not kept: {}; tried again while this process runs", trouble);
+  return written;
+}
+
+Status EnrolledPods::write(const std::set<std::string>& alive) {
   nlohmann::json root = nlohmann::json::object();
   for (auto& [node, known] : nodes_) {
     std::erase_if(known.enrolled, [&](const std::string& uid) {
@@ -93,6 +121,7 @@ Status EnrolledPods::save(const std::set<std::string>& alive) {
     for (const std::string& uid : known.enrolled) {
       if (alive.contains(uid)) list.push_back(uid);
     }
+    for (const std::string& uid : known.presumed) list.push_back(uid);
   }
   MELTEMI_TRY(sys::write_file_atomically(
       file_, root.dump(1, ' ', false, nlohmann::json::error_handler_t::replace), kFileMode));

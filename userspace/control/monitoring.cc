@@ -33,6 +33,12 @@ void collect_xds(Exposition& out, const ControlPlane& control) {
       s.nacks);
   one(out, "pilot_xds_refused_total", MetricType::kCounter, "Streams refused or ended by us.",
       s.refused);
+  constexpr std::array<std::string_view, 1> kReason = {"reason"}, kExpired = {"token_expired"},
+                                            kUnwelcome = {"no_longer_allowed"};
+  out.family("meltemi_xds_streams_ended_total", MetricType::kCounter,
+             "Streams that ended with what they rested on: the token, or its pod, service account or right.");
+  out.sample("meltemi_xds_streams_ended_total", kReason, kExpired, s.ended_expired);
+  out.sample("meltemi_xds_streams_ended_total", kReason, kUnwelcome, s.ended_unwelcome);
   one(out, "meltemi_xds_accept_errors_total", MetricType::kCounter,
       "Connections that could not be accepted (descriptors, memory).", s.accept_errors);
   one(out, "meltemi_xds_overdrawn_total", MetricType::kCounter,
@@ -78,6 +84,12 @@ void collect_config(Exposition& out, const ControlPlane& control) {
 }
 
 void collect_ca(Exposition& out, const ControlPlane& control) {
+  one(out, "meltemi_ca_rate_limited_total", MetricType::kCounter,
+      "Certificate requests refused because their caller asked too often.",
+      control.signing_rate().refused());
+  one(out, "meltemi_deleted_service_accounts", MetricType::kGauge,
+      "Service accounts that were deleted and have not been declared again.",
+      control.accounts().gone());
   WallTime first = WallTime::max();
   for (const auto& root : control.ca().roots()) first = std::min(first, root.not_after());
   out.family("citadel_server_root_cert_expiry_timestamp", MetricType::kGauge,

@@ -97,6 +97,18 @@ std::optional<PodEntry> PodIndex::find_uid(std::string_view uid) const {
   return it == by_uid_.end() ? std::nullopt : std::optional(pods_.at(it->second));
 }
 
+std::vector<PodEntry> PodIndex::on_node(std::string_view node) const {
+  const std::shared_lock lock(mutex_);
+  std::vector<PodEntry> out;
+  for (auto at = places_.lower_bound({std::string(node), "", ""});
+       at != places_.end() && std::get<0>(at->first) == node; ++at) {
+    for (const std::string& uid : at->second) {
+      if (const auto key = by_uid_.find(uid); key != by_uid_.end()) out.push_back(pods_.at(key->second));
+    }
+  }
+  return out;
+}
+
 std::set<std::string> PodIndex::uids() const {
   const std::shared_lock lock(mutex_);
   std::set<std::string> out;

@@ -38,6 +38,8 @@ class PodIndex {
   std::optional<PodEntry> find(std::string_view ns, std::string_view name) const;
   std::optional<PodEntry> find_uid(std::string_view uid) const;
   std::set<std::string> uids() const;
+  // Of the pods that were placed there and have not ended.
+  std::vector<PodEntry> on_node(std::string_view node) const;
 
  private:
   using Place = std::tuple<std::string, std::string, std::string>;  // node, namespace, account

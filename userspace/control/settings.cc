@@ -38,6 +38,10 @@ ConfigTable Settings::table() {
                 "Lifetime of workload certificates when the caller asks for none.")
       .duration(&max_cert_ttl, "max-cert-ttl", "MAX_CERT_TTL", seconds(10), hours(24 * 365),
                 "Longest lifetime that a caller may ask for; a root rotation takes twice this long.")
+      .number(&signing_burst, "signing-burst", "CA_SIGNING_BURST", "", 1, 100'000,
+              "Certificates that one caller may have signed at once for one identity.")
+      .duration(&signing_interval, "signing-interval", "CA_SIGNING_INTERVAL", Duration(0), hours(1),
+                "After those, one more in this time; 0s is without a limit.")
       .list(&trusted_node_accounts, "trusted-node-accounts", "CA_TRUSTED_NODE_ACCOUNTS",
             "Service accounts (namespace/name) that may ask for identities of pods on their node.")
       .list(&agent_accounts, "agent-accounts", "AGENT_ACCOUNTS",

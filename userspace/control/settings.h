@@ -10,6 +10,7 @@
 #include "userspace/base/error.h"
 #include "userspace/base/log_settings.h"
 #include "userspace/config/validate.h"
+#include "userspace/control/signing_rate.h"
 #include "userspace/pki/token.h"
 #include "userspace/rt/admission_settings.h"
 #include "userspace/xds/server.h"
@@ -33,6 +34,8 @@ struct Settings {
   Duration cert_ttl = std::chrono::hours(24);
   // Nothing but its end ends a certificate yet, so longer wishes are cut to this; Istio cuts at 90 d.
   Duration max_cert_ttl = std::chrono::hours(24);
+  int64_t signing_burst = SigningLimits().burst;
+  Duration signing_interval = SigningLimits().interval;
   std::vector<std::string> trusted_node_accounts = {"istio-system/ztunnel"};
   std::vector<std::string> agent_accounts = {"istio-system/meltemi-agent"};
   std::string discovery_address = "https://meltemid.istio-system.svc:15012";

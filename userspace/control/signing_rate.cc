@@ -5,6 +5,8 @@
 
 #include <algorithm>
 
+#include "userspace/base/config.h"
+
 namespace meltemi::control {
 
 void SigningRate::forget_rested(MonoTime now) {
@@ -12,19 +14,21 @@ void SigningRate::forget_rested(MonoTime now) {
 }
 
 Status SigningRate::take(const std::string& who, MonoTime now) {
+  if (limits_.interval <= Duration(0)) return {};
   const std::lock_guard lock(mutex_);
   if (full_at_.size() >= kMaxSigningKeys) forget_rested(now);
-  const auto refuse = [](std::string detail) {
+  const auto refuse = [this](std::string detail) {
+    refused_.fetch_add(1, std::memory_order_relaxed);
     return fail(Reason::kLimitExceeded, Fault::kDownstream, std::move(detail));
   };
   const auto known = full_at_.find(who);
   if (known == full_at_.end() && full_at_.size() >= kMaxSigningKeys) {
     return refuse(fmt::format("more than {} callers and identities at once", kMaxSigningKeys));
   }
-  const MonoTime full = std::max(known == full_at_.end() ? now : known->second, now) + kSigningInterval;
-  if (full > now + kSigningBurst * kSigningInterval) {
-    return refuse(fmt::format("{} asks for certificates more often than every {} s", who,
-                              std::chrono::duration_cast<std::chrono::seconds>(kSigningInterval).count()));
+  const MonoTime full = std::max(known == full_at_.end() ? now : known->second, now) + limits_.interval;
+  if (full > now + limits_.burst * limits_.interval) {
+    return refuse(fmt::format("{} asks for certificates more often than every {} (CA_SIGNING_INTERVAL)",
+                              who, format_duration(limits_.interval)));
   }
   full_at_[who] = full;
   return {};

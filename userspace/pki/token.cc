@@ -105,6 +105,7 @@ Result<TokenClaims> claims_of(const json& claims) {
   TokenClaims out;
   out.ns = text_at(claims, {"kubernetes.io", "namespace"});
   out.service_account = text_at(claims, {"kubernetes.io", "serviceaccount", "name"});
+  out.account_uid = text_at(claims, {"kubernetes.io", "serviceaccount", "uid"});
   out.pod_name = text_at(claims, {"kubernetes.io", "pod", "name"});
   out.pod_uid = text_at(claims, {"kubernetes.io", "pod", "uid"});
   out.node_name = text_at(claims, {"kubernetes.io", "node", "name"});
@@ -130,6 +131,7 @@ Result<std::string> sign_token(const PrivateKey& key, const TokenClaims& claims)
     return std::chrono::duration_cast<seconds>(t.time_since_epoch()).count();
   };
   json bound = {{"namespace", claims.ns}, {"serviceaccount", {{"name", claims.service_account}}}};
+  if (!claims.account_uid.empty()) bound["serviceaccount"]["uid"] = claims.account_uid;
   if (!claims.pod_name.empty()) {
     bound["pod"] = {{"name", claims.pod_name}, {"uid", claims.pod_uid}};
   }

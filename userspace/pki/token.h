@@ -25,6 +25,7 @@ struct TokenClaims {
   std::string ns, service_account;
   std::string pod_name, pod_uid;  // "" if not bound to a pod
   std::string node_name;          // "" if not bound to a node
+  std::string account_uid = {};   // of the service account's object; "" if the token says nothing
   std::string audience{kTokenAudience};  // verified: the one that was accepted
   std::string issuer{kTokenIssuer};
   WallTime issued_at, expires_at;
@@ -36,7 +37,7 @@ struct TokenPolicy {
   std::set<std::string, std::less<>> audiences{std::string(kTokenAudience)};
 };
 
-// ES256, with the key's kid. Fields must not be empty except pod and node.
+// ES256, with the key's kid. Fields must not be empty except pod, node and account_uid.
 Result<std::string> sign_token(const PrivateKey& key, const TokenClaims& claims);
 
 // Checks form, algorithm, signature, iss, aud, exp (needed), nbf and iat (kTokenSkew each), and that sub

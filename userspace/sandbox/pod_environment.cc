@@ -129,9 +129,12 @@ Result<Files> downward_files(const PodContext& c, const kube::DownwardApiVolumeS
   return out;
 }
 
-TokenIssuer::Subject subject_of(const config::Object& pod) {
-  const auto& spec = pod.as<kube::Pod>().spec();
-  return {pod.ns(), spec.service_account_name(), pod.name(), pod.meta().uid(), spec.node_name()};
+TokenIssuer::Subject subject_of(const PodContext& c) {
+  const auto& spec = c.pod->as<kube::Pod>().spec();
+  const ObjectPtr account =
+      c.store->find(Kind::kServiceAccount, c.pod->ns(), spec.service_account_name());
+  return {c.pod->ns(), spec.service_account_name(), c.pod->name(), c.pod->meta().uid(),
+          spec.node_name(), account ? account->meta().uid() : std::string()};
 }
 
 Result<Files> projected_files(const PodContext& c, const kube::ProjectedVolumeSource& source) {
@@ -140,7 +143,7 @@ Result<Files> projected_files(const PodContext& c, const kube::ProjectedVolumeSo
     Files part;
     if (projection.has_service_account_token()) {
       const auto& token = projection.service_account_token();
-      part[token.path()] = MELTEMI_TRY(c.tokens->sign(subject_of(*c.pod), token.audience()));
+      part[token.path()] = MELTEMI_TRY(c.tokens->sign(subject_of(c), token.audience()));
     } else if (projection.has_config_map()) {
       part = MELTEMI_TRY(config_map_files(c, projection.config_map()));
     } else if (projection.has_secret()) {
@@ -213,7 +216,7 @@ bool wants_token(const PodContext& c) {
 Status write_token_volume(const PodContext& c) {
   Files files;
   files["token"] =
-      MELTEMI_TRY(c.tokens->sign(subject_of(*c.pod), "https://kubernetes.default.svc"));
+      MELTEMI_TRY(c.tokens->sign(subject_of(c), "https://kubernetes.default.svc"));
   files["namespace"] = c.pod->ns();
   if (const auto root = sys::read_file(c.layout->root_cert())) files["ca.crt"] = *root;
   return write_files(fmt::format("{}/{}", c.volume_dir, kTokenVolume), files, kSecretFile);

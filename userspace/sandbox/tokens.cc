@@ -27,6 +27,7 @@ Result<std::string> TokenIssuer::sign(const Subject& subject, std::string_view a
   claims.pod_name = subject.pod_name;
   claims.pod_uid = subject.pod_uid;
   claims.node_name = subject.node;
+  claims.account_uid = subject.account_uid;
   if (!audience.empty()) claims.audience = audience;
   claims.issued_at = std::chrono::system_clock::now();
   claims.expires_at =

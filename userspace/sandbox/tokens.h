@@ -24,6 +24,7 @@ class TokenIssuer {
 
   struct Subject {
     std::string ns, service_account, pod_name, pod_uid, node;
+    std::string account_uid = {};  // "" if the account was never declared
   };
   // `audience` "" is the mesh's.
   Result<std::string> sign(const Subject& subject, std::string_view audience = {}) const;

@@ -75,9 +75,13 @@ void DeltaStream::finish_locked(const grpc::Status& status) {
   Finish(status);
 }
 
-void DeltaStream::end(const grpc::Status& why) {
+bool DeltaStream::end(const grpc::Status& why) {
   const std::lock_guard lock(mutex_);
+  if (finished_) return false;
+  scope.info("stream of {} ({}) is ended: {}", log::escape(node_.id), call_.peer(),
+             log::escape(why.error_message()));
   finish_locked(why);
+  return true;
 }
 
 void DeltaStream::OnReadDone(bool ok) {
@@ -232,9 +236,10 @@ StreamInfo DeltaStream::info() const {
   return out;
 }
 
-bool DeltaStream::is(const std::function<bool(const Caller&, const Node&)>& doomed) const {
+Status DeltaStream::ask(const std::function<Status(const Caller&, const Node&)>& question) const {
   const std::lock_guard lock(mutex_);
-  return node_known_ && doomed(caller_, node_);
+  if (!node_known_) return {};  // it has seen nothing yet; its first request is asked as any
+  return question(caller_, node_);
 }
 
 }  // namespace meltemi::xds

@@ -24,9 +24,10 @@ class DeltaStream : public grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteB
   // Sends what there is to send, if no response is under way. Any thread.
   void pump();
   // Ends the stream; idempotent. Any thread.
-  void end(const grpc::Status& why);
+  // False: it has ended already.
+  bool end(const grpc::Status& why);
   StreamInfo info() const;
-  bool is(const std::function<bool(const Caller&, const Node&)>& doomed) const;
+  Status ask(const std::function<Status(const Caller&, const Node&)>& question) const;
   WallTime expires() const { return caller_.expires; }
 
   void OnReadDone(bool ok) override;

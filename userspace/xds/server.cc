@@ -154,10 +154,11 @@ void Server::stop(std::chrono::milliseconds grace) {
 void Server::update(std::vector<ResourceUpdate> batch) { impl_->core->update(std::move(batch)); }
 void Server::set_ready() { impl_->core->set_ready(); }
 
-void Server::disconnect(const std::function<bool(const Caller&, const Node&)>& doomed) {
+void Server::disconnect(const std::function<Status(const Caller&, const Node&)>& welcome) {
   for (const auto& stream : impl_->core->streams()) {
-    if (!stream->is(doomed)) continue;
-    stream->end({grpc::StatusCode::UNAVAILABLE, "what the stream may see changed"});
+    const Status may_stay = stream->ask(welcome);
+    if (may_stay || !stream->end(to_grpc(may_stay.error()))) continue;
+    ++impl_->core->counters.ended_unwelcome;
   }
 }
 
@@ -175,7 +176,8 @@ ServerStats Server::stats() const {
                   .refused = c.refused, .responses = c.responses,
                   .response_bytes = c.response_bytes, .resources = c.resources, .nacks = c.nacks,
                   .certificates = c.certificates, .certificates_refused = c.certificates_refused,
-                  .reports = c.reports};
+                  .reports = c.reports, .ended_expired = c.ended_expired,
+                  .ended_unwelcome = c.ended_unwelcome};
   if (impl_->core->acceptor == nullptr) return out;
   out.accept_errors = impl_->core->acceptor->accept_errors();
   out.overdrawn = impl_->core->acceptor->overdrawn();

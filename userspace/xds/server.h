@@ -37,6 +37,7 @@ struct Caller {
   std::string pod_name, pod_uid, node_name;  // "" if the token says nothing
   // What rests on the token ends with it: a stream that is open then is ended.
   WallTime expires = WallTime::max();
+  std::string account_uid = {};  // of the service account's object; "" if the token says nothing
 };
 
 struct ResourceUpdate {
@@ -106,6 +107,8 @@ struct ServerStats {
   size_t streams = 0;
   uint64_t streams_opened = 0, refused = 0, responses = 0, response_bytes = 0, resources = 0,
            nacks = 0, certificates = 0, certificates_refused = 0, reports = 0;
+  uint64_t ended_expired = 0;  // streams that were ended with their token
+  uint64_t ended_unwelcome = 0;  // with the pod, service account or right that they rested on
   uint64_t accept_errors = 0;  // EMFILE and the like
   uint64_t overdrawn = 0;      // connections ended for bytes that no call has taken
 };
@@ -126,9 +129,9 @@ class Server {
   // Until this is called streams are accepted but nothing is sent: a server that has not read its
   // configuration must not say that the mesh is empty.
   void set_ready();
-  // Ends the streams for which `doomed` is true (rights changed); they come back with what they may
-  // see.
-  void disconnect(const std::function<bool(const Caller&, const Node&)>& doomed);
+  // Ends the streams that are not `welcome` any more, with the error as their status; whose rights are
+  // others now comes back with what he may see.
+  void disconnect(const std::function<Status(const Caller&, const Node&)>& welcome);
   // Ends the streams whose caller's token is past its end. The server does it by itself some times a
   // second; tests ask with a clock of their own.
   void end_expired(WallTime now);

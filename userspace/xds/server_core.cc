@@ -81,7 +81,8 @@ std::vector<std::shared_ptr<DeltaStream>> ServerCore::streams() const {
 void ServerCore::end_expired(WallTime now) {
   for (const auto& stream : streams()) {
     if (now < stream->expires()) continue;
-    stream->end({grpc::StatusCode::UNAUTHENTICATED, "the token of this stream has expired"});
+    const grpc::Status why(grpc::StatusCode::UNAUTHENTICATED, "the token of this stream has expired");
+    if (stream->end(why)) ++counters.ended_expired;
   }
 }
 

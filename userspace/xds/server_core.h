@@ -25,7 +25,8 @@ class DeltaStream;
 
 struct ServerCounters {
   std::atomic<uint64_t> streams_opened{0}, refused{0}, responses{0}, response_bytes{0}, resources{0},
-      nacks{0}, certificates{0}, certificates_refused{0}, reports{0};
+      nacks{0}, certificates{0}, certificates_refused{0}, reports{0}, ended_expired{0},
+      ended_unwelcome{0};
 };
 
 class ServerCore {

@@ -1,8 +1,15 @@
 // Who gets what: the whole table of callers and wishes, on the pods that the configuration knows.
 #include "userspace/control/access.h"
 
+#include <fcntl.h>
 #include <gmock/gmock.h>
+#include <unistd.h>
 
+#include <filesystem>
+#include <fstream>
+
+#include "userspace/base/log.h"
+#include "userspace/control/enrolled_pods.h"
 #include "userspace/control/signing_rate.h"
 
 namespace meltemi::control {
@@ -59,8 +66,16 @@ struct AccessTest : ::testing::Test {
     return scope ? "[" + *scope + "]" : "denied";
   }
 
+  void account(const std::string& name, const char* uid) {  // nullptr: deleted
+    Object object = Object::make(Kind::kServiceAccount, "shop", name);
+    if (uid) object.mutable_meta().set_uid(uid);
+    accounts.apply({ObjectChange{object.key(), nullptr,
+                                 uid ? std::make_shared<const Object>(object) : nullptr}});
+  }
+
   PodIndex pods;
-  Access access{{}, &pods};
+  AccountIndex accounts{"/nonexistent/accounts.json"};
+  Access access{{}, &pods, &accounts};
 };
 
 TEST_F(AccessTest, ANodeProxyGetsIdentitiesOfItsNodeOnly) {
@@ -118,7 +133,61 @@ TEST_F(AccessTest, ATokenEndsWithItsPod) {
   EXPECT_FALSE(access.may_report({"istio-system", "meltemi-agent", "ag-1", "au", "node1"}, "node1"));
 }
 
+TEST_F(AccessTest, AServiceAccountThatIsDeletedEndsWhatRestsOnIt) {
+  const std::string own = "spiffe://cluster.local/ns/shop/sa/web";
+  xds::Caller web{"shop", "web", "web-1", "u1", "node1"};
+  web.account_uid = "a1";
+  account("web", "a1");
+  account("wp", "a2");
+  EXPECT_EQ(grant(web), own);
+  EXPECT_EQ(grant(ztunnel(), own), own);
+  EXPECT_TRUE(access.still_welcome(waypoint(), {}));
+  account("web", nullptr);
+  account("wp", nullptr);
+  EXPECT_EQ(grant(web), "denied");
+  EXPECT_EQ(grant(ztunnel(), own), "denied") << "nor does the node's proxy get a certificate for it";
+  EXPECT_EQ(scope(waypoint(), xds::kTypeListener, "wp"), "denied");
+  const Status ended = access.still_welcome(waypoint(), {});
+  ASSERT_FALSE(ended);
+  EXPECT_EQ(ended.error().detail, "service account shop/wp was deleted");
+  account("web", "a9");
+  EXPECT_EQ(grant(web), "denied") << "the token was made for the one before";
+  web.account_uid = "a9";
+  EXPECT_EQ(grant(web), own);
+  EXPECT_EQ(grant(ztunnel(), own), own);
+}
+
+TEST(AccountIndex, WhatWasDeletedStaysSoOverARestartAlsoWhenNobodyLooked) {
+  std::string directory = "/tmp/meltemi-accounts-XXXXXX";
+  ASSERT_NE(mkdtemp(directory.data()), nullptr);
+  const std::string file = directory + "/accounts.json";
+  const auto change = [](const std::string& name, bool there) {
+    const Object object = Object::make(Kind::kServiceAccount, "shop", name);
+    return ObjectChange{object.key(), nullptr, there ? std::make_shared<const Object>(object) : nullptr};
+  };
+  {
+    AccountIndex accounts(file);
+    accounts.apply({change("a", true), change("b", true), change("c", true), change("b", false)});
+    ASSERT_TRUE(accounts.save());
+    EXPECT_FALSE(std::filesystem::exists(file)) << "before all is read it knows nothing";
+    EXPECT_FALSE(accounts.complete());
+    ASSERT_TRUE(accounts.save());
+  }
+  AccountIndex accounts(file);
+  accounts.apply({change("a", true)});
+  EXPECT_TRUE(accounts.still_there("shop", "c", "")) << "not read yet";
+  EXPECT_TRUE(accounts.complete());
+  EXPECT_TRUE(accounts.still_there("shop", "a", ""));
+  EXPECT_FALSE(accounts.still_there("shop", "b", ""));
+  EXPECT_FALSE(accounts.still_there("shop", "c", ""));
+  EXPECT_TRUE(accounts.still_there("shop", "never-declared", ""));
+  EXPECT_EQ(accounts.gone(), 2u);
+  std::filesystem::remove_all(directory);
+}
+
 TEST(SigningRate, AnAskerInALoopIsSlowedAndNobodyElse) {
+  constexpr int kSigningBurst = SigningLimits().burst;
+  constexpr Duration kSigningInterval = SigningLimits().interval;
   SigningRate rate;
   MonoTime clock{};
   int signed_ = 0;
@@ -134,6 +203,40 @@ TEST(SigningRate, AnAskerInALoopIsSlowedAndNobodyElse) {
   const auto refused = rate.take("node1 for web", clock);
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.error().reason, Reason::kLimitExceeded);
+  EXPECT_GT(rate.refused(), 2000u);
+  SigningRate unlimited({.burst = 1, .interval = Duration(0)});
+  for (int i = 0; i < 1000; ++i) EXPECT_TRUE(unlimited.take("node1 for web", clock));
+}
+
+TEST(EnrolledPods, AFileThatCannotBeWrittenIsToldOnceAndWrittenWhenItCan) {
+  ASSERT_TRUE(log::init("info", log::Format::kPlain));
+  std::string directory = "/tmp/meltemi-enrolled-XXXXXX";
+  ASSERT_NE(mkdtemp(directory.data()), nullptr);
+  const std::string file = directory + "/pods.json", told = directory + "/log";
+  const int stderr_was = dup(2), to = open(told.c_str(), O_WRONLY | O_CREAT, 0600);
+  dup2(to, 2);
+  EnrolledPods pods(file);
+  std::filesystem::create_directory(file);  // in its way, for root too
+  pods.set("node1", {{"u1"}, {}});
+  for (int i = 0; i < 3; ++i) EXPECT_FALSE(pods.save({"u1"}));
+  EXPECT_TRUE(pods.dirty()) << "it is owed";
+  std::filesystem::remove(file);
+  EXPECT_TRUE(pods.save({"u1"}));
+  EXPECT_EQ(EnrolledPods(file).count("node1", [](const auto&) { return true; }),
+            std::set<std::string>{"u1"});
+  std::string text;
+  while (text.find("is written again") == std::string::npos) {  // the log's thread writes it
+    log::flush();
+    std::ifstream in(told);
+    text.assign(std::istreambuf_iterator<char>(in), {});
+  }
+  dup2(stderr_was, 2);
+  close(stderr_was);
+  close(to);
+  const size_t first = text.find("enrolled pods are not kept");
+  EXPECT_NE(first, std::string::npos) << text;
+  EXPECT_EQ(text.find("enrolled pods are not kept", first + 1), std::string::npos) << text;
+  std::filesystem::remove_all(directory);
 }
 
 TEST_F(AccessTest, OthersGetTheirOwnIdentityOnly) {

@@ -404,6 +404,31 @@ TEST_F(ControlPlaneTest, ARestartDoesNotCallEnrolledPodsPlaintext) {
   EXPECT_EQ(after.workload(kWebUid)->protocol, model::TunnelProtocol::kHbone);
 }
 
+// Who was enrolled is not known then: what is decided counts until the agents have spoken.
+TEST_F(ControlPlaneTest, AListOfEnrolledPodsThatCannotBeReadMakesNobodyTalkPlaintext) {
+  put_pod("out-1", "uid-out", "web", "node1", "10.244.1.7", ", istio.io/dataplane-mode: none");
+  std::filesystem::create_directories(root + "/config/state/control");
+  std::ofstream(root + "/config/state/control/.enrolled.json") << "{\"node1\": [\"uid-w";
+  start();
+  Seen addresses;
+  xds::DeltaClient client(channel(ztunnel_token()), node_of("ztunnel"));
+  client.subscribe(xds::kTypeAddress, addresses.handler());
+  ASSERT_TRUE(client.start());
+  ASSERT_TRUE(addresses.wait_hbone(kWebUid, true));
+  {
+    const std::lock_guard lock(addresses.mutex);
+    EXPECT_EQ(addresses.responses, 1) << "from the first answer on";
+    EXPECT_NE(addresses.workload("Kubernetes//Pod/shop/out-1")->protocol, model::TunnelProtocol::kHbone)
+        << "it is not to be enrolled";
+    EXPECT_EQ(addresses.workload("Kubernetes//Pod/shop/db-1")->protocol, model::TunnelProtocol::kHbone);
+  }
+  report("node1", {}, {"uid-web"});
+  ASSERT_TRUE(addresses.wait_hbone(kWebUid, false)) << "its agent knows better";
+  const std::lock_guard lock(addresses.mutex);
+  EXPECT_EQ(addresses.workload("Kubernetes//Pod/shop/db-1")->protocol, model::TunnelProtocol::kHbone)
+      << "the agent of node2 has said nothing yet";
+}
+
 TEST_F(ControlPlaneTest, TheCaKnowsWhoRunsWhere) {
   start();
   const std::string web = "spiffe://cluster.local/ns/shop/sa/web";
@@ -422,6 +447,33 @@ TEST_F(ControlPlaneTest, TheCaKnowsWhoRunsWhere) {
       << "forged";
   EXPECT_EQ(plane->ca().issued(), 2u);
   EXPECT_THAT(curl("/metrics"), HasSubstr("citadel_server_success_cert_issuance_count 2"));
+}
+
+TEST_F(ControlPlaneTest, ADeletedServiceAccountLosesStreamAndCertificates) {
+  const std::string web = "spiffe://cluster.local/ns/shop/sa/web";
+  const auto account = [](const char* ns, const char* name) {
+    return fmt::format("apiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: {}, namespace: {}}}\n",
+                       name, ns);
+  };
+  put("web.yaml", account("shop", "web"));
+  put("ztunnel.yaml", account("istio-system", "ztunnel"));
+  start();
+  report("node1", {"uid-web"});
+  Seen addresses;
+  xds::DeltaClient client(channel(ztunnel_token()), node_of("ztunnel"));
+  client.subscribe(xds::kTypeAddress, addresses.handler());
+  ASSERT_TRUE(client.start());
+  ASSERT_TRUE(addresses.wait_hbone(kWebUid, true));
+  EXPECT_EQ(sign(ztunnel_token(), web), "");
+  remove("web.yaml");
+  ASSERT_TRUE(eventually([&] { return plane->accounts().gone() == 1; }));
+  EXPECT_EQ(sign(ztunnel_token(), web), "permission");
+  EXPECT_EQ(client.status().state, xds::StreamState::kConnected) << "another account's";
+  remove("ztunnel.yaml");
+  ASSERT_TRUE(eventually([&] { return client.status().state != xds::StreamState::kConnected; }));
+  EXPECT_THAT(client.status().last_error, HasSubstr("service account istio-system/ztunnel was deleted"));
+  EXPECT_THAT(curl("/metrics"),
+              HasSubstr("meltemi_xds_streams_ended_total{reason=\"no_longer_allowed\"} 1\n"));
 }
 
 TEST_F(ControlPlaneTest, AnAgentSeesItsNodesPods) {

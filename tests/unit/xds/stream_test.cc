@@ -504,12 +504,14 @@ TEST_F(StreamTest, DisconnectedStreamsComeBack) {
   client.subscribe(kA, got.handler());
   ASSERT_TRUE(client.start());
   ASSERT_TRUE(got.wait_for({{"a", "one"}}));
-  server->disconnect([](const Caller& caller, const Node& n) {
-    return caller.node_name == "node-1" && n.id.starts_with("ztunnel~");
+  server->disconnect([](const Caller& caller, const Node& n) -> Status {
+    if (caller.node_name != "node-1" || !n.id.starts_with("ztunnel~")) return {};
+    return fail(Reason::kPermission, Fault::kDownstream, "no pod a/b as the token describes it");
   });
   put("a", "2", "two");
   EXPECT_TRUE(got.wait_for({{"a", "two"}}));
   EXPECT_EQ(client.status().connects, 2u);
+  EXPECT_EQ(server->stats().ended_unwelcome, 1u);
 }
 
 TEST_F(StreamTest, PlaintextIsForLoopbackOnly) {
