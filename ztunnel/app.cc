@@ -96,13 +96,23 @@ Status App::start_workers() {
 Status App::start_operators() {
   operators_ = std::make_unique<telemetry::OperatorPorts>(&doors_->admission);
   operators_->admin().route("/config_dump", "GET",
-                           [this](const http::Request&) { return dump(); });
+                           [this](const http::Request&) { return dump(); },
+                           http::Access::kLoopback);
+  operators_->admin().route(
+      "/status", "GET",
+      [this](const http::Request&) {
+        return http::Response{200, xds::status_page(status(), std::chrono::system_clock::now()),
+                              "application/json"};
+      },
+      http::Access::kLoopback);
   telemetry::add_readiness_route(operators_->admin(), readiness_);
   operators_->admin().route("/", "GET", [](const http::Request&) {
     return http::Response{200,
                           "GET  /config_dump            workloads, services, policies, certificates, "
                           "connections: what istioctl ztunnel-config reads\n"
                           "GET  /healthz/ready          whether it serves, and what is pending\n"
+                          "GET  /status                 in step with the control plane or since when "
+                          "not, certificates, counts\n"
                           "POST /logging                the log's levels; ?level=debug or "
                           "?level=access=debug changes, ?reset\n"
                           "POST /quitquitquit           drains and ends the process\n"};
@@ -152,6 +162,31 @@ void App::shutdown(const std::function<bool()>& urgent) {
   pool_->stop();
   pool_.reset();
   scope.info("stopped");
+}
+
+xds::ProcessStatus App::status() const {
+  const auto verdict = readiness_.verdict();
+  const model::SnapshotPtr mesh = store_.snapshot();
+  xds::ProcessStatus out{.component = "ztunnel",
+                         .version = MELTEMI_VERSION,
+                         .ready = verdict.ready,
+                         .trouble = verdict.ready ? "" : verdict.text,
+                         .control_plane = feed_->control_plane(),
+                         .configuration = fmt::to_string(mesh->version()),
+                         .certificates = xds::ProcessStatus::Certificates(),
+                         .counts = {{"pods", pods_->uids().size()},
+                                    {"connections", static_cast<uint64_t>(shared_.connections.load())},
+                                    {"workloads", mesh->workload_count()},
+                                    {"policies", mesh->policy_count()}},
+                         .problems = {}};
+  uint64_t services = 0;
+  mesh->each_service([&](const model::ServiceEntry&) { ++services; });
+  out.counts.emplace_back("services", services);
+  for (const pki::CertificateEntry& entry : certificates_->entries()) {
+    const bool any = entry.certificate && !entry.certificate->chain.empty();
+    out.certificates->add(any ? entry.certificate->chain[0].not_after() : WallTime::max());
+  }
+  return out;
 }
 
 http::Response App::dump() {

@@ -7,6 +7,7 @@
 #include <functional>
 
 #include "userspace/base/config.h"
+#include "userspace/xds/status_page.h"
 #include "ztunnel/certificates.h"
 #include "ztunnel/mesh_feed.h"
 #include "ztunnel/pod_manager.h"
@@ -34,6 +35,7 @@ class App {
   Status start_operators();
   void mesh_changed();
   http::Response dump();
+  xds::ProcessStatus status() const;
   void collect(telemetry::Exposition& out) const;
 
   const Settings& settings_;

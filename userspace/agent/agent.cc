@@ -28,6 +28,7 @@
 #include "userspace/telemetry/exposition.h"
 #include "userspace/telemetry/pages.h"
 #include "userspace/telemetry/staleness.h"
+#include "userspace/xds/status_page.h"
 
 namespace meltemi::agent {
 namespace {
@@ -121,6 +122,17 @@ class Gauges {
         "guard_dropped",   "guard_unreadable"};
     for (size_t i = 0; i < MELTEMI_COUNTERS; ++i)
       out.sample("meltemi_capture_events_total", kLabels, {&kEvents[i], 1}, counters_[i]);
+  }
+
+  std::vector<std::pair<std::string, uint64_t>> counts() const {
+    const std::lock_guard lock(mutex_);
+    return {{"pods", numbers_.pods},
+            {"wanted", numbers_.wanted},
+            {"enrolled", numbers_.enrolled},
+            {"guarded", numbers_.guarded},
+            {"keysKept", keys_kept_},
+            {"guardDropped", counters_[MELTEMI_COUNT_GUARD_DROPPED]},
+            {"probesPassed", counters_[MELTEMI_COUNT_PROBE_PASSED]}};
   }
 
  private:
@@ -226,6 +238,24 @@ Status run_agent(const Options& o) {
   http::Router pages;
   telemetry::add_metrics_routes(pages, registry);
   telemetry::add_readiness_route(pages, readiness);
+  pages.route(
+      "/status", "GET",
+      [&](const http::Request&) {
+        const auto verdict = readiness.verdict();
+        xds::ProcessStatus status{.component = "meltemi-agent",
+                                  .version = MELTEMI_VERSION,
+                                  .ready = verdict.ready,
+                                  .trouble = verdict.ready ? "" : verdict.text,
+                                  .control_plane = {},
+                                  .configuration = {},
+                                  .certificates = {},
+                                  .counts = gauges.counts(),
+                                  .problems = {}};
+        if (control) status.control_plane = control->status();
+        return http::Response{200, xds::status_page(status, std::chrono::system_clock::now()),
+                              "application/json"};
+      },
+      http::Access::kLoopback);
   http::Server health;
   telemetry::add_server_metrics(registry, health);
   telemetry::add_admission_metrics(registry, health.admission());

@@ -118,6 +118,10 @@ void describe_mesh(const PodView& view) {
   if (!view.truth->message().empty()) print("  Message:         {}\n", view.truth->message());
   if (view.truth->missing_size() > 0)
     cli::print("  Missing:         {}\n", fmt::join(view.truth->missing(), ", "));
+  if (!view.guard().empty()) {
+    print("  Egress guard:    {}\n", view.guard());
+    print("  Probes passed:   {}\n", view.truth->probes_passed());
+  }
   if (view.truth->uncaptured_processes_size() > 0)
     cli::print("  Not captured:    {}\n", fmt::join(view.truth->uncaptured_processes(), ", "));
 }

@@ -181,6 +181,11 @@ class Getter {
     for (const pid_t pid : view.pids) pids.items.push_back(Value::of_number(std::to_string(pid)));
     mesh.set("missing", std::move(missing));
     mesh.set("uncapturedProcesses", std::move(uncaptured));
+    if (view.truth && view.truth->enrolled()) {
+      mesh.set("guard", Value::of_string(view.truth->guard()));
+      mesh.set("guardDropped", Value::of_number(std::to_string(view.truth->guard_dropped())));
+      mesh.set("probesPassed", Value::of_number(std::to_string(view.truth->probes_passed())));
+    }
     mesh.set("netns", Value::of_string(view.netns));
     mesh.set("pids", std::move(pids));
     return mesh;
@@ -407,6 +412,7 @@ class Getter {
          [=](const Object& o) {
            return dash(join(view(o).pids, [](pid_t pid) { return std::to_string(pid); }));
          }},
+        {"GUARD", true, [=](const Object& o) { return dash(view(o).guard()); }},
         {"REASON", true, [=](const Object& o) { return dash(view(o).reason()); }}};
   }
 

@@ -65,21 +65,28 @@ ObjectPtr first_ready(const std::vector<ObjectPtr>& pods) {
 
 }  // namespace
 
-std::map<std::string, local::v1::Pod> kernel_truth(const Context& context,
-                                                   std::vector<std::string>* complaints) {
-  std::map<std::string, local::v1::Pod> out;
+std::map<std::string, local::v1::Response> agents_say(const Context& context,
+                                                      std::vector<std::string>* complaints) {
+  std::map<std::string, local::v1::Response> out;
   std::error_code error;
   for (const auto& entry :
        std::filesystem::directory_iterator(context.layout().run_dir() + "/nodes", error)) {
     const std::string node = entry.path().filename();
-    const auto answer = ask_agent(context.layout().agent_socket(node));
-    if (!answer) {
+    auto answer = ask_agent(context.layout().agent_socket(node));
+    if (answer)
+      out[node] = std::move(*answer);
+    else
       complaints->push_back(
           fmt::format("the agent of {} does not answer: {}", node, answer.error().detail));
-      continue;
-    }
-    for (const local::v1::Pod& pod : answer->pods()) out[pod.uid()] = pod;
   }
+  return out;
+}
+
+std::map<std::string, local::v1::Pod> kernel_truth(const Context& context,
+                                                   std::vector<std::string>* complaints) {
+  std::map<std::string, local::v1::Pod> out;
+  for (auto& [node, answer] : agents_say(context, complaints))
+    for (const local::v1::Pod& pod : answer.pods()) out[pod.uid()] = pod;
   return out;
 }
 
@@ -120,6 +127,12 @@ std::string PodView::reason() const {
   std::string out = truth->reason();
   for (const std::string& missing : truth->missing()) out += fmt::format(" !{}", missing);
   return out;
+}
+
+std::string PodView::guard() const {
+  if (!truth || !truth->enrolled()) return {};
+  if (truth->guard_dropped() == 0) return truth->guard();
+  return fmt::format("{}, {} dropped", truth->guard(), truth->guard_dropped());
 }
 
 PodView view_pod(const Context& context, const ObjectPtr& pod,

@@ -12,6 +12,10 @@
 
 namespace meltemi::cli {
 
+// What the agent of each node says. A node whose agent does not answer is left out; why goes to
+// `complaints`.
+std::map<std::string, local::v1::Response> agents_say(const Context& context,
+                                                      std::vector<std::string>* complaints);
 // What all agents of the sandbox say, by pod uid. A node whose agent does not answer is left out;
 // why goes to `complaints`.
 std::map<std::string, local::v1::Pod> kernel_truth(const Context& context,
@@ -28,6 +32,7 @@ struct PodView {
   int restarts() const;
   std::string enrolled() const;  // "yes", "no", "pending", "unknown"
   std::string reason() const;    // of the decision, and what is missing
+  std::string guard() const;     // "on", "on, 3 dropped", "off", why it cannot be; "" if not enrolled
 };
 PodView view_pod(const Context& context, const config::ObjectPtr& pod,
                  const std::map<std::string, local::v1::Pod>& truth);

@@ -1,9 +1,11 @@
 #include "userspace/cli/table.h"
 
 #include <fmt/format.h>
+
 #include <time.h>
 
 #include <algorithm>
+#include <optional>
 
 #include "userspace/base/text.h"
 
@@ -41,16 +43,35 @@ std::string Table::text(bool no_header) const {
   return out;
 }
 
-std::string age_of(const std::string& timestamp) {
+namespace {
+
+// nullopt: no RFC 3339 time.
+std::optional<int64_t> seconds_since(const std::string& timestamp) {
   tm parts{};
   const char* end = ::strptime(timestamp.c_str(), "%Y-%m-%dT%H:%M:%S", &parts);
-  if (end == nullptr) return "<unknown>";
-  const int64_t s = std::max<int64_t>(0, ::time(nullptr) - ::timegm(&parts));
+  if (end == nullptr) return std::nullopt;
+  return ::time(nullptr) - ::timegm(&parts);
+}
+
+std::string short_duration(int64_t seconds) {
+  const int64_t s = std::max<int64_t>(0, seconds);
   if (s < 120) return fmt::format("{}s", s);
   if (s < 600) return fmt::format("{}m{}s", s / 60, s % 60);
   if (s < 3 * 3600) return fmt::format("{}m", s / 60);
   if (s < 48 * 3600) return fmt::format("{}h{}m", s / 3600, s / 60 % 60);
   return fmt::format("{}d{}h", s / 86400, s / 3600 % 24);
+}
+
+}  // namespace
+
+std::string age_of(const std::string& timestamp) {
+  const auto seconds = seconds_since(timestamp);
+  return seconds ? short_duration(*seconds) : "<unknown>";
+}
+
+std::string time_until(const std::string& timestamp) {
+  const auto seconds = seconds_since(timestamp);
+  return seconds ? short_duration(-*seconds) : "<unknown>";
 }
 
 }  // namespace meltemi::cli

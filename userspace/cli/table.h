@@ -20,5 +20,7 @@ class Table {
 
 // "5s", "3m12s", "4h5m", "2d3h" since an RFC 3339 time; "<unknown>" if it is none.
 std::string age_of(const std::string& timestamp);
+// The same for what is to come; "0s" if it is past.
+std::string time_until(const std::string& timestamp);
 
 }  // namespace meltemi::cli

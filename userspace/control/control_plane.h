@@ -34,6 +34,7 @@
 #include "userspace/rt/admission.h"
 #include "userspace/telemetry/pages.h"
 #include "userspace/xds/server.h"
+#include "userspace/xds/status_page.h"
 
 namespace meltemi::control {
 
@@ -77,6 +78,7 @@ class ControlPlane {
   ControlStats stats() const;
   std::string config_dump() const;
   std::string syncz() const;
+  xds::ProcessStatus status() const;
   std::string problems_text() const;
   size_t objects(config::Kind kind) const;
   const xds::Server& server() const { return server_; }

@@ -1,6 +1,8 @@
 // See monitoring.h. Metric names are istiod's where it has one for the same thing.
 #include "userspace/control/monitoring.h"
 
+#include <fmt/format.h>
+
 #include <array>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -126,6 +128,12 @@ void add_monitoring_routes(http::Router& pages, telemetry::Registry& registry,
   debug("config_dump",
         [&control](const http::Request&) { return as_json(control.config_dump()); });
   debug("syncz", [&control](const http::Request&) { return as_json(control.syncz()); });
+  pages.route(
+      "/status", "GET",
+      [&control](const http::Request&) {
+        return as_json(xds::status_page(control.status(), std::chrono::system_clock::now()));
+      },
+      http::Access::kLoopback);
   debug("problems",
         [&control](const http::Request&) { return http::Response{200, control.problems_text()}; });
 }
@@ -157,6 +165,35 @@ std::string ControlPlane::config_dump() const {
   }
   root["enrolled"] = enrolled_.by_node();
   return root.dump(1, ' ', false, json::error_handler_t::replace) + "\n";
+}
+
+xds::ProcessStatus ControlPlane::status() const {
+  const auto verdict = readiness_.verdict();
+  xds::ProcessStatus out{.component = "meltemid",
+                         .version = MELTEMI_VERSION,
+                         .ready = verdict.ready,
+                         .trouble = verdict.ready ? "" : verdict.text,
+                         .control_plane = {},
+                         .configuration = {},
+                         .certificates = xds::ProcessStatus::Certificates(),
+                         .counts = {{"streams", server_.stats().streams}},
+                         .problems = {}};
+  for (const auto& root : ca_->roots()) out.certificates->add(root.not_after());
+  const std::lock_guard lock(mutex_);
+  out.configuration = fmt::to_string(stats_.batches);
+  for (const auto& [what, kind] :
+       {std::pair{"pods", config::Kind::kPod}, {"services", config::Kind::kService},
+        {"policies", config::Kind::kAuthorizationPolicy}, {"gateways", config::Kind::kGateway}}) {
+    out.counts.emplace_back(what, store_.size(kind));
+  }
+  size_t enrolled = 0;
+  for (const auto& [node, uids] : enrolled_.by_node()) enrolled += uids.size();
+  out.counts.emplace_back("enrolled", enrolled);
+  for (const auto& [node, problems] : node_problems_) {
+    for (const std::string& problem : problems)
+      out.problems.push_back(fmt::format("node {}: {}", node, problem));
+  }
+  return out;
 }
 
 std::string ControlPlane::syncz() const {

@@ -418,7 +418,13 @@ void DeltaClient::Impl::handle(Response& response) {
   type->shown.synced = true;
   type->shown.resources = type->versions.size();
   ++type->shown.responses;
-  if (!rejections.empty()) ++type->shown.nacks;
+  type->shown.refused.clear();
+  if (!rejections.empty()) {
+    ++type->shown.nacks;
+    type->shown.refused = fmt::format("{}: {}", rejections[0].name, rejections[0].reason);
+    if (rejections.size() > 1)
+      type->shown.refused += fmt::format(" (and {} more)", rejections.size() - 1);
+  }
   type->shown.bytes += response.ByteSizeLong();
 }
 
@@ -524,7 +530,7 @@ void DeltaClient::subscribe(std::string_view type_url, Handler handler) {
 
 void DeltaClient::subscribe_named(std::string_view type_url, Handler handler) {
   subscribe(type_url, std::move(handler));
-  impl_->types.back()->named = true;
+  impl_->types.back()->named = impl_->types.back()->shown.named = true;
 }
 
 void DeltaClient::set_names(std::string_view type_url, std::set<std::string> names) {

@@ -61,7 +61,9 @@ struct ClientStatus {
   std::string saved_refusal;   // why the saved state was not used; "" if it was, or there is none
   struct Type {
     std::string type_url;
+    bool named = false;   // only names are asked for, of which there may be none
     bool synced = false;  // at least one response, or the saved state, was handled
+    std::string refused;  // what of the newest response was refused, and why; "" if nothing was
     size_t resources = 0;
     uint64_t responses = 0, nacks = 0, bytes = 0;
   };

@@ -326,6 +326,9 @@ void add_admin_pages(http::Router& router, const AdminSources& s) {
     const bool ready = s.readiness->ready();
     return http::Response{ready ? 200 : 503, ready ? "LIVE\n" : "PRE_INITIALIZING\n"};
   });
+  page("/status", [s](const http::Request&) {
+    return json_page(xds::status_page(s.status(), std::chrono::system_clock::now()));
+  });
   page("/memory", [](const http::Request&) { return json_page(memory_page()); });
   page("/stats", [s](const http::Request& request) { return stats_page(*s.registry, request); });
   const auto help = [&router](const http::Request&) {

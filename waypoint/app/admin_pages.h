@@ -1,6 +1,6 @@
 // The admin pages of a waypoint in the shapes of Envoy's, so that istioctl's proxy-config and what
 // people know by heart work unchanged: /, /help, /config_dump, /clusters, /listeners, /certs, /ready,
-// /server_info, /stats, /memory. Loopback by default. Must never show a private key.
+// /server_info, /stats, /memory; and /status, which is ours. Loopback by default. Must never show a private key.
 #pragma once
 
 #include <functional>
@@ -11,6 +11,7 @@
 #include "userspace/pki/certificate_manager.h"
 #include "userspace/telemetry/exposition.h"
 #include "userspace/telemetry/readiness.h"
+#include "userspace/xds/status_page.h"
 #include "waypoint/xds/snapshot.h"
 
 namespace meltemi::waypoint {
@@ -22,6 +23,7 @@ struct AdminSources {
   std::function<SnapshotPtr()> snapshot;  // null before the first configuration
   std::function<std::vector<pki::CertificateEntry>()> certificates;
   std::function<std::string()> xds_dump;  // {"configs":[...]} of listeners, routes, clusters, endpoints
+  std::function<xds::ProcessStatus()> status;
   const telemetry::Registry* registry = nullptr;
   const telemetry::Readiness* readiness = nullptr;
 };

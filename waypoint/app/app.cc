@@ -281,6 +281,7 @@ Status App::start_operators() {
     return certificates_ ? certificates_->entries() : std::vector<pki::CertificateEntry>();
   };
   sources.xds_dump = [this] { return feed_->dump_json(); };
+  sources.status = [this] { return status(); };
   sources.registry = &registry_;
   sources.readiness = &readiness_;
   add_admin_pages(operators_->admin(), sources);
@@ -289,6 +290,36 @@ Status App::start_operators() {
   });
   return operators_->start(settings_.operators, registry_, readiness_, settings_.logging.levels,
                           [this] { quit_ = true; });
+}
+
+xds::ProcessStatus App::status() {
+  const auto verdict = readiness_.verdict();
+  xds::ProcessStatus out{.component = "waypoint",
+                         .version = MELTEMI_VERSION,
+                         .ready = verdict.ready,
+                         .trouble = verdict.ready ? "" : verdict.text,
+                         .control_plane = feed_->control_plane(),
+                         .configuration = {},
+                         .certificates = xds::ProcessStatus::Certificates(),
+                         .counts = {},
+                         .problems = {}};
+  SnapshotPtr snapshot;
+  {
+    const std::lock_guard lock(latest_mutex_);
+    snapshot = latest_;
+  }
+  if (snapshot) {
+    out.configuration = fmt::to_string(snapshot->version);
+    out.counts = {{"listeners", snapshot->virtual_listeners.size() + snapshot->bound_listeners.size()},
+                  {"clusters", snapshot->clusters.size()}};
+  }
+  out.counts.emplace_back("connections", static_cast<uint64_t>(connections()));
+  if (!certificates_) return out;
+  for (const pki::CertificateEntry& entry : certificates_->entries()) {
+    const bool any = entry.certificate && !entry.certificate->chain.empty();
+    out.certificates->add(any ? entry.certificate->chain[0].not_after() : WallTime::max());
+  }
+  return out;
 }
 
 void App::collect(telemetry::Exposition& out) const {

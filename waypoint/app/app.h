@@ -11,6 +11,7 @@
 
 #include "userspace/pki/certificate_manager.h"
 #include "userspace/rt/listener.h"
+#include "userspace/xds/status_page.h"
 #include "waypoint/app/config_feed.h"
 #include "waypoint/app/identity_file.h"
 #include "waypoint/proxy/acceptor.h"
@@ -55,6 +56,7 @@ class App {
   void publish_certificate(const pki::WorkloadCertificatePtr& certificate);
   void collect(telemetry::Exposition& out) const;
   size_t connections();
+  xds::ProcessStatus status();
 
   const Settings& settings_;
   const ConfigTable& table_;

@@ -141,6 +141,11 @@ void ConfigFeed::poll() {
   }
 }
 
+std::optional<xds::ClientStatus> ConfigFeed::control_plane() const {
+  if (!client_) return std::nullopt;
+  return client_->status();
+}
+
 std::string ConfigFeed::dump_json() const {
   std::lock_guard lock(mutex_);
   return store_.dump_json();

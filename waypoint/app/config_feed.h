@@ -31,6 +31,8 @@ class ConfigFeed {
   void poll();
   void stop();  // idempotent
   std::string dump_json() const;
+  // How the control plane's stream is; nullopt without a control plane. Any thread.
+  std::optional<xds::ClientStatus> control_plane() const;
 
  private:
   std::vector<xds::Rejection> on_addresses(const xds::Update& update);

@@ -7,6 +7,7 @@
 #include "userspace/cli/foreign_words.h"
 #include "userspace/cli/jsonpath.h"
 #include "userspace/cli/manifests.h"
+#include "userspace/cli/mesh_state.h"
 #include "userspace/cli/sessions.h"
 #include "userspace/cli/table.h"
 #include "userspace/cli/targets.h"
@@ -47,6 +48,38 @@ TEST(Output, DataForProgramsStaysAsItIs) {
   testing::internal::CaptureStdout();
   write_data("a\r\n\x1b");
   EXPECT_EQ(testing::internal::GetCapturedStdout(), "a\r\n\x1b");
+}
+
+TEST(MeshState, SaysWhatSomebodyShouldLookAt) {
+  const auto state = read_state(R"({"component": "ztunnel", "version": "1.2", "ready": true,
+    "trouble": "", "configuration": "7", "counts": {"pods": 2, "connections": 5},
+    "controlPlane": {"state": "NACK", "lastWord": "2020-01-01T00:00:00Z",
+                     "types": [{"type": "t/Listener", "refused": "a: no port"}]},
+    "certificates": {"available": 3, "missing": 1, "firstEnd": "2020-01-01T00:00:00Z"},
+    "problems": ["no kubelet is known"]})");
+  ASSERT_TRUE(state) << state.error().to_string();
+  EXPECT_TRUE(state->ready);
+  EXPECT_EQ(state->version, "1.2");
+  EXPECT_EQ(state->configuration, "7");
+  EXPECT_EQ(state->sync, "NACK");
+  EXPECT_EQ(state->certificates, "3 for 0s, 1 missing") << "the first has ended";
+  EXPECT_EQ(state->counts, "pods=2 connections=5");
+  EXPECT_THAT(state->findings,
+              testing::ElementsAre("refused a part of t/Listener: a: no port",
+                                   "has no certificate for 1 of its identities", "no kubelet is known"));
+}
+
+TEST(MeshState, AStaleOneSaysSinceWhenAndWhy) {
+  const auto state = read_state(R"({"component": "waypoint", "ready": false, "trouble": "a\nb",
+    "controlPlane": {"state": "STALE", "lastWord": "2020-01-01T00:00:00.5Z", "servingSavedState": true,
+                     "savedStateRefused": "", "lastError": "connection refused", "types": []}})");
+  ASSERT_TRUE(state) << state.error().to_string();
+  EXPECT_THAT(state->sync, testing::StartsWith("STALE "));
+  EXPECT_THAT(state->findings,
+              testing::ElementsAre("is not ready: a b",
+                                   "has heard nothing of the control plane since 2020-01-01T00:00:00.5Z "
+                                   "and acts on the last good state on disk; connection refused"));
+  EXPECT_FALSE(read_state("<html>")) << "somebody else's page";
 }
 
 TEST(Tail, CountsLines) {

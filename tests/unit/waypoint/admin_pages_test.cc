@@ -38,6 +38,13 @@ class AdminPages : public testing::Test {
                 .snapshot = [this] { return snapshot_; },
                 .certificates = [this] { return entries_; },
                 .xds_dump = [] { return ConfigStore().dump_json(); },
+                .status =
+                    [this] {
+                      xds::ProcessStatus out;
+                      out.component = "waypoint";
+                      out.control_plane = client_;
+                      return out;
+                    },
                 .registry = &registry_,
                 .readiness = &readiness_};
     add_admin_pages(router_, sources_);
@@ -51,6 +58,7 @@ class AdminPages : public testing::Test {
     request.peer.ip = *IpAddress::parse(peer);
     return router_.dispatch(request);
   }
+  xds::ClientStatus client_;
   SnapshotPtr snapshot_;
   std::vector<pki::CertificateEntry> entries_{1};
   telemetry::Registry registry_;
@@ -110,6 +118,16 @@ TEST_F(AdminPages, ReadyAndServerInfoFollowReadiness) {
   readiness_.pending("xds");
   EXPECT_EQ(get("/ready").status, 503);
   EXPECT_EQ(json::parse(get("/server_info").body)["state"], "PRE_INITIALIZING");
+}
+
+TEST_F(AdminPages, StatusSaysHowOldTheConfigurationIs) {
+  client_.last_word = std::chrono::system_clock::now() - std::chrono::hours(1);
+  client_.serving_saved = true;
+  const json status = json::parse(get("/status").body);
+  EXPECT_EQ(status["controlPlane"]["state"], "STALE");
+  EXPECT_EQ(status["controlPlane"]["servingSavedState"], true);
+  EXPECT_GE(status["controlPlane"]["staleSeconds"], 3600);
+  EXPECT_EQ(get("/status", {}, "10.0.0.9").status, 403);
 }
 
 TEST_F(AdminPages, HelpListsThePages) {

@@ -17,6 +17,7 @@
 #include "userspace/xds/delta_client.h"
 #include "userspace/xds/node_report_client.h"
 #include "userspace/xds/server.h"
+#include "userspace/xds/status_page.h"
 
 namespace meltemi::xds {
 namespace {
@@ -250,6 +251,8 @@ TEST_F(StreamTest, ARefusedResourceLeavesTheGoodOnesApplied) {
     EXPECT_THAT(nacks, ElementsAre("bad: field x: not to my taste"));
   }
   while (client.status().types[0].nacks != 1) std::this_thread::yield();
+  EXPECT_EQ(sync_state(client.status()), "NACK");
+  EXPECT_EQ(client.status().types[0].refused, "bad: field x: not to my taste");
   EXPECT_THAT(server->streams()[0].types[0].last_nack, HasSubstr("bad: field x"));
   {
     const std::lock_guard lock(got.mutex);
@@ -512,6 +515,35 @@ TEST_F(StreamTest, DisconnectedStreamsComeBack) {
   EXPECT_TRUE(got.wait_for({{"a", "two"}}));
   EXPECT_EQ(client.status().connects, 2u);
   EXPECT_EQ(server->stats().ended_unwelcome, 1u);
+}
+
+TEST(StatusPage, SaysInStepOrHowOldAndUntilWhen) {
+  const WallTime now{std::chrono::seconds(1'800'000'000)};
+  ProcessStatus status{.component = "ztunnel", .version = "1", .ready = true, .trouble = {},
+                       .control_plane = ClientStatus(), .configuration = "7",
+                       .certificates = ProcessStatus::Certificates(), .counts = {{"pods", 2}},
+                       .problems = {}};
+  ClientStatus& client = *status.control_plane;
+  client.state = StreamState::kConnected;
+  client.types.resize(2);
+  client.types[0].synced = true;
+  client.types[1].named = true;
+  EXPECT_EQ(sync_state(client), "SYNCED") << "of names there may be none";
+  client.types[0].synced = false;
+  EXPECT_EQ(sync_state(client), "SYNCING");
+  client.state = StreamState::kConnecting;
+  client.last_word = now - std::chrono::minutes(5);
+  client.serving_saved = true;
+  status.certificates->add(now + std::chrono::hours(2));
+  status.certificates->add(now + std::chrono::hours(1));
+  status.certificates->add(WallTime::max());
+  const std::string page = status_page(status, now);
+  for (const char* part : {"\"state\": \"STALE\"", "\"staleSeconds\": 300", "\"servingSavedState\": true",
+                           "\"lastWord\": \"2027-01-15T07:55:00", "\"available\": 2", "\"missing\": 1",
+                           "\"firstEnd\": \"2027-01-15T09:00:00", "\"pods\": 2",
+                           "\"configuration\": \"7\""}) {
+    EXPECT_THAT(page, HasSubstr(part));
+  }
 }
 
 TEST_F(StreamTest, PlaintextIsForLoopbackOnly) {
