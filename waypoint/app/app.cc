@@ -79,6 +79,7 @@ Status App::start_workers() {
   shared_.limits.detect_timeout = settings_.detect_timeout;
   shared_.limits.drain_timeout = settings_.drain_timeout;
   shared_.limits.queue_timeout = settings_.queue_timeout;
+  shared_.limits.destination_wait = settings_.destination_wait;
   shared_.believed = MELTEMI_TRY(Forwarders::parse(settings_.believed_forwarders));
   shared_.hbone.held = &held_;
   shared_.hbone.idle_place = [doors = doors_.get()](const net::TunnelTarget&) {

@@ -92,6 +92,7 @@ std::vector<xds::Rejection> ConfigFeed::on_resources(XdsType type, const xds::Up
   for (const xds::ReceivedResource& r : update.resources) {
     const std::string name(r.name);
     const Status ok = store_.put(type, name, r.body);
+    if (ok) leaving_.erase({type, name});
     refusals_.note(type, name, ok ? "" : ok.error().detail);
     if (!ok) {
       scope.error("{} refused, the last good one stays: {}", type_url(type), ok.error().detail);
@@ -99,16 +100,26 @@ std::vector<xds::Rejection> ConfigFeed::on_resources(XdsType type, const xds::Up
     }
   }
   for (const std::string_view name : update.removed) {
-    store_.remove(type, std::string(name));
+    take_away(type, std::string(name));
     refusals_.forget(type, std::string(name));
   }
   if (type == XdsType::kListener) got_listeners_ = true;
   if (type == XdsType::kCluster) got_clusters_ = true;
+  changed();
+  return rejected;
+}
+
+void ConfigFeed::take_away(XdsType type, const std::string& name) {
+  if (settings_.destination_drain == Duration::zero()) return store_.remove(type, name);
+  store_.leave(type, name);
+  leaving_[{type, name}] = MonoClock::now() + settings_.destination_drain;
+}
+
+void ConfigFeed::changed() {
   if (!dirty_) dirty_since_ = MonoClock::now();
   dirty_ = true;
   subscribe_to_named();
   publish_if_ready(false);
-  return rejected;
 }
 
 void ConfigFeed::subscribe_to_named() {
@@ -136,6 +147,12 @@ void ConfigFeed::publish_if_ready(bool force) {
 
 void ConfigFeed::poll() {
   std::lock_guard lock(mutex_);
+  const auto gone = std::erase_if(leaving_, [this, now = MonoClock::now()](const auto& item) {
+    if (now < item.second) return false;
+    store_.remove(item.first.first, item.first.second);
+    return true;
+  });
+  if (gone > 0) changed();
   if (dirty_ && MonoClock::now() >= dirty_since_ + settings_.config_patience) {
     publish_if_ready(true);
   }

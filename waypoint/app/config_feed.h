@@ -5,6 +5,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 
@@ -37,6 +38,9 @@ class ConfigFeed {
  private:
   std::vector<xds::Rejection> on_addresses(const xds::Update& update);
   std::vector<xds::Rejection> on_resources(XdsType type, const xds::Update& update);
+  // What was taken away goes now, or once who has not heard of it yet has had time to.
+  void take_away(XdsType type, const std::string& name);  // REQUIRES: lock held
+  void changed();                                         // REQUIRES: lock held
   void subscribe_to_named();      // REQUIRES: lock held
   void publish_if_ready(bool force);  // REQUIRES: lock held
   void collect(telemetry::Exposition& out) const;
@@ -51,6 +55,7 @@ class ConfigFeed {
   bool dirty_ = false;
   bool got_listeners_ = false, got_clusters_ = false, published_ = false;
   MonoTime dirty_since_{};
+  std::map<std::pair<XdsType, std::string>, MonoTime> leaving_;  // and when they go
   std::unique_ptr<xds::DeltaClient> client_;
 };
 

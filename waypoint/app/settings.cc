@@ -48,6 +48,12 @@ void Settings::describe(ConfigTable& t) {
   t.duration(&queue_timeout, "queue-timeout", "QUEUE_TIMEOUT", milliseconds(1), hours(24),
              "How long a request waits for room at an endpoint: all connections that it allows are "
              "full, or it refuses streams.");
+  t.duration(&destination_wait, "destination-wait", "DESTINATION_WAIT", seconds(0), seconds(60),
+             "How long a connection to an address that is not served waits for the control plane to "
+             "name it: its client may have heard of this waypoint first. 0: refused at once.");
+  t.duration(&destination_drain, "destination-drain", "DESTINATION_DRAIN", seconds(0), hours(1),
+             "How long an address that the control plane has taken away is still served to clients "
+             "that have not heard of it yet; they are asked to come no more.");
   t.duration(&drain_timeout, "drain-timeout", "DRAIN_TIMEOUT", seconds(0), hours(24),
              "How long requests under way may go on after SIGTERM.");
   t.text(&believed_forwarders, "believed-forwarders", "BELIEVED_FORWARDERS",

@@ -36,6 +36,8 @@ struct Settings {
   Duration config_patience = std::chrono::seconds(2);
   Duration drain_timeout = std::chrono::seconds(30);
   Duration queue_timeout = std::chrono::seconds(60);
+  Duration destination_wait = std::chrono::seconds(1);
+  Duration destination_drain = std::chrono::seconds(5);
   std::string believed_forwarders;
   Duration credential_grace = std::chrono::hours(1);
   bool access_log = true;

@@ -49,22 +49,40 @@ void Acceptor::connection_gone(rt::Retirable& connection) {
   const auto it = connections_.find(&connection);
   if (it == connections_.end()) return;
   flows_.erase(&connection);
+  http_.erase(&connection);
+  unnamed_.erase(&connection);
   worker_.loop().retire(std::move(it->second));
   connections_.erase(it);
 }
 
-template <typename F>
-void Acceptor::each_flow(F&& act) {
-  const std::vector<rt::Retirable*> now(flows_.begin(), flows_.end());  // they leave the table in it
-  for (rt::Retirable* flow : now) {
-    if (flows_.contains(flow)) act(static_cast<TcpFlow&>(*flow));
+template <typename T, typename F>
+void Acceptor::each(const std::unordered_set<rt::Retirable*>& some, F&& act) {
+  const std::vector<rt::Retirable*> now(some.begin(), some.end());
+  for (rt::Retirable* one : now) {
+    if (some.contains(one)) act(static_cast<T&>(*one));
   }
 }
 
 void Acceptor::configuration_changed() {
-  if (worker_.snapshot()) {
-    each_flow([this](TcpFlow& flow) { flow.judge_again(*worker_.snapshot()); });
-  }
+  const SnapshotRef snapshot = worker_.snapshot();
+  if (!snapshot) return;
+  each<TcpFlow>(flows_, [&](TcpFlow& flow) { flow.judge_again(*snapshot); });
+  each<HttpConnection>(http_, [&](HttpConnection& connection) {
+    const ClientInfo& client = connection.client();
+    if (!client.listener.empty()) return;
+    const ListenerPtr* listener = snapshot->find_virtual(client.local);
+    if (!listener) return connection.drain();
+    if ((*listener)->leaving) connection.leave();
+  });
+  each<Unnamed>(unnamed_, [&](Unnamed& waiting) {
+    const ListenerPtr* listener = snapshot->find_virtual(waiting.to);
+    if (!listener) return;
+    auto request = std::move(waiting.request);
+    rt::Lease lease = std::move(waiting.lease);
+    const SocketAddress to = waiting.to;
+    connection_gone(waiting);
+    connect(std::move(request), to, *listener, std::move(lease));
+  });
 }
 
 void Acceptor::serve_hbone(UniqueFd fd, rt::Lease lease) {
@@ -88,49 +106,89 @@ void Acceptor::on_tunnel_failed(const net::TunnelPeer& peer, const Error& error,
                                   error.reason, error.detail);
 }
 
+void Acceptor::refuse(net::ConnectRequest& request, uint16_t status, Reason reason,
+                      std::string_view detail) {
+  const codec::HeaderField why{telemetry::kRefusalHeader, reason_name(reason)};
+  request.reject(status, {&why, 1});
+  if (!worker_.shared().tcp_metrics) return;
+  telemetry::FlowInfo flow;
+  flow.direction = telemetry::Direction::kInbound;
+  flow.security = telemetry::Security::kMutualTls;
+  flow.src = request.peer().address;
+  flow.dst = request.peer().local;
+  flow.hbone_host = log::escape(request.authority());
+  flow.source = source_peer(worker_, request.peer().identity, request.peer().address);
+  telemetry::report_early_failure(*worker_.shared().tcp_metrics, worker_.shard(), flow, reason,
+                                  detail);
+}
+
+void Acceptor::refuse_unnamed(net::ConnectRequest& request) {
+  if (!worker_.snapshot()) return refuse(request, 503, Reason::kNoRoute, "no configuration yet");
+  refuse(request, 404, Reason::kNoRoute, "no listener for this destination");
+}
+
 void Acceptor::on_connect(std::unique_ptr<net::ConnectRequest> request) {
-  const auto refuse = [&](uint16_t status, Reason reason, std::string_view detail) {
-    const codec::HeaderField why{telemetry::kRefusalHeader, reason_name(reason)};
-    request->reject(status, {&why, 1});
-    telemetry::FlowInfo flow;
-    flow.direction = telemetry::Direction::kInbound;
-    flow.security = telemetry::Security::kMutualTls;
-    flow.src = request->peer().address;
-    flow.dst = request->peer().local;
-    flow.hbone_host = log::escape(request->authority());
-    flow.source = source_peer(worker_, request->peer().identity, request->peer().address);
-    if (!worker_.shared().tcp_metrics) return;
-    telemetry::report_early_failure(*worker_.shared().tcp_metrics, worker_.shard(), flow, reason,
-                                    detail);
-  };
   if (request->method() != "CONNECT") {
-    return refuse(400, Reason::kBadRequest, "method is not CONNECT");
+    return refuse(*request, 400, Reason::kBadRequest, "method is not CONNECT");
   }
   const auto authority = codec::Authority::parse(request->authority());
-  if (!authority) return refuse(400, Reason::kBadRequest, "malformed authority");
+  if (!authority) return refuse(*request, 400, Reason::kBadRequest, "malformed authority");
   // Only what the control plane attached to this waypoint is served: no open proxy.
-  if (!authority->ip) return refuse(404, Reason::kNoRoute, "authority is not an address");
-  const SocketAddress local{*authority->ip, authority->port};
-  if (!worker_.snapshot()) return refuse(503, Reason::kNoRoute, "no configuration yet");
-  const ListenerPtr* listener = worker_.snapshot()->find_virtual(local);
-  if (!listener) return refuse(404, Reason::kNoRoute, "no listener for this destination");
-  if (draining_) return refuse(503, Reason::kShutdown, "draining");
+  if (!authority->ip) return refuse(*request, 404, Reason::kNoRoute, "authority is not an address");
+  if (draining_) return refuse(*request, 503, Reason::kShutdown, "draining");
+  const SocketAddress to{*authority->ip, authority->port};
+  const ListenerPtr* listener =
+      worker_.snapshot() ? worker_.snapshot()->find_virtual(to) : nullptr;
+  if (!listener && worker_.shared().limits.destination_wait == Duration::zero()) {
+    return refuse_unnamed(*request);
+  }
   Doors& doors = *worker_.shared().doors;
   auto lease = doors.admission.admit(doors.streams, {.source = request->peer().address.ip},
                                      worker_.now());
-  if (!lease) return refuse(503, lease.error().reason, lease.error().detail);
+  if (!lease) return refuse(*request, 503, lease.error().reason, lease.error().detail);
+  if (listener) return connect(std::move(request), to, *listener, std::move(*lease));
+  unnamed_.insert(&own<Unnamed>(*this, std::move(request), to, std::move(*lease)));
+}
 
+Unnamed::Unnamed(Acceptor& acceptor, std::unique_ptr<net::ConnectRequest> connect,
+                 const SocketAddress& destination, rt::Lease place)
+    : request(std::move(connect)),
+      to(destination),
+      lease(std::move(place)),
+      acceptor_(acceptor),
+      timer_(acceptor.worker().loop(), *this) {
+  const MonoTime now = acceptor.worker().now();
+  lease.idle(now);
+  lease.on_give_way(rt::post_to(acceptor.worker().loop()),
+                    [this](rt::GiveWay why) {
+                      acceptor_.refuse(*request, 503, rt::reason_of(why), rt::to_string(why));
+                      acceptor_.connection_gone(*this);
+                    });
+  request->on_cancel([this](Reason reason) {
+    acceptor_.refuse(*request, 404, reason, "gave up waiting for a listener for this destination");
+    acceptor_.connection_gone(*this);
+  });
+  timer_.set(now + acceptor.worker().shared().limits.destination_wait);
+}
+
+void Acceptor::nobody_came(Unnamed& waiting) {
+  refuse_unnamed(*waiting.request);
+  connection_gone(waiting);
+}
+
+void Acceptor::connect(std::unique_ptr<net::ConnectRequest> request, const SocketAddress& to,
+                       const ListenerPtr& listener, rt::Lease lease) {
   ClientInfo client;
   client.identity = request->peer().identity;
   client.remote = request->peer().address;
-  client.local = local;
+  client.local = to;
   client.remote_ip = client.remote.ip.to_string();
   client.security = telemetry::Security::kMutualTls;
   client.source = source_peer(worker_, client.identity, client.remote);
   client.waypoints = request->header(kWaypointsHeader);
-  client.lease = std::move(*lease);
+  client.lease = std::move(lease);
   client.believed = worker_.believes(client.identity, client.remote.ip);
-  begin(std::move(client), *listener, request->accept());
+  begin(std::move(client), listener, request->accept());
 }
 
 void Acceptor::serve_plain(UniqueFd fd, const std::string& name, rt::Lease lease) {
@@ -208,15 +266,16 @@ void Acceptor::serve(ClientInfo client, const Listener& listener, net::StreamPtr
   const HttpOptions& options = chain->http()->options;
   ConnectionOwner& owner = *this;
   if (protocol == Detected::kH2) {
-    own<H2Server>(worker_, owner, std::move(client), options, std::move(stream), as_bytes(early));
+    http_.insert(&own<H2Server>(worker_, owner, std::move(client), options, std::move(stream),
+                                as_bytes(early)));
   } else {
-    own<H1Server>(worker_, owner, std::move(client), options, std::move(stream), as_bytes(early));
+    http_.insert(&own<H1Server>(worker_, owner, std::move(client), options, std::move(stream),
+                                as_bytes(early)));
   }
 }
 
 void Acceptor::serve_tcp(ClientInfo client, const TcpChain& chain, net::StreamPtr stream,
                          std::string early, bool ended) {
-  client.lease.active();
   TcpFlow& flow = own<TcpFlow>(*this, std::move(client), std::move(stream), std::move(early), ended,
                                chain.idle_timeout);
   flows_.insert(&flow);
@@ -226,19 +285,18 @@ void Acceptor::serve_tcp(ClientInfo client, const TcpChain& chain, net::StreamPt
 void Acceptor::drain() {
   draining_ = true;
   server_.drain();
-  // Objects may leave the table while they drain.
-  std::vector<rt::Retirable*> all;
-  for (const auto& [connection, owned] : connections_) all.push_back(connection);
-  for (rt::Retirable* connection : all) {
-    if (!connections_.contains(connection)) continue;
-    if (auto* h1 = dynamic_cast<H1Server*>(connection)) h1->drain();
-    if (auto* h2 = dynamic_cast<H2Server*>(connection)) h2->drain();
-  }
+  each<HttpConnection>(http_, [](HttpConnection& connection) { connection.drain(); });
+  each<Unnamed>(unnamed_, [this](Unnamed& waiting) {
+    refuse(*waiting.request, 503, Reason::kShutdown, "draining");
+    connection_gone(waiting);
+  });
 }
 
 void Acceptor::close(Reason reason) {
   draining_ = true;
-  each_flow([reason](TcpFlow& flow) { flow.abort(reason); });
+  each<TcpFlow>(flows_, [reason](TcpFlow& flow) { flow.abort(reason); });
+  http_.clear();
+  unnamed_.clear();
   connections_.clear();
   server_.close(reason);
 }
@@ -346,7 +404,15 @@ TcpFlow::~TcpFlow() {
   if (host_) host_->add_active(-1);
 }
 
+// It works from now on; told to go before that, it has to.
+void TcpFlow::keep_place() {
+  client_.lease.on_give_way(rt::post_to(acceptor_.worker().loop()),
+                            [this](rt::GiveWay why) { abort(rt::reason_of(why)); });
+  client_.lease.active();
+}
+
 void TcpFlow::start(const TcpChain& chain) {
+  keep_place();
   cluster_name_ = chain.choose(acceptor_.worker().random().next()).cluster;
   attempts_left_ = chain.connect_attempts;
   if (ClusterState* cluster = acceptor_.worker().upstreams().find(cluster_name_)) {
@@ -372,7 +438,7 @@ void TcpFlow::take(const TcpChain& chain, ClientInfo client, net::StreamPtr stre
                    std::string early, bool ended) {
   detector_ = nullptr;
   client_ = std::move(client);
-  client_.lease.active();
+  keep_place();
   stream_ = std::move(stream);
   early_ = std::move(early);
   read_ended_ = ended;

@@ -17,6 +17,7 @@ namespace meltemi::waypoint {
 
 class Detector;
 class TcpFlow;
+class Unnamed;
 
 class Acceptor final : public net::HboneHandler, private ConnectionOwner {
  public:
@@ -30,7 +31,8 @@ class Acceptor final : public net::HboneHandler, private ConnectionOwner {
   // An accepted socket of the bound listener of that name.
   void serve_plain(UniqueFd fd, const std::string& listener, rt::Lease lease);
 
-  // Ends the byte flows that the policies of now would not let in; requests are asked one by one.
+  // Ends the byte flows that the policies of now would not let in (requests are asked one by one), asks
+  // connections to what leaves to come no more, and begins those whose destination has been named.
   void configuration_changed();
   // Connections finish what is under way and take nothing new.
   void drain();
@@ -45,12 +47,19 @@ class Acceptor final : public net::HboneHandler, private ConnectionOwner {
   void detected(Detector& detector, Detected protocol);
   // The client is silent: connects to where its bytes would go, in case the server speaks first.
   void dial_ahead(Detector& detector);
+  // Answers, logs and counts.
+  void refuse(net::ConnectRequest& request, uint16_t status, Reason reason, std::string_view detail);
+  // No listener has named its destination in time.
+  void nobody_came(Unnamed& waiting);
   void connection_gone(rt::Retirable& connection) override;
 
  private:
   void on_connect(std::unique_ptr<net::ConnectRequest> request) override;
   void on_tunnel_failed(const net::TunnelPeer& peer, const Error& error,
                         const std::shared_ptr<void>& context) override;
+  void connect(std::unique_ptr<net::ConnectRequest> request, const SocketAddress& to,
+               const ListenerPtr& listener, rt::Lease lease);
+  void refuse_unnamed(net::ConnectRequest& request);
   void begin(ClientInfo client, ListenerPtr listener, net::StreamPtr stream);
   void serve(ClientInfo client, const Listener& listener, net::StreamPtr stream,
              Detected protocol, std::string early, bool ended, TcpFlow* ahead);
@@ -58,14 +67,32 @@ class Acceptor final : public net::HboneHandler, private ConnectionOwner {
                  bool ended);
   template <typename T, typename... A>
   T& own(A&&... args);
-  template <typename F>
-  void each_flow(F&& act);
+  // Calls `act` with each of `some`, which are of type T; they may leave the table in it.
+  template <typename T, typename F>
+  void each(const std::unordered_set<rt::Retirable*>& some, F&& act);
 
   ProxyWorker& worker_;
   net::HboneServer server_;
   std::unordered_map<rt::Retirable*, std::unique_ptr<rt::Retirable>> connections_;
-  std::unordered_set<rt::Retirable*> flows_;  // those of them that are a TcpFlow
+  // Those of them that are a TcpFlow, an HttpConnection, an Unnamed.
+  std::unordered_set<rt::Retirable*> flows_, http_, unnamed_;
   bool draining_ = false;
+};
+
+// A CONNECT to an address that no listener names yet: whoever configures both ends may have told the
+// client first.
+class Unnamed final : public rt::Retirable, private LazyTimer::Owner {
+ public:
+  Unnamed(Acceptor& acceptor, std::unique_ptr<net::ConnectRequest> request, const SocketAddress& to,
+          rt::Lease lease);
+  std::unique_ptr<net::ConnectRequest> request;
+  const SocketAddress to;
+  rt::Lease lease;
+
+ private:
+  void on_deadline() override { acceptor_.nobody_came(*this); }
+  Acceptor& acceptor_;
+  LazyTimer timer_;
 };
 
 // Waits for the first bytes of a connection: of the client, which tell its protocol, and, once the client
@@ -137,6 +164,7 @@ class TcpFlow final : public rt::Retirable,
   void on_read_end() override { forget(); }
   void on_writable() override {}
   void on_closed(const net::StreamEnd&) override { forget(); }
+  void keep_place();
   void connect();
   void relay(net::StreamPtr upstream);
   void failed(const Error& error);

@@ -4,20 +4,11 @@
 #pragma once
 
 #include "userspace/codec/h1.h"
-#include "waypoint/proxy/exchange.h"
+#include "waypoint/proxy/connection.h"
 
 namespace meltemi::waypoint {
 
-// Told when a client connection is gone; it is destroyed by the owner.
-class ConnectionOwner {
- public:
-  virtual void connection_gone(rt::Retirable& connection) = 0;
-
- protected:
-  ~ConnectionOwner() = default;
-};
-
-class H1Server final : public rt::Retirable,
+class H1Server final : public HttpConnection,
                        private ServerSide,
                        private net::StreamEvents,
                        private rt::TurnHook,
@@ -28,8 +19,9 @@ class H1Server final : public rt::Retirable,
            const HttpOptions& options, net::StreamPtr stream, ByteView early);
   ~H1Server() override;
 
-  // Answers what is under way with "Connection: close", then ends; at once when idle.
-  void drain();
+  const ClientInfo& client() const override { return client_; }
+  void leave() override { draining_ = true; }
+  void drain() override;
 
  private:
   // ServerSide

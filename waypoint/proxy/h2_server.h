@@ -3,7 +3,7 @@
 #pragma once
 
 #include "userspace/codec/h2.h"
-#include "waypoint/proxy/h1_server.h"
+#include "waypoint/proxy/connection.h"
 #include "waypoint/proxy/h2_body.h"
 #include "waypoint/proxy/stream_map.h"
 
@@ -45,7 +45,7 @@ class H2ServerStream final : private ServerSide, private codec::H2Body {
   bool whole_ = false;      // the head ended the stream
 };
 
-class H2Server final : public rt::Retirable,
+class H2Server final : public HttpConnection,
                        private codec::H2Handler,
                        private net::StreamEvents,
                        private rt::TurnHook,
@@ -54,7 +54,10 @@ class H2Server final : public rt::Retirable,
   H2Server(ProxyWorker& worker, ConnectionOwner& owner, ClientInfo client,
            const HttpOptions& options, net::StreamPtr stream, ByteView early);
   ~H2Server() override;
-  void drain();
+
+  const ClientInfo& client() const override { return client_; }
+  void leave() override { drain(); }
+  void drain() override;
 
  private:
   friend class H2ServerStream;

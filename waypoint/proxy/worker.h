@@ -31,6 +31,7 @@ struct ProxyLimits {
   // How long a request waits for room at an endpoint: longer than a connection takes to be made, and
   // than a client has patience.
   Duration queue_timeout = std::chrono::seconds(60);
+  Duration destination_wait{};  // of a CONNECT, for a listener that names its destination; 0: none
 };
 
 // Counters of one worker, read by any thread.

@@ -68,6 +68,7 @@ struct Listener {
   std::string name;
   std::vector<SocketAddress> addresses;  // port 0 on a virtual one: every port
   bool bound = false;
+  bool leaving = false;  // the control plane has taken it away: served to who has not heard so yet
   std::vector<FilterChain> chains;
   std::optional<FilterChain> default_chain;
 
@@ -92,6 +93,7 @@ struct Snapshot {
   std::unordered_map<SocketAddress, ListenerPtr> virtual_listeners;  // by VIP:port, or IP:0
   std::vector<ListenerPtr> bound_listeners;
   std::unordered_map<model::Symbol, ClusterEntry, SymbolHash> clusters;
+  bool any_leaving = false;  // of the virtual listeners
 
   // The virtual listener for a CONNECT authority, or null: exact, then the address with every port.
   const ListenerPtr* find_virtual(const SocketAddress& authority) const;

@@ -88,12 +88,20 @@ Status ConfigStore::put(XdsType type, const std::string& name, std::string_view 
       break;
   }
   bodies_[{type, name}] = Stored{std::string(body)};
+  if (type == XdsType::kListener) leaving_.erase(name);
   return {};
+}
+
+void ConfigStore::leave(XdsType type, const std::string& name) {
+  if (type == XdsType::kListener && listeners_.contains(name)) leaving_.insert(name);
 }
 
 void ConfigStore::remove(XdsType type, const std::string& name) {
   switch (type) {
-    case XdsType::kListener: listeners_.erase(name); break;
+    case XdsType::kListener:
+      listeners_.erase(name);
+      leaving_.erase(name);
+      break;
     case XdsType::kRoute: routes_.erase(name); break;
     case XdsType::kCluster: clusters_.erase(name); break;
     case XdsType::kEndpoints: endpoints_.erase(name); break;
@@ -112,8 +120,8 @@ void link(FilterChain& chain, const std::map<std::string, RouteTablePtr>& routes
   http->routes = it == routes.end() ? nullptr : it->second;
 }
 
-ListenerPtr linked(const ListenerPtr& listener,
-                   const std::map<std::string, RouteTablePtr>& routes) {
+std::shared_ptr<Listener> linked(const ListenerPtr& listener,
+                                 const std::map<std::string, RouteTablePtr>& routes) {
   auto copy = std::make_shared<Listener>(*listener);
   for (FilterChain& chain : copy->chains) link(chain, routes);
   if (copy->default_chain) link(*copy->default_chain, routes);
@@ -132,6 +140,7 @@ SnapshotPtr ConfigStore::build() {
   auto snapshot = std::make_shared<Snapshot>();
   snapshot->version = ++version_;
   for (const auto& [name, listener] : listeners_) {
+    if (leaving_.contains(name)) continue;
     const ListenerPtr ready = linked(listener, routes_);
     if (ready->bound) {
       snapshot->bound_listeners.push_back(ready);
@@ -139,6 +148,16 @@ SnapshotPtr ConfigStore::build() {
     }
     for (const SocketAddress& address : ready->addresses) {
       snapshot->virtual_listeners.emplace(address, ready);
+    }
+  }
+  // After the others: whose address another one has taken over is not asked any more. A port of our
+  // own closes at once.
+  for (const std::string& name : leaving_) {
+    const auto ready = linked(listeners_.at(name), routes_);
+    if (ready->bound) continue;
+    ready->leaving = true;
+    for (const SocketAddress& address : ready->addresses) {
+      snapshot->any_leaving |= snapshot->virtual_listeners.emplace(address, ready).second;
     }
   }
   for (const auto& [name, cluster] : clusters_) {

@@ -28,6 +28,8 @@ class ConfigStore {
   // `body` is the encoded resource. The error (for the NACK) names resource, place and field; the
   // resource of that name that was there before stays.
   Status put(XdsType type, const std::string& name, std::string_view body);
+  // It goes on, a virtual listener marked as one that leaves, until remove() or another put().
+  void leave(XdsType type, const std::string& name);
   void remove(XdsType type, const std::string& name);
 
   // Everything that is there now, linked. Cheap parts are shared with the snapshot before.
@@ -51,6 +53,7 @@ class ConfigStore {
   std::map<std::string, ClusterPtr> clusters_;
   std::map<std::string, EndpointSetPtr> endpoints_;
   std::map<std::pair<XdsType, std::string>, Stored> bodies_;
+  std::set<std::string> leaving_;  // names of listeners_
   uint64_t version_ = 0;
 };
 

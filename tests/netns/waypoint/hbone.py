@@ -5,6 +5,7 @@ Certificates are made with the `cryptography` package from the mesh's issuer. Mu
 of a test's own namespace.
 """
 
+import collections
 import datetime
 import json
 import socket
@@ -81,6 +82,7 @@ class Client:
             header_encoding="utf-8", validate_outbound_headers=False))
         self.h2.initiate_connection()
         self.tls.sendall(self.h2.data_to_send())
+        self.pending = collections.deque()  # events that nobody has looked at
 
     @staticmethod
     def complete(answer):
@@ -94,33 +96,54 @@ class Client:
         return True
 
     def exchange(self, authority, data, timeout=20):
+        stream, status = self.open(authority, timeout)
+        answer = b""
+        if status == "200":
+            answer, live = self.ask(stream, data)
+            if live:
+                self.h2.reset_stream(stream)
+                self.tls.sendall(self.h2.data_to_send())
+        return status, answer
+
+    def open(self, authority, timeout=20):
+        """Asks for a stream; returns it with the status."""
         stream = self.h2.get_next_available_stream_id()
         self.h2.send_headers(stream, [(":method", "CONNECT"), (":authority", authority)])
         self.tls.sendall(self.h2.data_to_send())
-        status, answer, sent = None, b"", False
         self.tls.settimeout(timeout)
+        for event in self.events(stream):
+            if isinstance(event, h2.events.ResponseReceived):
+                return stream, dict(event.headers)[":status"]
+        return stream, None
+
+    def ask(self, stream, data):
+        """Sends a request in the stream; returns the answer, and whether the stream goes on."""
+        self.h2.send_data(stream, data)
+        self.tls.sendall(self.h2.data_to_send())
+        answer = b""
+        for event in self.events(stream):
+            if isinstance(event, h2.events.DataReceived):
+                answer += event.data
+                self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+                if self.complete(answer):
+                    self.tls.sendall(self.h2.data_to_send())
+                    return answer, True
+        return answer, False
+
+    def events(self, stream):
+        """What comes, until the stream or the tunnel ends."""
         while True:
-            if status == "200" and not sent:
-                sent = True
-                self.h2.send_data(stream, data)
-                self.tls.sendall(self.h2.data_to_send())
-            if self.complete(answer):
-                self.h2.reset_stream(stream)
-                self.tls.sendall(self.h2.data_to_send())
-                return status, answer
-            piece = self.tls.recv(65536)
-            if not piece:
-                return status, answer
-            for event in self.h2.receive_data(piece):
-                if isinstance(event, h2.events.ResponseReceived):
-                    status = dict(event.headers)[":status"]
-                elif isinstance(event, h2.events.DataReceived):
-                    answer += event.data
-                    self.h2.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
-                elif isinstance(event, (h2.events.StreamEnded, h2.events.StreamReset)):
+            while self.pending:
+                event = self.pending.popleft()
+                yield event
+                if isinstance(event, (h2.events.StreamEnded, h2.events.StreamReset)):
                     if event.stream_id == stream:
                         self.tls.sendall(self.h2.data_to_send())
-                        return status, answer
+                        return
+            piece = self.tls.recv(65536)
+            if not piece:
+                return
+            self.pending.extend(self.h2.receive_data(piece))
             self.tls.sendall(self.h2.data_to_send())
 
     def close(self):

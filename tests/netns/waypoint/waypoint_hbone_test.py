@@ -26,6 +26,7 @@ import control  # noqa: E402
 WAYPOINT, CATALOG_1, CATALOG_2, CLIENT, PLAIN = ("10.0.0.9", "10.0.0.11", "10.0.0.12", "10.0.0.21",
                                                  "10.0.0.31")
 VIP = "10.96.0.10:80"
+LATE = "10.96.0.20:80"
 TD = "spiffe://cluster.local/ns/shop/sa/"
 
 USER = """
@@ -67,6 +68,17 @@ spec:
   - match: [{headers: {x-dark-launch: {exact: v2}}}]
     route: [{destination: {host: catalog, subset: v2}}]
   - route: [{destination: {host: catalog, subset: v1}}]
+"""
+
+LATE_SERVICE = """
+apiVersion: v1
+kind: Service
+metadata: {name: late, namespace: shop}
+spec:
+  clusterIP: 10.96.0.20
+  clusterIPs: [10.96.0.20]
+  selector: {app: catalog}
+  ports: [{name: http, port: 80, targetPort: 8080}]
 """
 
 ONLY_WEBAPP = """
@@ -129,7 +141,8 @@ class HboneTest(unittest.TestCase):
                    SERVICE_ACCOUNT="waypoint", INSTANCE_IP=WAYPOINT, GATEWAY_NAME="waypoint",
                    XDS_ADDRESS="https://127.0.0.1:15012", XDS_ROOT_CA=f"{ca}/root-cert.pem",
                    AUTH_TOKEN=token, WAYPOINT_WORKER_THREADS="2",
-                   HBONE_LISTEN=f"{WAYPOINT}:15008", SECRET_TTL="20s")
+                   HBONE_LISTEN=f"{WAYPOINT}:15008", SECRET_TTL="20s", DESTINATION_DRAIN="2s",
+                   DESTINATION_WAIT="2s")
         with open(cls.lab.log, "w") as log:
             cls.process = subprocess.Popen([os.path.join(lab.BIN, "waypoint")], env=env, stderr=log)
         cls.lab.children.append(cls.process)
@@ -293,6 +306,46 @@ spec:
         states = collections.Counter(state_of(answer) for _, _, answer in answers)
         self.assertEqual(set(states), {("v1",) * 3, ("v2",) * 3}, "nothing between the two")
 
+    # --- who hears of a change first ------------------------------------------------------------
+
+    def test_an_address_that_is_named_a_moment_later_is_served(self):
+        # The control plane tells the client's node of a service and this waypoint at the same time.
+        late = []
+        caller = threading.Thread(target=lambda: late.append(self.request(authority=LATE)))
+        caller.start()
+        time.sleep(0.2)
+        self.apply("late", LATE_SERVICE)
+        caller.join(30)
+        status, answer = late[0]
+        self.assertEqual(status, "200")
+        self.assertTrue(answer.startswith(b"HTTP/1.1 200 "), answer)
+
+    def test_an_address_that_is_taken_away_is_served_until_its_clients_know(self):
+        self.apply("late", LATE_SERVICE)
+        self.wait(lambda: self.request(authority=LATE)[0] == "200")
+        kept = hbone.Client((WAYPOINT, 15008), self.webapp, CLIENT)
+        self.addCleanup(kept.close)
+        question = b"GET / HTTP/1.1\r\nHost: late\r\n\r\n"
+        stream, status = kept.open(LATE)
+        self.assertEqual(status, "200")
+        self.assertNotIn(b"connection: close", kept.ask(stream, question)[0].lower())
+        os.unlink(f"{self.config}/late.yaml")
+        self.addCleanup(lambda: control.write(f"{self.config}/late.yaml", ""))  # apply() removes it
+        # Every request is answered, and the one after the change says that it was the last.
+        for _ in range(100):
+            answer, _ = kept.ask(stream, question)
+            self.assertTrue(answer.startswith(b"HTTP/1.1 200 "), answer)
+            if b"connection: close" in answer.lower():
+                break
+            time.sleep(0.05)
+        else:
+            self.fail("the connection was not asked to end")
+        # Who has not heard of it yet still comes, for a while.
+        status, answer = self.request(authority=LATE)
+        self.assertEqual(status, "200")
+        self.assertTrue(answer.startswith(b"HTTP/1.1 200 "), answer)
+        self.wait(lambda: self.request(authority=LATE)[0] == "404")
+
     def test_the_certificate_is_renewed_between_requests(self):
         def serial():
             client = hbone.Client((WAYPOINT, 15008), self.webapp, CLIENT)
@@ -360,7 +413,7 @@ spec:
         self.seen()
         metrics = lab.curl("http://127.0.0.1:15020/metrics")[2].decode()
         line = [x for x in metrics.split("\n") if x.startswith("istio_requests_total")
-                and 'response_code="200"' in x][0]
+                and 'response_code="200"' in x and 'destination_service_name="catalog"' in x][0]
         for label in ('reporter="waypoint"', f'source_principal="{TD}webapp"',
                       'destination_service="catalog.shop.svc.cluster.local"',
                       'connection_security_policy="mutual_tls"', 'source_workload_namespace="shop"'):
