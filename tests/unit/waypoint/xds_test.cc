@@ -120,6 +120,29 @@ TEST(ConfigStoreTest, ABadResourceLeavesTheLastGoodOne) {
   EXPECT_EQ(store.build()->clusters.size(), 1u);
 }
 
+TEST(ConfigStoreTest, WhatLeavesIsServedUntilItIsGoneOrItsAddressIsTakenOver) {
+  ConfigStore store;
+  const SocketAddress at = *SocketAddress::parse("10.96.0.1:80");
+  ASSERT_TRUE(put<ListenerProto>(store, XdsType::kListener, "old", virtual_listener(one_chain(kTcp))));
+  store.leave(XdsType::kListener, "old");
+  SnapshotPtr snapshot = store.build();
+  ASSERT_TRUE(snapshot->find_virtual(at));
+  EXPECT_TRUE((*snapshot->find_virtual(at))->leaving);
+
+  // By name "old" is the first of the two.
+  ASSERT_TRUE(put<ListenerProto>(store, XdsType::kListener, "successor",
+                                 virtual_listener(one_chain(kTcp))));
+  EXPECT_FALSE((*store.build()->find_virtual(at))->leaving);
+
+  store.remove(XdsType::kListener, "successor");
+  ASSERT_TRUE(put<ListenerProto>(store, XdsType::kListener, "old", virtual_listener(one_chain(kTcp))));
+  EXPECT_FALSE((*store.build()->find_virtual(at))->leaving) << "it came back";
+
+  store.leave(XdsType::kListener, "old");
+  store.remove(XdsType::kListener, "old");
+  EXPECT_FALSE(store.build()->find_virtual(at));
+}
+
 TEST(ListenerTest, ChoosesChainsByProtocol) {
   ConfigStore store;
   ASSERT_TRUE(put<ListenerProto>(
