@@ -165,7 +165,8 @@ Status remove(const Context& context, const WaypointOptions& options) {
     const ObjectPtr ns = manifests.user().find(Kind::kNamespace, "", context.ns());
     if (ns && ns->label(kUseWaypoint) == name)
       complain(
-          "warning: namespace {0} still names waypoint {1}. Remove the label: meltemi label ns {0} "
+          "warning: namespace {0} still names waypoint {1}: calls to its services are refused, since its "
+          "policies are not asked. Remove the label: meltemi label ns {0} "
           "{2}-\n",
           context.ns(), name, kUseWaypoint);
   }

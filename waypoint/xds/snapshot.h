@@ -93,7 +93,6 @@ struct Snapshot {
   std::unordered_map<SocketAddress, ListenerPtr> virtual_listeners;  // by VIP:port, or IP:0
   std::vector<ListenerPtr> bound_listeners;
   std::unordered_map<model::Symbol, ClusterEntry, SymbolHash> clusters;
-  bool any_leaving = false;  // of the virtual listeners
 
   // The virtual listener for a CONNECT authority, or null: exact, then the address with every port.
   const ListenerPtr* find_virtual(const SocketAddress& authority) const;

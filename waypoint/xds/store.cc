@@ -157,7 +157,7 @@ SnapshotPtr ConfigStore::build() {
     if (ready->bound) continue;
     ready->leaving = true;
     for (const SocketAddress& address : ready->addresses) {
-      snapshot->any_leaving |= snapshot->virtual_listeners.emplace(address, ready).second;
+      snapshot->virtual_listeners.emplace(address, ready);
     }
   }
   for (const auto& [name, cluster] : clusters_) {
