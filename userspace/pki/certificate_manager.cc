@@ -36,6 +36,7 @@ struct Entry {
   bool came_old = false;     // past its renewal time already when it came
   WallTime since{};          // its lifetime counts from here, if that is later than it says itself
   MonoTime retry_at{};       // not before, after a failure
+  bool refused = false;      // by the CA, the last time
   bool urgent = false, in_flight = false, renew_now = true;
   uint64_t generation = 0;   // of the identity's registration: answers for older ones are dropped
   std::vector<Waiter> waiters;
@@ -130,6 +131,10 @@ void CertificateManager::Impl::succeed(Entry& entry, WorkloadCertificatePtr cert
   entry.came_old = old;
   entry.retry_at = {};
   entry.renew_now = entry.urgent = false;
+  // The CA is there: who has none yet need not wait to find out.
+  for (auto& [identity, other] : entries) {
+    if (!other.shown.certificate && !other.refused) other.retry_at = {};
+  }
   for (Waiter& waiter : std::exchange(entry.waiters, {})) {
     work.calls.push_back([done = std::move(waiter.done), certificate] { done(certificate); });
   }
@@ -145,11 +150,14 @@ void CertificateManager::Impl::succeed(Entry& entry, WorkloadCertificatePtr cert
 void CertificateManager::Impl::fail_entry(Entry& entry, const Error& error, Work& work) {
   ++entry.shown.failures;
   entry.shown.last_error = error.to_string();
-  entry.retry_at = MonoClock::now() + retry_delay(entry.shown.failures, unit());
+  entry.refused = error.reason == Reason::kPermission;
+  const bool missing = !entry.shown.certificate && !entry.refused;
+  entry.retry_at = MonoClock::now() + retry_delay(entry.shown.failures, unit(),
+                                                  missing ? kRetryMissing : kRetryMax);
   if (entry.shown.certificate == nullptr) entry.shown.state = CertificateState::kUnavailable;
   scope.warn("{}: no new certificate: {}{}", entry.shown.identity.uri(), entry.shown.last_error,
              entry.shown.certificate ? "; the old one stays" : "");
-  if (error.reason != Reason::kPermission || entry.shown.certificate) return;
+  if (!entry.refused || entry.shown.certificate) return;
   // The CA said no: waiting for the next try would only make the caller wait for the same answer.
   for (Waiter& waiter : std::exchange(entry.waiters, {})) {
     work.calls.push_back([done = std::move(waiter.done), text = entry.shown.last_error] {

@@ -11,8 +11,11 @@ WallTime rotation_due(WallTime not_before, WallTime not_after, double random);
 
 inline constexpr Duration kRetryFirst = std::chrono::seconds(1);
 inline constexpr Duration kRetryMax = std::chrono::seconds(150);
-// Delay before attempt number `failures` + 1 (failures ≥ 1): 1 s doubling to 150 s, ×(1 ± 0.2) by
+// Of an identity without a certificate whose CA cannot be reached: its pods wait. With the jitter less
+// than 5 s.
+inline constexpr Duration kRetryMissing = std::chrono::seconds(4);
+// Delay before attempt number `failures` + 1 (failures ≥ 1): 1 s doubling to `longest`, ×(1 ± 0.2) by
 // `random` in [0, 1).
-Duration retry_delay(unsigned failures, double random);
+Duration retry_delay(unsigned failures, double random, Duration longest = kRetryMax);
 
 }  // namespace meltemi::pki

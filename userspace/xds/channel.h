@@ -37,9 +37,9 @@ Node make_node(std::string_view role, std::string_view ip, std::string_view pod,
                std::string_view ns, std::string_view domain);
 
 inline constexpr Duration kBackoffFirst = std::chrono::milliseconds(10);
-inline constexpr Duration kBackoffMax = std::chrono::seconds(15);
-// Delay before the next attempt after `failures` ≥ 1 in a row: 10 ms doubling to 15 s, ×[0.5, 1) by
-// `random` in [0, 1).
+inline constexpr Duration kBackoffMax = std::chrono::seconds(4);
+// Delay before the next attempt after `failures` ≥ 1 in a row: 10 ms doubling to 4 s, ×[0.5, 1) by
+// `random` in [0, 1). Who comes back is found within 5 s.
 Duration backoff(unsigned failures, double random);
 
 inline constexpr std::string_view kTypeAddress = "type.googleapis.com/istio.workload.Address";

@@ -117,6 +117,26 @@ TEST_F(ManagerTest, WaitersOutliveACaThatIsAwayForAMoment) {
   EXPECT_GE(tries, 2);
 }
 
+TEST_F(ManagerTest, WhatOneLearnsOfACaThatIsBackHelpsAll) {
+  std::atomic<bool> away{true};
+  CertificateManager manager({}, [&](SigningRequest request, SigningDone done) {
+    if (!away) return done(sign(request));
+    done(fail(Reason::kConnectRefused, Fault::kUpstream, "away", Retry::kSafe));
+  });
+  manager.want(web);
+  const auto failures = [&] {
+    const auto entries = manager.entries();
+    return entries.empty() ? 0u : entries[0].failures;
+  };
+  for (const auto end = MonoClock::now() + kPatience; failures() < 2 && MonoClock::now() < end;) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  ASSERT_EQ(failures(), 2u) << "the next try is 1.6 s away or more";
+  away = false;
+  ASSERT_TRUE(wait_for(manager, db));
+  EXPECT_TRUE(wait_for(manager, web, std::chrono::milliseconds(1200)));
+}
+
 TEST_F(ManagerTest, AValidCertificateSurvivesAFailingCa) {
   std::atomic<bool> broken{false};
   std::promise<void> failed;

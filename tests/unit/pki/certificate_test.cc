@@ -143,6 +143,7 @@ TEST(Rotation, RetriesBackOff) {
   EXPECT_EQ(retry_delay(100, 0.5), seconds(150));
   EXPECT_GE(retry_delay(1, 0.0), std::chrono::milliseconds(800));
   EXPECT_LE(retry_delay(100, 0.999), seconds(180));
+  EXPECT_LT(retry_delay(100, 0.999, kRetryMissing), seconds(5)) << "its pods wait";
 }
 
 }  // namespace
