@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/file.h>
@@ -34,6 +35,10 @@ namespace meltemi::agent {
 namespace {
 
 const log::Scope scope("agent");
+
+// How long a start waits for its own state file and /proc, and how often it looks.
+constexpr Duration kRestorePatience = std::chrono::seconds(10);
+constexpr int kRestoreRetryMs = 250;
 
 ProbeAddresses probe_addresses(const Options& o) {
   return {*IpAddress::parse(o.probe_v4), *IpAddress::parse(o.probe_v6)};
@@ -155,6 +160,26 @@ void refresh_gauges(Loop& loop, const Node& node, const BpfStore& bpf, const Key
   });
 }
 
+// Waits for what cannot be read to become readable; the kernel and ztunnel go on meanwhile.
+Result<bool> restore(Node& node, int signals) {
+  const MonoTime deadline = MonoClock::now() + kRestorePatience;
+  for (bool said = false;;) {
+    Result<bool> restored = node.restore();
+    if (restored || restored.error().reason != Reason::kSystem) return restored;
+    if (!std::exchange(said, true))
+      scope.error("{}; tried again for {} s", restored.error().to_string(),
+                  std::chrono::floor<std::chrono::seconds>(kRestorePatience).count());
+    if (MonoClock::now() >= deadline) {
+      restored.error().detail += "; nothing was changed. What lies there is not written over: move it away "
+                                 "to start without it";
+      return restored;
+    }
+    pollfd stop{signals, POLLIN, 0};
+    if (::poll(&stop, 1, kRestoreRetryMs) > 0)
+      return fail(Reason::kShutdown, Fault::kConfig, "stopped before the start was over");
+  }
+}
+
 }  // namespace
 
 Status run_agent(const Options& o) {
@@ -186,7 +211,7 @@ Status run_agent(const Options& o) {
               if (control) control->report(report);
             });
   // Maps first, then the hooks that read them: a new layout takes over without a gap.
-  const bool knows_all = node.restore();
+  const bool knows_all = MELTEMI_TRY(restore(node, signals.get()));
   MELTEMI_TRY(bpf->attach(cgroup));
   Status served;
   bool serves_ztunnel = false;
@@ -277,15 +302,17 @@ Status run_agent(const Options& o) {
 
 namespace {
 
-void unenrol_all(Capture& capture, const std::string& state_file) {
-  const Result<std::string> text = sys::read_file(state_file);
-  if (!text) return;
-  Result<std::vector<PodRecord>> records = records_from_json(*text);
-  if (!records) return scope.error("{}: {}", state_file, records.error().to_string());
-  for (const PodRecord& r : *records) {
+// Errors before anything is changed: the file says which pods have routing and sysctls to be undone.
+Status unenrol_all(Capture& capture, const std::string& state_file) {
+  const KeptRecords kept = MELTEMI_TRY(read_records(state_file));
+  if (!kept.problem.empty()) scope.error("{}", kept.problem);
+  for (const PodRecord& r : kept.records) {
     if (r.netns_path.empty()) continue;
     Result<CapturedPod> pod = capture.open(r.netns_path, {});
-    if (!pod) continue;  // its namespace is gone, and the routing with it
+    if (!pod) {  // its namespace is gone, and the routing with it
+      scope.info("pod {}: {}", r.label(), pod.error().detail);
+      continue;
+    }
     pod->saved_sysctls = r.saved_sysctls;
     pod->probed_addresses = r.probed_addresses;
     pod->probed_ports = r.probed_ports;
@@ -293,6 +320,7 @@ void unenrol_all(Capture& capture, const std::string& state_file) {
     if (!status) scope.error("pod {}: {}", r.label(), status.error().to_string());
   }
   ::unlink(state_file.c_str());
+  return {};
 }
 
 }  // namespace
@@ -306,7 +334,7 @@ Status uninstall_agent(const Options& o) {
       MELTEMI_TRY(BpfStore::load(bpf_options(o, cookie)));
   Capture capture(
       *bpf, {static_cast<uint32_t>(o.capture_mark), static_cast<uint32_t>(o.tunnel_mark)}, cookie);
-  unenrol_all(capture, o.run_dir + "/enrolments.json");
+  MELTEMI_TRY(unenrol_all(capture, o.run_dir + "/enrolments.json"));
   MELTEMI_TRY(bpf->uninstall());
   return remove_probe_addresses(probe_addresses(o));
 }

@@ -58,16 +58,21 @@ class LayoutHash {
   uint64_t value_ = 0xcbf29ce484222325ull;
 };
 
-void remove_pins(const std::string& path) {
-  for (const std::string& name : list_directory(path)) remove_pins(path + "/" + name);
-  if (::rmdir(path.c_str()) < 0) ::unlink(path.c_str());
+Status remove_pins(const std::string& path) {
+  for (const std::string& name : MELTEMI_TRY(list_directory(path)))
+    MELTEMI_TRY(remove_pins(path + "/" + name));
+  if (::rmdir(path.c_str()) < 0 && ::unlink(path.c_str()) < 0 && errno != ENOENT)
+    return fail_errno(errno, "remove " + path);
+  return {};
 }
 
 // A version directory is done with when no link is left in it: without a link its maps do nothing.
-bool has_links(const std::string& version) {
-  for (const std::string& cookie : list_directory(version + "/pods"))
-    if (::access(fmt::format("{}/pods/{}/link", version, cookie).c_str(), F_OK) == 0) return true;
-  return !list_directory(version + "/links").empty() || !list_directory(version + "/guards").empty();
+Result<bool> has_links(const std::string& version) {
+  for (const std::string& cookie : MELTEMI_TRY(list_directory(version + "/pods")))
+    if (::access(fmt::format("{}/pods/{}/link", version, cookie).c_str(), F_OK) == 0 || errno != ENOENT)
+      return true;
+  return !MELTEMI_TRY(list_directory(version + "/links")).empty() ||
+         !MELTEMI_TRY(list_directory(version + "/guards")).empty();
 }
 
 }  // namespace
@@ -83,15 +88,19 @@ std::unexpected<Error> load_failed(int error, std::string_view what) {
   return fail(std::move(e));
 }
 
-std::vector<std::string> list_directory(const std::string& path) {
+Result<std::vector<std::string>> list_directory(const std::string& path) {
   std::vector<std::string> out;
   const std::unique_ptr<DIR, int (*)(DIR*)> dir(::opendir(path.c_str()), ::closedir);
-  if (!dir) return out;
-  while (const dirent* entry = ::readdir(dir.get())) {
+  if (!dir && (errno == ENOENT || errno == ENOTDIR)) return out;
+  if (!dir) return fail_errno(errno, "list " + path);
+  for (;;) {
+    errno = 0;
+    const dirent* entry = ::readdir(dir.get());
+    if (entry == nullptr && errno != 0) return fail_errno(errno, "list " + path);
+    if (entry == nullptr) return out;
     const std::string name = entry->d_name;
     if (name != "." && name != "..") out.push_back(name);
   }
-  return out;
 }
 
 Result<std::optional<UniqueFd>> open_pin(const std::string& path) {
@@ -209,21 +218,21 @@ const std::string& BpfStore::version_directory() const {
 
 // --- links ---------------------------------------------------------------------------------------
 
-std::optional<std::string> BpfStore::Impl::foreign_pin(const std::string& relative) const {
-  for (const std::string& name : list_directory(options.directory)) {
+Result<std::optional<std::string>> BpfStore::Impl::foreign_pin(const std::string& relative) const {
+  for (const std::string& name : MELTEMI_TRY(list_directory(options.directory))) {
     const std::string version = options.directory + "/" + name;
     const std::string path = version + "/" + relative;
     if (version != directory && name.starts_with('v') && ::access(path.c_str(), F_OK) == 0)
-      return path;
+      return std::optional(path);
   }
-  return std::nullopt;
+  return std::optional<std::string>();
 }
 
 // The link pinned under this name; one of another layout is moved here first.
 Result<std::optional<UniqueFd>> BpfStore::Impl::take_link(const std::string& relative) {
   const std::string path = directory + "/" + relative;
   if (::access(path.c_str(), F_OK) != 0)
-    if (const auto other = foreign_pin(relative))
+    if (const auto other = MELTEMI_TRY(foreign_pin(relative)))
       if (::rename(other->c_str(), path.c_str()) < 0)
         return fail_errno(errno, fmt::format("move pin {} to {}", *other, path));
   return open_pin(path);
@@ -250,19 +259,22 @@ Status BpfStore::Impl::attach_hook(const Hook& hook, const sys::Cgroup& cgroup,
   return pin(link.get(), path);
 }
 
-void BpfStore::Impl::remove_other_versions() {
-  for (const std::string& name : list_directory(options.directory)) {
+// What cannot be looked at stays, until the next start.
+Status BpfStore::Impl::remove_other_versions() {
+  for (const std::string& name : MELTEMI_TRY(list_directory(options.directory))) {
     const std::string version = options.directory + "/" + name;
-    if (version == directory || !name.starts_with('v') || has_links(version)) continue;
-    remove_pins(version);
+    if (version == directory || !name.starts_with('v') || MELTEMI_TRY(has_links(version))) continue;
+    MELTEMI_TRY(remove_pins(version));
     scope.info("removed the pins of another layout: {}", name);
   }
+  return {};
 }
 
 Status BpfStore::attach(const sys::Cgroup& cgroup) {
   const uint64_t id = MELTEMI_TRY(cgroup.id());
   for (const Hook& hook : impl_->hooks()) MELTEMI_TRY(impl_->attach_hook(hook, cgroup, id));
-  impl_->remove_other_versions();
+  if (const Status removed = impl_->remove_other_versions(); !removed)
+    scope.warn("pins of other layouts stay: {}", removed.error().to_string());
   return {};
 }
 
@@ -391,13 +403,12 @@ Status BpfStore::remove_pod(uint64_t cookie) {
   const std::string dir = impl_->pod_directory(cookie);
   std::optional<UniqueFd> link = MELTEMI_TRY(open_pin(dir + "/link"));
   if (link) drop_link(std::move(*link), dir + "/link");
-  remove_pins(dir);
-  return {};
+  return remove_pins(dir);
 }
 
 Result<std::vector<uint64_t>> BpfStore::pods() const {
   std::vector<uint64_t> out;
-  for (const std::string& name : list_directory(impl_->directory + "/pods")) {
+  for (const std::string& name : MELTEMI_TRY(list_directory(impl_->directory + "/pods"))) {
     uint64_t cookie = 0;
     const auto [end, ec] = std::from_chars(name.data(), name.data() + name.size(), cookie);
     if (ec == std::errc() && end == name.data() + name.size()) out.push_back(cookie);
@@ -521,8 +532,8 @@ Status BpfStore::uninstall() {
   for (const uint64_t cookie : MELTEMI_TRY(pods())) MELTEMI_TRY(remove_pod(cookie));
   for (const auto& [ifindex, guard] : MELTEMI_TRY(guards()))
     MELTEMI_TRY(remove_guards(guard.netns_cookie));
-  for (const std::string& name : list_directory(impl_->options.directory))
-    if (name.starts_with('v')) remove_pins(impl_->options.directory + "/" + name);
+  for (const std::string& name : MELTEMI_TRY(list_directory(impl_->options.directory)))
+    if (name.starts_with('v')) MELTEMI_TRY(remove_pins(impl_->options.directory + "/" + name));
   return {};
 }
 

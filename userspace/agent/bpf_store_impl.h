@@ -42,7 +42,8 @@ using LookupSkeleton =
 
 // The kernel's refusal to load, with what it may lack.
 std::unexpected<Error> load_failed(int error, std::string_view what);
-std::vector<std::string> list_directory(const std::string& path);
+// Nothing where there is no directory; what is there and cannot be listed is an error.
+Result<std::vector<std::string>> list_directory(const std::string& path);
 // nullopt: nothing is pinned there.
 Result<std::optional<UniqueFd>> open_pin(const std::string& path);
 Result<bpf_link_info> link_info(int fd);
@@ -95,10 +96,10 @@ struct BpfStore::Impl {
   Status load_programs();
   // The same pin below any other version directory, newest knowledge of links being irrelevant: a
   // link is a link.
-  std::optional<std::string> foreign_pin(const std::string& relative) const;
+  Result<std::optional<std::string>> foreign_pin(const std::string& relative) const;
   Result<std::optional<UniqueFd>> take_link(const std::string& relative);
   Status attach_hook(const Hook& hook, const sys::Cgroup& cgroup, uint64_t cgroup_id);
-  void remove_other_versions();
+  Status remove_other_versions();
   Result<UniqueFd> clone_lookup(const PodMaps& maps) const;
   Result<const PodMaps*> maps_of(uint64_t cookie);
   Result<UniqueFd> ensure_map(const bpf_map* like, const std::string& path) const;

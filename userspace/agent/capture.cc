@@ -80,9 +80,11 @@ meltemi_pod Capture::config_of(const CapturedPod& pod, const CaptureSpec& spec,
 }
 
 // A pod that cannot be guarded is enrolled all the same, and says so: its interface may be of a kind that
-// has no end in the node, or the kernel may lack the hook.
+// has no end in the node, or the kernel may lack the hook. A guard that stood is never given up for an
+// error, which may be over in a moment.
 Status Capture::attach_guards(CapturedPod& pod) {
   pod.guard_problem.clear();
+  pod.guard_retry = false;
   if (!pod.guard_wanted) {
     pod.guarded_devices.clear();
     return bpf_.remove_guards(pod.cookie);
@@ -107,7 +109,10 @@ Status Capture::attach_guards(CapturedPod& pod) {
   for (const uint32_t device : pod.guarded_devices) {
     const Status attached = bpf_.attach_guard(device, pod.cookie, id);
     if (attached) continue;
+    const auto enrolled = MELTEMI_TRY(bpf_.enrolled(pod.cookie));
+    if (enrolled && (enrolled->flags & MELTEMI_POD_GUARDED) != 0) return fail(attached.error());
     pod.guard_problem = attached.error().to_string();
+    pod.guard_retry = true;
     pod.guarded_devices.clear();
     break;
   }

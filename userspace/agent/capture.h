@@ -51,6 +51,7 @@ struct CapturedPod {
   // still comes out there.
   std::vector<uint32_t> guarded_devices;
   std::string guard_problem;  // why there is no guard, although wanted
+  bool guard_retry = false;   // the cause may end: enrolling again tries
 };
 
 // What the guard and the probe exemption did for one pod.

@@ -35,35 +35,29 @@ KeyKeeper::~KeyKeeper() {
     loop_.cancel(c->deadline);
     loop_.unwatch(fd);
   }
-  if (listener_) loop_.unwatch(listener_.get());
 }
 
 Status KeyKeeper::listen(const std::string& path) {
-  listener_ = MELTEMI_TRY(sys::listen_packets(path, 0600));
-  return loop_.watch(listener_.get(), EPOLLIN, [this](uint32_t) { accept(); });
+  return listener_.listen(path);
 }
 
-void KeyKeeper::accept() {
-  while (true) {
-    Result<UniqueFd> fd = sys::accept_packets(listener_.get());
-    if (!fd) return;
-    const auto peer = sys::peer_credentials(fd->get());
-    if (!peer || peer->uid != ::geteuid() || connections_.size() >= kMaxKeyConnections) {
-      refuse(fmt::format("a connection of pid {}, uid {} ({} connections)", peer ? peer->pid : 0,
-                         peer ? peer->uid : 0, connections_.size()));
-      continue;
-    }
-    auto c = std::make_unique<Connection>();
-    c->serial = next_serial_++;
-    c->fd = std::move(*fd);
-    Connection& connection = *c;
-    const int key = connection.fd.get();
-    connections_.emplace(key, std::move(c));
-    connection.deadline =
-        loop_.after(kKeyHelloTimeout, [this, &connection] { close(connection, "sent no hello"); });
-    if (!loop_.watch(key, EPOLLIN, [this, &connection](uint32_t e) { on_event(connection, e); }))
-      close(connection, "cannot be watched");
+void KeyKeeper::accept(UniqueFd fd) {
+  const auto peer = sys::peer_credentials(fd.get());
+  if (!peer || peer->uid != ::geteuid() || connections_.size() >= kMaxKeyConnections) {
+    refuse(fmt::format("a connection of pid {}, uid {} ({} connections)", peer ? peer->pid : 0,
+                       peer ? peer->uid : 0, connections_.size()));
+    return;
   }
+  auto c = std::make_unique<Connection>();
+  c->serial = next_serial_++;
+  c->fd = std::move(fd);
+  Connection& connection = *c;
+  const int key = connection.fd.get();
+  connections_.emplace(key, std::move(c));
+  connection.deadline =
+      loop_.after(kKeyHelloTimeout, [this, &connection] { close(connection, "sent no hello"); });
+  if (!loop_.watch(key, EPOLLIN, [this, &connection](uint32_t e) { on_event(connection, e); }))
+    close(connection, "cannot be watched");
 }
 
 void KeyKeeper::close(Connection& c, std::string_view why) {

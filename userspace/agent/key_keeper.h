@@ -10,6 +10,7 @@
 #include <string>
 
 #include "userspace/agent/loop.h"
+#include "userspace/agent/packet_listener.h"
 #include "userspace/base/clock.h"
 #include "userspace/base/error.h"
 #include "userspace/base/fd.h"
@@ -41,7 +42,7 @@ class KeyKeeper {
     WallTime not_after;
   };
 
-  void accept();
+  void accept(UniqueFd fd);
   void on_event(Connection& c, uint32_t events);
   void on_packet(Connection& c, const std::string& bytes, std::vector<UniqueFd> fds);
   void take(const codec::keys::Kept& kept, UniqueFd file);
@@ -51,7 +52,7 @@ class KeyKeeper {
   void close(Connection& c, std::string_view why);
 
   Loop& loop_;
-  UniqueFd listener_;
+  PacketListener listener_{loop_, [this](UniqueFd fd) { accept(std::move(fd)); }};
   std::map<int, std::unique_ptr<Connection>> connections_;  // by descriptor
   uint64_t next_serial_ = 1, refused_ = 0;
   std::map<std::string, Key> keys_;  // by identity

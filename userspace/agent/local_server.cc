@@ -27,32 +27,26 @@ LocalServer::LocalServer(Loop& loop, Handler handler) : loop_(loop), handler_(st
 
 LocalServer::~LocalServer() {
   for (const auto& [serial, c] : connections_) loop_.unwatch(c->fd.get());
-  if (listener_) loop_.unwatch(listener_.get());
 }
 
 Status LocalServer::listen(const std::string& path) {
-  listener_ = MELTEMI_TRY(sys::listen_packets(path, 0600));
-  return loop_.watch(listener_.get(), EPOLLIN, [this](uint32_t) { accept(); });
+  return listener_.listen(path);
 }
 
-void LocalServer::accept() {
-  while (true) {
-    Result<UniqueFd> fd = sys::accept_packets(listener_.get());
-    if (!fd) return;
-    const auto peer = sys::peer_credentials(fd->get());
-    if (!peer || peer->uid != ::geteuid() || connections_.size() >= kMaxLocalConnections) {
-      scope.warn("refused a call of pid {}, uid {}", peer ? peer->pid : 0, peer ? peer->uid : 0);
-      continue;
-    }
-    auto c = std::make_unique<Connection>();
-    c->serial = next_serial_++;
-    c->fd = std::move(*fd);
-    Connection& connection = *c;
-    connections_.emplace(connection.serial, std::move(c));
-    if (!loop_.watch(connection.fd.get(), EPOLLIN,
-                     [this, &connection](uint32_t) { on_readable(connection); }))
-      close(connection.serial);
+void LocalServer::accept(UniqueFd fd) {
+  const auto peer = sys::peer_credentials(fd.get());
+  if (!peer || peer->uid != ::geteuid() || connections_.size() >= kMaxLocalConnections) {
+    scope.warn("refused a call of pid {}, uid {}", peer ? peer->pid : 0, peer ? peer->uid : 0);
+    return;
   }
+  auto c = std::make_unique<Connection>();
+  c->serial = next_serial_++;
+  c->fd = std::move(fd);
+  Connection& connection = *c;
+  connections_.emplace(connection.serial, std::move(c));
+  if (!loop_.watch(connection.fd.get(), EPOLLIN,
+                   [this, &connection](uint32_t) { on_readable(connection); }))
+    close(connection.serial);
 }
 
 void LocalServer::close(uint64_t serial) {

@@ -9,6 +9,7 @@
 
 #include "meltemi/local/v1/agent.pb.h"
 #include "userspace/agent/loop.h"
+#include "userspace/agent/packet_listener.h"
 #include "userspace/base/error.h"
 
 namespace meltemi::agent {
@@ -27,14 +28,14 @@ class LocalServer {
 
  private:
   struct Connection;
-  void accept();
+  void accept(UniqueFd fd);
   void on_readable(Connection& c);
   void answer(uint64_t serial, const meltemi::local::v1::Response& response);
   void close(uint64_t serial);
 
   Loop& loop_;
   Handler handler_;
-  UniqueFd listener_;
+  PacketListener listener_{loop_, [this](UniqueFd fd) { accept(std::move(fd)); }};
   std::map<uint64_t, std::unique_ptr<Connection>> connections_;
   uint64_t next_serial_ = 1;
 };

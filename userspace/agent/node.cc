@@ -41,16 +41,6 @@ std::string join(const std::vector<std::string>& words) {
   return fmt::format("{}", fmt::join(words, ", "));
 }
 
-// Nobody, if /proc cannot be read: what depends on it then says "not found", never "somebody else".
-std::vector<sys::ProcessInfo> processes_now() {
-  Result<std::vector<sys::ProcessInfo>> all = sys::list_processes();
-  if (!all) {
-    scope.warn("{}", all.error().to_string());
-    return {};
-  }
-  return std::move(*all);
-}
-
 }  // namespace
 
 Node::Node(Loop& loop, Capture& capture, BpfStore& bpf, sys::Cgroup cgroup,
@@ -115,42 +105,37 @@ Node::Pod& Node::find_or_add(const std::string& uid, const std::string& ns,
 // --- one pod -------------------------------------------------------------------------------------
 
 void Node::fail_pod(Pod& pod, const Error& error) {
-  if (pod.message != error.detail) scope.warn("pod {}: {}", pod.record.label(), error.to_string());
+  if (pod.message != error.detail) {
+    if (error.reason == Reason::kNotFound)
+      scope.info("pod {}: {}", pod.record.label(), error.detail);
+    else
+      scope.warn("pod {}: {}", pod.record.label(), error.to_string());
+  }
   pod.message = error.detail;
   pod.hopeless = error.reason == Reason::kPermission || error.reason == Reason::kBadConfig;
 }
 
-// False, with the message set, if the pod's namespace is not known or cannot be its.
-bool Node::ensure_namespace(Pod& pod) {
-  if (pod.captured) return true;
+// Opens the pod's namespace. On an error the message is set; kSystem: it may be there, and cannot be opened
+// now.
+Status Node::ensure_namespace(Pod& pod) {
+  if (pod.captured) return {};
   PodRecord& r = pod.record;
-  if (r.netns_path.empty()) {
-    if (processes_.empty()) processes_ = processes_now();
-    const auto found = locate_netns(processes_, r.uid, node_netns_inode_);
-    if (!found) {
-      fail_pod(pod, found.error());
-      return false;
-    }
-    if (!*found) {
-      pod.message =
-          "its network namespace is not known yet: no CNI ADD, and none of its processes runs";
-      return false;
-    }
-    r.netns_path = **found;
+  Result<CapturedPod> opened = open_namespace(r);
+  // The process by which it was found may have ended before others of the pod.
+  if (!opened && opened.error().reason == Reason::kNotFound && r.netns_path.starts_with("/proc/")) {
+    r.netns_path.clear();
+    opened = open_namespace(r);
   }
-  const Result<CaptureSpec> spec = spec_of(r);
-  if (!spec) {
-    fail_pod(pod, spec.error());
-    return false;
-  }
-  Result<CapturedPod> opened = capture_.open(r.netns_path, spec->addresses);
   if (!opened) {
+    if (opened.error().reason == Reason::kNotFound && pod.phase != Phase::kPlain) namespace_gone(pod);
     fail_pod(pod, opened.error());
-    return false;
+    return fail(opened.error());
   }
   if (r.cookie != 0 && r.cookie != opened->cookie) {
     // The path names another namespace than last time: the old one is gone.
     (void)capture_.forget(r.cookie, r.probed_addresses, r.probed_ports);
+    pod.phase = Phase::kPlain;
+    pod.applied.reset();
     r.saved_sysctls.clear();
     r.probed_addresses.clear();
     r.probed_ports.clear();
@@ -160,14 +145,27 @@ bool Node::ensure_namespace(Pod& pod) {
   opened->probed_addresses = r.probed_addresses;
   opened->probed_ports = r.probed_ports;
   pod.captured = std::move(*opened);
-  return true;
+  return {};
+}
+
+Result<CapturedPod> Node::open_namespace(PodRecord& r) {
+  if (r.netns_path.empty()) {
+    const auto* all = processes();
+    if (all == nullptr) return fail(processes_->error());
+    const auto found = MELTEMI_TRY(locate_netns(*all, r.uid, node_netns_inode_));
+    if (!found)
+      return fail(Reason::kNotFound, Fault::kConfig,
+                  "its network namespace is not known yet: no CNI ADD, and none of its processes runs");
+    r.netns_path = *found;
+  }
+  return capture_.open(r.netns_path, MELTEMI_TRY(spec_of(r)).addresses);
 }
 
 void Node::converge(Pod& pod) {
   if (pod.record.wanted()) {
     if (ensure_namespace(pod)) enrol(pod);
   } else if (pod.phase == Phase::kEnrolled) {
-    unenrol(pod);
+    if (ensure_namespace(pod)) unenrol(pod);
   } else if (pod.phase == Phase::kDraining) {
     finish_drain(pod);
   } else {
@@ -187,9 +185,10 @@ void Node::enrol(Pod& pod) {
   if (!spec) return fail_pod(pod, spec.error());
   if (pod.phase == Phase::kEnrolled && pod.applied == *spec &&
       capture_.addresses_current(*pod.captured, *spec)) {
-    read_back(pod);
-    if (pod.missing.empty()) return;
-    scope.warn("pod {} lost {}; mending it", pod.record.label(), join(pod.missing));
+    if (!read_back(pod)) return;
+    if (pod.missing.empty() && !pod.captured->guard_retry) return;
+    if (!pod.missing.empty())
+      scope.warn("pod {} lost {}; mending it", pod.record.label(), join(pod.missing));
   }
   // A pod that is plain yet stays so: captured, its connections would wait for a ztunnel that takes
   // them. One that is captured stays captured: it is never downgraded.
@@ -205,8 +204,7 @@ void Node::enrol(Pod& pod) {
   }
   pod.hopeless = false;
   pod.applied = *spec;
-  read_back(pod);
-  if (!pod.missing.empty()) return;
+  if (!read_back(pod) || !pod.missing.empty()) return;
   if (pod.phase != Phase::kEnrolled)
     scope.info("pod {} is enrolled ({})", pod.record.label(), pod.record.decision->reason());
   pod.phase = Phase::kEnrolled;
@@ -214,24 +212,24 @@ void Node::enrol(Pod& pod) {
   zds_.add(pod.record.uid);
 }
 
-std::vector<std::string> Node::look(const Pod& pod, std::string* message) const {
+Result<std::vector<std::string>> Node::look(const Pod& pod) const {
   Result<std::vector<std::string>> missing = capture_.missing(*pod.captured);
-  if (!missing) {
-    *message = missing.error().detail;
-    return {std::begin(kTruthNames), std::end(kTruthNames)};
-  }
+  if (!missing) return missing;
   // Without the node's hooks nothing marks this pod's connections, whatever its own state is.
   if (!hooks_attached_ && std::find(missing->begin(), missing->end(), "link") == missing->end())
     missing->emplace_back("link");
-  return std::move(*missing);
+  return missing;
 }
 
-void Node::read_back(Pod& pod) {
-  std::string message;
-  pod.missing = look(pod, &message);
-  if (!message.empty() && message != pod.message)
-    scope.warn("pod {}: {}", pod.record.label(), message);
-  if (!message.empty() || pod.missing.empty()) pod.message = message;
+bool Node::read_back(Pod& pod) {
+  Result<std::vector<std::string>> missing = look(pod);
+  if (!missing) {
+    cannot_tell("what the kernel has of pod " + pod.record.label(), missing.error());
+    return false;
+  }
+  pod.missing = std::move(*missing);
+  if (pod.missing.empty()) pod.message.clear();
+  return true;
 }
 
 void Node::unenrol(Pod& pod) {
@@ -259,18 +257,47 @@ void Node::finish_drain(Pod& pod) {
 }
 
 // REQUIRES: pod.captured.
-bool Node::names_namespace(const Pod& pod, const std::string& path) {
+Result<bool> Node::names_namespace(const Pod& pod, const std::string& path) {
   struct stat st{};
-  return ::stat(path.c_str(), &st) == 0 && st.st_dev == pod.captured->id.device &&
-         st.st_ino == pod.captured->id.inode;
+  if (::stat(path.c_str(), &st) == 0)
+    return st.st_dev == pod.captured->id.device && st.st_ino == pod.captured->id.inode;
+  switch (errno) {
+    case ENOENT:
+    case ENOTDIR:
+    case ESRCH:
+    case EACCES:  // /proc/PID of a pod is never closed to the agent: the number is another process's
+    case EPERM:
+      return false;
+    default:
+      return fail_errno(errno, "look at " + path);
+  }
 }
 
-// Whether anything may still use the namespace: its name, or a process in it.
-bool Node::namespace_alive(const Pod& pod) const {
-  if (names_namespace(pod, pod.record.netns_path)) return true;
-  return std::any_of(processes_.begin(), processes_.end(), [&](const sys::ProcessInfo& p) {
+// Nothing may use the namespace any more: neither its name leads there, nor is a process in it.
+bool Node::namespace_ended(const Pod& pod) {
+  const Result<bool> named = names_namespace(pod, pod.record.netns_path);
+  if (!named) cannot_tell("whether the namespace of pod " + pod.record.label() + " lives", named.error());
+  if (!named || *named) return false;
+  const auto* all = processes();
+  return all != nullptr && std::ranges::none_of(*all, [&](const sys::ProcessInfo& p) {
     return p.netns_inode == pod.captured->id.inode;
   });
+}
+
+const std::vector<sys::ProcessInfo>* Node::processes() {
+  if (!processes_) {
+    processes_ = sys::list_processes();
+    if (!*processes_) cannot_tell("which processes run", processes_->error());
+  }
+  return *processes_ ? &**processes_ : nullptr;
+}
+
+// Once for a time of trouble: where one thing cannot be read, others cannot either.
+void Node::cannot_tell(std::string_view what, const Error& why) {
+  clear_pass_ = false;
+  if (!unclear_.empty()) return;
+  unclear_ = fmt::format("{} cannot be told now ({}); what was known stays in force", what, why.detail);
+  scope.error("{}", unclear_);
 }
 
 void Node::namespace_gone(Pod& pod) {
@@ -321,37 +348,39 @@ void Node::answer_waiters(Pod& pod) {
 
 // --- life of the agent ---------------------------------------------------------------------------
 
-bool Node::restore() {
-  processes_ = processes_now();
+Result<bool> Node::restore() {
+  processes_.reset();
+  if (processes() == nullptr) return fail(processes_->error());
+  KeptRecords kept = MELTEMI_TRY(read_records(options_.state_file));
+  state_problem_ = std::move(kept.problem);
+  if (!state_problem_.empty()) scope.error("{}", state_problem_);
   find_prober();
-  const Result<std::string> text = sys::read_file(options_.state_file);
-  Result<std::vector<PodRecord>> records = std::vector<PodRecord>();
-  if (text)
-    records = records_from_json(*text);
-  else if (text.error().reason != Reason::kNotFound)
-    scope.error("{}: {}", options_.state_file, text.error().to_string());
-  if (!records) {
-    scope.error("{}: {}; going on without it", options_.state_file, records.error().to_string());
-    records = std::vector<PodRecord>();
-  }
-  for (PodRecord& record : *records) {
+  size_t unknown = 0;
+  for (PodRecord& record : kept.records) {
     Pod& pod = pods_[key_of(record.uid, record.namespace_name, record.name)];
     pod.record = std::move(record);
     if (pod.record.netns_path.empty()) continue;
-    if (!ensure_namespace(pod)) continue;
-    // What the kernel captures was enrolled, and stays so while it is mended; an un-enrolment that was
-    // cut short goes on.
-    if (pod.record.wanted() ? bpf_.enrolled(pod.record.cookie).value_or(std::nullopt).has_value()
-                            : capture_.any_trace(*pod.captured).value_or(false))
+    // What the kernel captures was enrolled, and stays so while it is mended, or cannot be asked; an
+    // un-enrolment that was cut short goes on.
+    const auto enrolled = bpf_.enrolled(pod.record.cookie);
+    const bool captured = pod.record.cookie != 0 && (!enrolled || enrolled->has_value());
+    if (const Status opened = ensure_namespace(pod); !opened) {
+      if (captured && opened.error().reason == Reason::kSystem) {
+        pod.phase = Phase::kEnrolled;
+        ++unknown;
+      }
+      continue;
+    }
+    if (pod.record.wanted() ? captured : capture_.any_trace(*pod.captured).value_or(true))
       pod.phase = Phase::kEnrolled;
     converge(pod);
   }
-  processes_.clear();
-  const size_t strangers = collect_garbage();
-  if (strangers > 0)
-    scope.warn("{} captured pods are not in {}", strangers, options_.state_file);
+  processes_.reset();
+  unknown += collect_garbage();
+  if (unknown > 0)
+    scope.warn("{} captured pods are not in {}, or cannot be opened", unknown, options_.state_file);
   changed();
-  return strangers == 0;
+  return unknown == 0;
 }
 
 Status Node::serve_ztunnel(const std::string& path) {
@@ -368,20 +397,25 @@ void Node::start_reconciling() {
 void Node::reconcile() {
   // By its path: the cgroup may have been removed and made again.
   if (Result<sys::Cgroup> now = sys::Cgroup::open(cgroup_.path())) cgroup_ = std::move(*now);
+  clear_pass_ = true;
   const Result<bool> attached = bpf_.attached(cgroup_);
-  hooks_attached_ = attached && *attached;
-  if (!hooks_attached_) {
+  if (attached)
+    hooks_attached_ = *attached;
+  else
+    cannot_tell("whether the node's hooks are attached", attached.error());
+  if (attached && !hooks_attached_) {
     scope.warn("the node's cgroup hooks are not attached; attaching them");
     const Status status = bpf_.attach(cgroup_);
     hooks_attached_ = status.has_value();
     if (!status) scope.error("{}", status.error().to_string());
   }
-  processes_ = processes_now();
+  processes_.reset();
   find_prober();
+  if (ztunnel_pid_ != 0) ztunnel_connected(ztunnel_pid_);
   forget_ended_ztunnels();
   std::vector<std::string> gone;
   for (auto& [key, pod] : pods_) {
-    if (pod.captured && !namespace_alive(pod)) {
+    if (pod.captured && namespace_ended(pod)) {
       namespace_gone(pod);
       if (!pod.record.decision) gone.push_back(key);
       continue;
@@ -391,8 +425,12 @@ void Node::reconcile() {
   }
   say_refusals();
   for (const std::string& key : gone) pods_.erase(key);
-  processes_.clear();
+  processes_.reset();
   collect_garbage();
+  if (clear_pass_ && !unclear_.empty()) {
+    scope.info("everything can be read again");
+    unclear_.clear();
+  }
   changed();
 }
 
@@ -402,17 +440,22 @@ void Node::reconcile() {
 void Node::find_prober() {
   std::string path = options_.prober_cgroup;
   if (path.empty()) {
-    Result<std::string> found = kubelet_cgroup(processes_, node_netns_inode_);
+    const auto* all = processes();
+    if (all == nullptr) return;  // who was exempt stays so
+    Result<std::string> found = kubelet_cgroup(*all, node_netns_inode_);
     if (!found) {
       if (prober_problem_ != found.error().detail) scope.warn("{}", found.error().detail);
       prober_problem_ = found.error().detail;
       return set_prober(0);
     }
     const Result<std::string> mount = sys::cgroup2_mount();
-    path = (mount ? *mount : std::string()) + *found;
+    if (!mount) return cannot_tell("the kubelet's cgroup", mount.error());
+    path = *mount + *found;
   }
   const Result<sys::Cgroup> cgroup = sys::Cgroup::open_configured(path);
   const Result<uint64_t> id = cgroup ? cgroup->id() : fail(cgroup.error());
+  if (!id && id.error().reason != Reason::kNotFound)
+    return cannot_tell("the kubelet's cgroup", id.error());
   if (!id) {
     const std::string problem =
         fmt::format("the kubelet's cgroup {}: {}; until it is there no probe is exempt from policy",
@@ -455,23 +498,35 @@ void Node::ztunnel_connected(pid_t pid) {
     if ((bits & MELTEMI_CGROUP_TUNNEL) == 0)
       set = bpf_.set_cgroup_roles(*id, bits | MELTEMI_CGROUP_TUNNEL);
   }
-  ztunnel_problem_.clear();
-  if (set) return;
-  ztunnel_problem_ = fmt::format("ztunnel pid {} is not known by its cgroup, so its connections are "
-                                 "refused: {}", pid, set.error().detail);
-  scope.error("{}", ztunnel_problem_);
+  if (!roles) set = fail(roles.error());
+  // A process that ends while it is asked for is not asked again; its connection ends as well.
+  const bool again = !set && set.error().reason == Reason::kSystem && zds_.connected();
+  ztunnel_pid_ = again ? pid : 0;
+  const std::string problem =
+      set ? std::string()
+          : fmt::format("ztunnel pid {} is not known by its cgroup, so its connections are refused: {}{}",
+                        pid, set.error().detail, again ? "; tried again" : "");
+  if (!problem.empty() && problem != ztunnel_problem_) scope.error("{}", problem);
+  ztunnel_problem_ = problem;
 }
 
 // One that drains keeps its right until the last process of its cgroup has ended.
 void Node::forget_ended_ztunnels() {
   const auto roles = bpf_.cgroup_roles();
-  if (!roles || processes_.empty()) return;
-  std::set<std::string> paths;
-  for (const sys::ProcessInfo& p : processes_) paths.insert(p.cgroup);
+  const auto* all = processes();
   const Result<std::string> mount = sys::cgroup2_mount();
+  if (!mount) cannot_tell("which ztunnels have ended", mount.error());
+  if (!roles || all == nullptr || !mount) return;
+  std::set<std::string> paths;
+  for (const sys::ProcessInfo& p : *all) paths.insert(p.cgroup);
   std::set<uint64_t> living;
-  for (const std::string& path : paths)
-    if (struct stat st{}; mount && ::stat((*mount + path).c_str(), &st) == 0) living.insert(st.st_ino);
+  for (const std::string& path : paths) {
+    struct stat st{};
+    if (::stat((*mount + path).c_str(), &st) == 0)
+      living.insert(st.st_ino);
+    else if (errno != ENOENT && errno != ENOTDIR)
+      return cannot_tell("which ztunnels have ended", fail_errno(errno, "look at cgroup " + path).error());
+  }
   for (const auto& [id, bits] : *roles)
     if ((bits & MELTEMI_CGROUP_TUNNEL) != 0 && !living.contains(id))
       (void)bpf_.set_cgroup_roles(id, bits & ~uint32_t{MELTEMI_CGROUP_TUNNEL});
@@ -479,7 +534,7 @@ void Node::forget_ended_ztunnels() {
 
 std::vector<std::string> Node::problems() const {
   std::vector<std::string> out;
-  for (const std::string& problem : {prober_problem_, ztunnel_problem_})
+  for (const std::string& problem : {prober_problem_, ztunnel_problem_, state_problem_, unclear_})
     if (!problem.empty()) out.push_back(problem);
   return out;
 }
@@ -534,7 +589,10 @@ size_t Node::collect_garbage() {
   for (const auto& [key, pod] : pods_) owned.insert(pod.record.cookie);
   const Result<std::vector<uint64_t>> pinned = bpf_.pods();
   size_t strangers = 0;
-  if (!pinned) return strangers;
+  if (!pinned) {
+    cannot_tell("which pods the kernel captures", pinned.error());
+    return 1;  // there may be some
+  }
   for (const uint64_t cookie : *pinned) {
     if (owned.contains(cookie)) continue;
     if (bpf_.pod_netns_inode(cookie).value_or(1) != 0) {
@@ -647,7 +705,7 @@ void Node::apply(std::vector<wire::PodEnrolment> changed_pods,
           "ends",
           found->second.record.label());
   }
-  processes_.clear();
+  processes_.reset();
   changed();
 }
 
@@ -672,7 +730,11 @@ void Node::on_add(const local::AddPod& add, LocalServer::Reply reply) {
   if (add.name().empty() || add.namespace_().empty() || add.netns_path().empty())
     return reply(error_response("ADD needs the pod's name, namespace and netns path"));
   Pod& pod = find_or_add(add.uid(), add.namespace_(), add.name());
-  if (pod.captured && !names_namespace(pod, add.netns_path())) namespace_gone(pod);
+  if (pod.captured) {
+    const Result<bool> same = names_namespace(pod, add.netns_path());
+    if (!same) return reply(error_response(same.error().detail));
+    if (!*same) namespace_gone(pod);
+  }
   pod.record.netns_path = add.netns_path();
   pod.record.cni_addresses.clear();
   for (const std::string& bytes : add.addresses())
@@ -702,14 +764,16 @@ void Node::retry_waiting(const std::string& key) {
   });
 }
 
-// The pod's sandbox ends: whatever is left of it goes, and that is never an error.
+// The pod's sandbox ends: whatever is left of it goes, and that there is nothing is no error.
 void Node::on_del(const local::DelPod& del, const LocalServer::Reply& reply) {
   Pod* pod = find(del.uid(), del.namespace_(), del.name());
   // A DEL for an older sandbox of the same pod must not touch the newer one.
-  const bool same =
-      pod != nullptr && (del.netns_path().empty() || pod->record.netns_path == del.netns_path() ||
-                         !pod->captured || names_namespace(*pod, del.netns_path()));
-  if (same) {
+  Result<bool> same = pod != nullptr;
+  if (pod != nullptr && pod->captured && !del.netns_path().empty() &&
+      pod->record.netns_path != del.netns_path())
+    same = names_namespace(*pod, del.netns_path());
+  if (!same) return reply(error_response(same.error().detail));
+  if (*same) {
     for (Waiter& w : pod->waiters) w.reply(error_response("the pod was deleted meanwhile"));
     pod->waiters.clear();
     if (pod->captured && pod->phase != Phase::kPlain) {
@@ -734,32 +798,37 @@ void Node::on_check(const local::CheckPod& check, const LocalServer::Reply& repl
   if (pod == nullptr)
     return reply(error_response(fmt::format("pod {}/{} is not known to the agent of node {}",
                                             check.namespace_(), check.name(), options_.name)));
-  std::string message = pod->message;
   std::vector<std::string> missing = pod->missing;
-  if (pod->captured && pod->record.wanted()) missing = look(*pod, &message);
+  if (pod->captured && pod->record.wanted()) {
+    Result<std::vector<std::string>> now = look(*pod);
+    if (!now)
+      return reply(error_response(fmt::format("pod {}: what the kernel has of it cannot be told now: {}",
+                                              pod->record.label(), now.error().detail)));
+    missing = std::move(*now);
+  }
   local::Response response;
   if (pod->record.wanted() && (!pod->captured || !missing.empty()))
     response.set_error(fmt::format("pod {} is to be in the mesh but the kernel lacks: {}",
-                                   pod->record.label(), pod->captured ? join(missing) : message));
+                                   pod->record.label(), pod->captured ? join(missing) : pod->message));
   *response.add_pods() = describe(*pod, missing);
   reply(std::move(response));
 }
 
 void Node::on_list(const LocalServer::Reply& reply) {
   local::Response response;
-  const std::vector<sys::ProcessInfo> processes = processes_now();
+  processes_.reset();
+  const auto* all = processes();
   for (auto& [key, pod] : pods_) {
-    std::string message;
-    std::vector<std::string> missing = pod.missing;
     const bool enrolled = pod.captured && pod.phase == Phase::kEnrolled;
-    if (enrolled) missing = look(pod, &message);
+    const Result<std::vector<std::string>> now = enrolled ? look(pod) : pod.missing;
+    if (!now) cannot_tell("what the kernel has of pod " + pod.record.label(), now.error());
     local::Pod& described = *response.add_pods();
-    described = describe(pod, missing);
-    if (!enrolled) continue;
-    for (const std::string& p :
-         uncaptured_processes(processes, pod.captured->id.inode, cgroup_path_))
+    described = describe(pod, now ? *now : pod.missing);
+    if (!enrolled || all == nullptr) continue;
+    for (const std::string& p : uncaptured_processes(*all, pod.captured->id.inode, cgroup_path_))
       described.add_uncaptured_processes(p);
   }
+  processes_.reset();
   for (std::string& problem : problems()) response.add_problems(std::move(problem));
   reply(std::move(response));
 }

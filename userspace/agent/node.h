@@ -4,13 +4,15 @@
 //
 // A pod's decision that vanishes from xDS changes nothing while its namespace lives: a control
 // plane that forgets must not un-mesh a node. CNI DEL, a decision "do not enrol", or the end of the
-// namespace does.
+// namespace does. What cannot be read at a moment (no descriptors, no memory) is not taken for what is not
+// there: nothing is concluded from it, it is said once, and looked at again.
 #pragma once
 
 #include <array>
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -46,9 +48,11 @@ class Node {
   ~Node();
 
   // Before anything is served: takes over what the last agent left, from its file and the kernel.
-  // False: the kernel captures pods that the file does not know (it was lost). A ztunnel told of the
-  // others only would drop them, so tell it nothing before the control plane has spoken.
-  bool restore();
+  // False: the kernel captures pods that are not known here (the file was lost, or their namespaces
+  // cannot be opened now). A ztunnel told of the others only would drop them, so tell it nothing before
+  // the control plane has spoken. Error kSystem: the file or the node's processes cannot be read now;
+  // nothing was done, and what is known without them must not be put in their place: try again.
+  Result<bool> restore();
   // Opens ZDS and starts the reconciler.
   Status serve_ztunnel(const std::string& zds_path);
   void start_reconciling();
@@ -93,26 +97,30 @@ class Node {
   Pod& find_or_add(const std::string& uid, const std::string& ns, const std::string& name);
 
   void converge(Pod& pod);
-  bool ensure_namespace(Pod& pod);
+  Status ensure_namespace(Pod& pod);
+  Result<CapturedPod> open_namespace(PodRecord& record);
   void enrol(Pod& pod);
   void unenrol(Pod& pod);
   void finish_drain(Pod& pod);
   // Kernel truth now. For the reader alone: what is known and reported of the pod stays as it is.
-  std::vector<std::string> look(const Pod& pod, std::string* message) const;
-  void read_back(Pod& pod);
+  Result<std::vector<std::string>> look(const Pod& pod) const;
+  bool read_back(Pod& pod);  // false: the kernel cannot be asked now, and what was known of it stays
   void namespace_gone(Pod& pod);
-  bool namespace_alive(const Pod& pod) const;
-  static bool names_namespace(const Pod& pod, const std::string& path);
+  bool namespace_ended(const Pod& pod);  // for certain
+  static Result<bool> names_namespace(const Pod& pod, const std::string& path);
   void fail_pod(Pod& pod, const Error& error);
   void answer_waiters(Pod& pod);
   void retry_waiting(const std::string& key);
 
   void reconcile();
+  // Of the current pass, read when first asked for; nullptr: they cannot be read now.
+  const std::vector<sys::ProcessInfo>* processes();
+  void cannot_tell(std::string_view what, const Error& why);
   size_t collect_garbage();  // how many living pins no pod owns
   void find_prober();
   void set_prober(uint64_t cgroup_id);  // 0: nobody
   void ztunnel_connected(pid_t pid);
-  void forget_ended_ztunnels();  // REQUIRES: processes_ is of now
+  void forget_ended_ztunnels();
   void say_use(Pod& pod);  // logs what the guard dropped and the probe exemption let through
   void say_refusals();
   std::vector<std::string> problems() const;
@@ -144,11 +152,15 @@ class Node {
   ReportSink report_sink_;
   ZdsServer zds_;
   PodMap pods_;
-  std::vector<sys::ProcessInfo> processes_;  // of the current pass
+  std::optional<Result<std::vector<sys::ProcessInfo>>> processes_;  // of the current pass
   std::string last_report_, last_saved_;
   bool hooks_attached_ = true;  // start-up fails otherwise; looked at again on every pass
   std::string prober_problem_ = "the kubelet has not been looked for yet";
   std::string ztunnel_problem_;
+  pid_t ztunnel_pid_ = 0;      // the newest one whose cgroup could not be read, while it is connected
+  std::string state_problem_;  // what was wrong with the state file at the start
+  std::string unclear_;        // what could not be read of late, and why
+  bool clear_pass_ = true;     // everything could be read in this pass
   std::array<uint64_t, MELTEMI_COUNTERS> counted_{};  // as last logged
   bool counted_before_ = false;
   bool save_pending_ = false;

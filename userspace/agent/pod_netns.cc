@@ -40,8 +40,9 @@ bool applies(const SysctlWanted& wanted) {
          ::access("/proc/sys/net/ipv6", F_OK) == 0;
 }
 
-bool has_ipv6() {
+Result<bool> has_ipv6() {
   const Result<std::string> disabled = sys::read_sysctl("net/ipv6/conf/all/disable_ipv6");
+  if (!disabled && disabled.error().reason != Reason::kNotFound) return fail(disabled.error());
   return disabled && *disabled == "0";
 }
 
@@ -58,7 +59,7 @@ Status make_transparent(int fd, bool v6) {
 
 // In the calling thread's namespace.
 Result<UniqueFd> listen_here(uint16_t port, uint32_t mark, bool transparent) {
-  const bool v6 = has_ipv6();
+  const bool v6 = MELTEMI_TRY(has_ipv6());
   UniqueFd fd(
       ::socket(v6 ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, IPPROTO_TCP));
   if (!fd) return fail_errno(errno, "socket");
@@ -217,6 +218,7 @@ Result<NetnsTruth> read_truth(const sys::Netns& netns, const std::vector<IpAddre
   for (const SysctlWanted& wanted : kSysctls) {
     if (!applies(wanted)) continue;
     const Result<std::string> value = netns.run([&] { return sys::read_sysctl(wanted.key); });
+    if (!value && value.error().reason != Reason::kNotFound) return fail(value.error());
     if (!value || *value != "1") truth.sysctl = false;
   }
   sys::Netlink netlink = MELTEMI_TRY(sys::Netlink::open_in(netns));

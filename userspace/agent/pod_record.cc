@@ -6,10 +6,15 @@
 
 #include <nlohmann/json.hpp>
 
+#include "userspace/base/crc32c.h"
+#include "userspace/sys/own_file.h"
+
 namespace meltemi::agent {
 namespace {
 
 using nlohmann::json;
+
+constexpr size_t kMaxRecordBytes = 64 << 20;  // some KiB a pod
 
 json addresses_to_json(const std::vector<IpAddress>& addresses) {
   json out = json::array();
@@ -29,6 +34,10 @@ Result<std::vector<IpAddress>> addresses_from_json(const json& list) {
     out.push_back(*ip);
   }
   return out;
+}
+
+std::string checksum_of(const json& pods) {
+  return fmt::format("{:08x}", crc32c(pods.dump(-1, ' ', false, json::error_handler_t::replace)));
 }
 
 json record_to_json(const PodRecord& r) {
@@ -111,7 +120,8 @@ Result<CaptureSpec> spec_of(const PodRecord& record) {
 std::string records_to_json(const std::vector<PodRecord>& records) {
   json pods = json::array();
   for (const PodRecord& r : records) pods.push_back(record_to_json(r));
-  return json{{"version", 1}, {"pods", pods}}.dump(2, ' ', false, json::error_handler_t::replace) +
+  return json{{"version", 1}, {"checksum", checksum_of(pods)}, {"pods", pods}}.dump(
+             2, ' ', false, json::error_handler_t::replace) +
          "\n";
 }
 
@@ -120,13 +130,36 @@ Result<std::vector<PodRecord>> records_from_json(std::string_view text) {
   try {
     const json document = json::parse(text);
     if (document.value("version", 0) != 1) return malformed("its version is not 1");
+    const json pods = document.value("pods", json::array());
+    // Agents before this one wrote none.
+    if (document.contains("checksum") && document["checksum"] != checksum_of(pods))
+      return malformed("its checksum does not fit");
     std::vector<PodRecord> out;
-    for (const json& pod : document.value("pods", json::array()))
-      out.push_back(MELTEMI_TRY(record_from_json(pod)));
+    for (const json& pod : pods) out.push_back(MELTEMI_TRY(record_from_json(pod)));
     return out;
   } catch (const json::exception& e) {
     return malformed(e.what());
   }
+}
+
+Result<KeptRecords> read_records(const std::string& path) {
+  KeptRecords out;
+  Result<sys::OwnFile> file = sys::read_own_file(path, kMaxRecordBytes);
+  Result<std::vector<PodRecord>> records =
+      file ? records_from_json(file->content) : fail(file.error());
+  if (records) {
+    out.records = std::move(*records);
+    return out;
+  }
+  Error& why = records.error();
+  if (why.reason == Reason::kNotFound) return out;
+  why.detail = path + ": " + why.detail;
+  if (why.reason != Reason::kBadConfig) return fail(std::move(why));
+  const std::string aside = MELTEMI_TRY(sys::keep_aside(path));
+  out.problem = fmt::format(
+      "{}; it is not used, and lies at {}. Captured pods stay so; which sysctls they had before is not known",
+      why.detail, aside);
+  return out;
 }
 
 }  // namespace meltemi::agent

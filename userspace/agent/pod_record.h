@@ -36,9 +36,19 @@ struct PodRecord {
 // that names them: the control plane validates, but it may be another version.
 Result<CaptureSpec> spec_of(const PodRecord& record);
 
+// With a checksum over all of them.
 std::string records_to_json(const std::vector<PodRecord>& records);
-// Unknown fields are ignored (a newer agent wrote them); what is malformed is an error that names
-// it.
+// Unknown fields are ignored (a newer agent wrote them); what is malformed, or does not fit its checksum,
+// is an error (kBadConfig) that names it.
 Result<std::vector<PodRecord>> records_from_json(std::string_view text);
+
+struct KeptRecords {
+  std::vector<PodRecord> records;
+  std::string problem;  // for people: the file was damaged, and where it lies now; "" otherwise
+};
+// The file of the last agent. None: no records. Damaged, or writable by others: no records, and it is kept
+// aside under another name. Error kSystem: it is there and cannot be read now, or not be kept aside: it must
+// not be written over.
+Result<KeptRecords> read_records(const std::string& path);
 
 }  // namespace meltemi::agent

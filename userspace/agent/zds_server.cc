@@ -45,12 +45,10 @@ ZdsServer::~ZdsServer() {
     loop_.cancel(c->deadline);
     loop_.unwatch(fd);
   }
-  if (listener_) loop_.unwatch(listener_.get());
 }
 
 Status ZdsServer::listen(const std::string& path) {
-  listener_ = MELTEMI_TRY(sys::listen_packets(path, 0600));
-  return loop_.watch(listener_.get(), EPOLLIN, [this](uint32_t) { accept(); });
+  return listener_.listen(path);
 }
 
 ZdsServer::Connection* ZdsServer::newest() const {
@@ -65,30 +63,26 @@ bool ZdsServer::synced() const {
   return c != nullptr && c->snapshot_sent && c->queue.empty() && !c->under_way;
 }
 
-void ZdsServer::accept() {
-  while (true) {
-    Result<UniqueFd> fd = sys::accept_packets(listener_.get());
-    if (!fd) return;
-    const auto peer = sys::peer_credentials(fd->get());
-    if (!peer || peer->uid != ::geteuid() || connections_.size() >= kMaxZdsConnections) {
-      scope.warn("refused a connection of pid {}, uid {} ({} connections)", peer ? peer->pid : 0,
-                 peer ? peer->uid : 0, connections_.size());
-      continue;
-    }
-    auto c = std::make_unique<Connection>();
-    c->serial = next_serial_++;
-    c->pid = peer->pid;
-    c->fd = std::move(*fd);
-    Connection& connection = *c;
-    const int key = connection.fd.get();
-    connections_.emplace(key, std::move(c));
-    connection.deadline =
-        loop_.after(kZdsAnswerTimeout, [this, &connection] { close(connection, "sent no hello"); });
-    if (!loop_.watch(key, EPOLLIN, [this, &connection](uint32_t) { on_readable(connection); }))
-      close(connection, "cannot be watched");
-    else
-      scope.info("ztunnel pid {} connected", peer->pid);
+void ZdsServer::accept(UniqueFd fd) {
+  const auto peer = sys::peer_credentials(fd.get());
+  if (!peer || peer->uid != ::geteuid() || connections_.size() >= kMaxZdsConnections) {
+    scope.warn("refused a connection of pid {}, uid {} ({} connections)", peer ? peer->pid : 0,
+               peer ? peer->uid : 0, connections_.size());
+    return;
   }
+  auto c = std::make_unique<Connection>();
+  c->serial = next_serial_++;
+  c->pid = peer->pid;
+  c->fd = std::move(fd);
+  Connection& connection = *c;
+  const int key = connection.fd.get();
+  connections_.emplace(key, std::move(c));
+  connection.deadline =
+      loop_.after(kZdsAnswerTimeout, [this, &connection] { close(connection, "sent no hello"); });
+  if (!loop_.watch(key, EPOLLIN, [this, &connection](uint32_t) { on_readable(connection); }))
+    close(connection, "cannot be watched");
+  else
+    scope.info("ztunnel pid {} connected", peer->pid);
 }
 
 void ZdsServer::close(Connection& c, std::string_view why) {

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "userspace/agent/loop.h"
+#include "userspace/agent/packet_listener.h"
 #include "userspace/agent/pod_netns.h"
 #include "userspace/base/error.h"
 #include "userspace/codec/zds.h"
@@ -76,7 +77,7 @@ class ZdsServer {
     std::string uid;
   };
 
-  void accept();
+  void accept(UniqueFd fd);
   void on_readable(Connection& c);
   void on_hello(Connection& c, const std::string& bytes);
   void on_ack(Connection& c, const std::string& bytes, std::vector<UniqueFd> fds);
@@ -89,7 +90,7 @@ class ZdsServer {
 
   Loop& loop_;
   Callbacks callbacks_;
-  UniqueFd listener_;
+  PacketListener listener_{loop_, [this](UniqueFd fd) { accept(std::move(fd)); }};
   std::map<int, std::unique_ptr<Connection>> connections_;  // by descriptor
   uint64_t next_serial_ = 1;
   uint64_t refused_total_ = 0;

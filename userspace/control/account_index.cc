@@ -2,16 +2,15 @@
 #include "userspace/control/account_index.h"
 
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <mutex>
 #include <nlohmann/json.hpp>
 #include <utility>
 
 #include "userspace/base/log.h"
 #include "userspace/sys/files.h"
+#include "userspace/sys/own_file.h"
 
 namespace meltemi::control {
 namespace {
@@ -19,32 +18,79 @@ namespace {
 log::Scope scope("accounts");
 
 constexpr uint32_t kFileMode = 0644;
+constexpr size_t kMaxFile = 64u << 20;  // 10,000 deleted accounts and as many living ones take 2 MB
 
 std::string key_of(std::string_view ns, std::string_view name) { return fmt::format("{}/{}", ns, name); }
 
 }  // namespace
 
+Result<AccountIndex::File> AccountIndex::parse(const std::string& bytes) {
+  const auto root = nlohmann::json::parse(bytes, nullptr, /*allow_exceptions=*/false);
+  const auto bad = [] { return fail(Reason::kBadConfig, Fault::kInternal, "not what was written there"); };
+  File out;
+  if (!root.is_object() || !root.contains("there") || !root["there"].is_object() ||
+      !root.contains("gone") || !root["gone"].is_array())
+    return bad();
+  for (const auto& [account, uid] : root["there"].items()) {
+    if (!uid.is_string()) return bad();
+    out.there[account] = uid.get<std::string>();
+  }
+  for (const auto& account : root["gone"]) {
+    if (!account.is_string()) return bad();
+    out.gone.push_back(account.get<std::string>());
+  }
+  return out;
+}
+
 AccountIndex::AccountIndex(std::string file) : file_(std::move(file)) {
-  if (::access(file_.c_str(), F_OK) != 0 && errno == ENOENT) return;
-  const auto bytes = sys::read_file(file_);
-  const auto root = bytes ? nlohmann::json::parse(*bytes, nullptr, /*allow_exceptions=*/false)
-                          : nlohmann::json();
-  if (!root.is_object()) {
-    scope.error("{}: {}; service accounts that were deleted before this start are not known", file_,
-                bytes ? "not what was written there" : bytes.error().to_string());
-    return;
-  }
-  if (const auto there = root.find("there"); there != root.end() && there->is_object()) {
-    for (const auto& [account, uid] : there->items()) {
-      if (uid.is_string()) unseen_[account] = uid.get<std::string>();
+  load();
+  if (problem_.empty()) dirty_ = false;
+}
+
+// Returns whether it is known now what the file says. REQUIRES the lock, or that nobody else is there.
+bool AccountIndex::load() {
+  const auto read = sys::read_own_file(file_, kMaxFile);
+  auto kept = read ? parse(read->content) : Result<File>(fail(read.error()));
+  unread_ = !kept && kept.error().reason == Reason::kSystem;
+  std::string problem;
+  if (kept) {
+    for (const std::string& account : kept->gone) {
+      if (!there_.contains(account)) bury(account);
     }
-  }
-  if (const auto gone = root.find("gone"); gone != root.end() && gone->is_array()) {
-    for (const auto& account : *gone) {
-      if (account.is_string()) bury(account.get<std::string>());
+    for (const auto& [account, uid] : kept->there) {
+      if (!complete_) {
+        if (!there_.contains(account)) unseen_[account] = uid;
+      } else if (!there_.contains(account)) {
+        bury(account);
+      }
     }
+  } else if (unread_) {
+    problem = fmt::format("{} cannot be read now: {}; service accounts that nobody declares are refused "
+                          "until it is known which were deleted. Move it away to go on without it",
+                          file_, kept.error().detail);
+    dirty_ = true;  // so that it is looked at again
+  } else if (kept.error().reason != Reason::kNotFound) {
+    const auto aside = sys::keep_aside(file_);
+    unread_ = !aside;
+    problem = fmt::format("{}: {}; which service accounts were deleted before this start is not known ({})",
+                          file_, kept.error().detail,
+                          aside ? "it lies at " + *aside : aside.error().detail);
+    dirty_ = true;
   }
-  dirty_ = false;
+  if (!problem.empty() && problem != problem_) scope.error("{}", problem);
+  if (problem.empty() && !problem_.empty()) scope.info("{} is read now", file_);
+  problem_ = problem;
+  return !unread_;
+}
+
+bool AccountIndex::read_late() {
+  const std::unique_lock lock(mutex_);
+  return unread_ && load();
+}
+
+std::string AccountIndex::problem() const {
+  const std::shared_lock lock(mutex_);
+  return problem_;
 }
 
 void AccountIndex::forget(const std::string& account) { std::erase(gone_, account); }
@@ -107,6 +153,10 @@ Status AccountIndex::still_there(std::string_view ns, std::string_view name,
     return gone("is another one than the token was made for");
   }
   if (std::ranges::find(gone_, account) != gone_.end()) return gone("was deleted");
+  if (unread_)
+    return fail(Reason::kShutdown, Fault::kInternal,
+                fmt::format("whether service account {} was deleted is not known now", account),
+                Retry::kSafe);
   return {};
 }
 
@@ -124,6 +174,7 @@ Status AccountIndex::save() {
   nlohmann::json root;
   {
     const std::unique_lock lock(mutex_);
+    if (unread_) return fail(Reason::kSystem, Fault::kInternal, problem_);
     if (!dirty_ || !complete_) return {};  // half of the configuration says nothing about the other
     root = {{"there", there_}, {"gone", gone_}};
     dirty_ = false;

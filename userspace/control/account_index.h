@@ -20,8 +20,13 @@ inline constexpr size_t kMaxGoneAccounts = 10'000;
 
 class AccountIndex {
  public:
-  // Reads `file` if it is there; one that cannot be read is logged and counts as empty.
+  // Reads `file` if it is there. Damaged: it is kept aside under another name, and counts as empty. One that
+  // cannot be read now is not written over, and until read_late() nobody is believed to be there who is
+  // not declared. problem() says either.
   explicit AccountIndex(std::string file);
+  // Tries again what could not be read; true if that has become known, so that somebody may be gone.
+  bool read_late();
+  std::string problem() const;  // for people; "" if there is none
 
   // Takes the ServiceAccounts among the changes; true if one came, went or became another.
   bool apply(const std::vector<config::ObjectChange>& changes);
@@ -29,8 +34,8 @@ class AccountIndex {
   // True if there was one. Later calls do nothing.
   bool complete();
 
-  // Error kPermission: it was deleted, or the token was made for an earlier one of its name. `uid`: as
-  // the token has it, "" if it says nothing.
+  // Error kPermission: it was deleted, or the token was made for an earlier one of its name; kShutdown: it
+  // is not known now whether it was. `uid`: as the token has it, "" if it says nothing.
   Status still_there(std::string_view ns, std::string_view name, std::string_view uid) const;
   size_t gone() const;
 
@@ -41,6 +46,12 @@ class AccountIndex {
  private:
   void forget(const std::string& account);  // REQUIRES the lock
   void bury(const std::string& account);
+  struct File {
+    std::map<std::string, std::string> there;
+    std::vector<std::string> gone;
+  };
+  static Result<File> parse(const std::string& bytes);
+  bool load();
 
   const std::string file_;
   mutable std::shared_mutex mutex_;
@@ -48,7 +59,9 @@ class AccountIndex {
   std::map<std::string, std::string> unseen_;              // of the file, until complete()
   std::deque<std::string> gone_;                           // oldest first
   bool complete_ = false, dirty_ = false;
-  std::string trouble_;
+  bool unread_ = false;  // what lies in the file is not known
+  std::string problem_;  // with reading
+  std::string trouble_;  // with writing, as logged
 };
 
 }  // namespace meltemi::control

@@ -92,6 +92,7 @@ ControlPlane::ControlPlane(Settings settings, std::unique_ptr<pki::TokenKeyFiles
       server_(hooks()) {
   readiness_.pending(std::string(kConfigurationTask));
   readiness_.note("configuration", [this] { return source_trouble(); });
+  readiness_.note("service accounts", [this] { return accounts_.problem(); });
   readiness_.check("xds", [this] { return server_.trouble(MonoClock::now()); });
 }
 
@@ -200,8 +201,9 @@ Status ControlPlane::run(int stop_fd) {
   monitoring_.stop();
   const std::lock_guard lock(mutex_);
   if (!loaded_) return {};
+  const Status enrolled = enrolled_.save(pods_.uids());
   MELTEMI_TRY(accounts_.save());
-  return enrolled_.save(pods_.uids());
+  return enrolled;
 }
 
 Duration ControlPlane::next_wake(MonoTime now) const {
@@ -331,6 +333,7 @@ void ControlPlane::timers(MonoTime now) {
   if (loaded_ && (enrolled_.dirty() || (ready_ && accounts_.dirty())) && now >= next_save_) {
     // What goes wrong is logged there.
     const bool kept = enrolled_.save(pods_.uids()).has_value();
+    if (accounts_.read_late()) end_unwelcome();
     next_save_ = now + (accounts_.save() && kept ? kSaveEvery : kSaveRetry);
   }
   if (now >= next_identity_) check_identity(now);

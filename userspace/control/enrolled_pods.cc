@@ -1,15 +1,15 @@
 // See enrolled_pods.h.
 #include "userspace/control/enrolled_pods.h"
 
-#include <unistd.h>
+#include <fmt/format.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <nlohmann/json.hpp>
 #include <utility>
 
 #include "userspace/base/log.h"
 #include "userspace/sys/files.h"
+#include "userspace/sys/own_file.h"
 
 namespace meltemi::control {
 namespace {
@@ -17,26 +17,41 @@ namespace {
 log::Scope scope("enrolled");
 
 constexpr uint32_t kFileMode = 0644;
+constexpr size_t kMaxFile = 64u << 20;  // 40 bytes a pod
 
 }  // namespace
 
 EnrolledPods::EnrolledPods(std::string file) : file_(std::move(file)) {
-  if (::access(file_.c_str(), F_OK) != 0 && errno == ENOENT) return;
-  const auto bytes = sys::read_file(file_);
-  const auto root = bytes ? nlohmann::json::parse(*bytes, nullptr, /*allow_exceptions=*/false)
-                          : nlohmann::json();
-  if (!root.is_object()) {
-    lost_ = true;
-    scope.error("{}: {}; pods that are to be enrolled count as enrolled until their agents report",
-                file_, bytes ? "not what was written there" : bytes.error().to_string());
-    return;
+  const Status loaded = load();
+  if (loaded) return;
+  lost_ = true;
+  unread_ = loaded.error().reason == Reason::kSystem;
+  problem_ = fmt::format("{}: {}; pods that are to be enrolled count as enrolled until their agents report",
+                         file_, loaded.error().detail);
+  if (!unread_) {
+    const auto aside = sys::keep_aside(file_);
+    unread_ = !aside;
+    problem_ += aside ? "; it lies at " + *aside : "; " + aside.error().detail;
   }
+  scope.error("{}", problem_);
+}
+
+// Adds what the file says. None: nothing. Errors: kBadConfig: damaged; kSystem: it cannot be read now.
+Status EnrolledPods::load() {
+  const auto read = sys::read_own_file(file_, kMaxFile);
+  if (!read && read.error().reason == Reason::kNotFound) return {};
+  if (!read) return fail(read.error());
+  const auto root = nlohmann::json::parse(read->content, nullptr, /*allow_exceptions=*/false);
+  const auto is_list = [](const auto& uids) {
+    return uids.is_array() &&
+           std::ranges::all_of(uids, [](const auto& uid) { return uid.is_string(); });
+  };
+  if (!root.is_object() || !std::ranges::all_of(root, is_list))
+    return fail(Reason::kBadConfig, Fault::kInternal, "not what was written there");
   for (const auto& [node, uids] : root.items()) {
-    if (!uids.is_array()) continue;
-    for (const auto& uid : uids) {
-      if (uid.is_string()) nodes_[node].enrolled.insert(uid.get<std::string>());
-    }
+    for (const auto& uid : uids) nodes_[node].enrolled.insert(uid.template get<std::string>());
   }
+  return {};
 }
 
 bool EnrolledPods::lost(const std::string& node) const {
@@ -112,6 +127,12 @@ Status EnrolledPods::save(const std::set<std::string>& alive) {
 }
 
 Status EnrolledPods::write(const std::set<std::string>& alive) {
+  if (unread_) {  // what is known without it may be less
+    MELTEMI_TRY(load());
+    unread_ = false;
+    problem_.clear();
+    scope.info("{} is read now", file_);
+  }
   nlohmann::json root = nlohmann::json::object();
   for (auto& [node, known] : nodes_) {
     std::erase_if(known.enrolled, [&](const std::string& uid) {

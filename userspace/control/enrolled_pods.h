@@ -23,8 +23,10 @@ struct ReportedPods {
 
 class EnrolledPods {
  public:
-  // Reads `file` if it is there. One that cannot be read is logged, and makes lost() true.
+  // Reads `file` if it is there. Damaged: it is kept aside under another name. One that cannot be read now is
+  // read before it is written the next time. Both are logged, and make lost() true.
   explicit EnrolledPods(std::string file);
+  const std::string& problem() const { return problem_; }  // for people; "" if there is none
 
   // Whether it is unknown who was enrolled before this start, on this node: pods that are decided to be
   // have to be presumed, as HBONE to one that is not captured fails, and plaintext to one that is leaks.
@@ -59,10 +61,13 @@ class EnrolledPods {
     std::set<std::string> presumed;  // only before the first report, and only if the file was lost
     bool spoken = false;             // its agent has reported
   };
+  Status load();
   Status write(const std::set<std::string>& alive);
   std::string file_;
   std::map<std::string, Node> nodes_;
   bool dirty_ = false, lost_ = false;
+  bool unread_ = false;  // what lies in the file is not known
+  std::string problem_;  // with reading
   std::string trouble_;  // why the file was not written, as logged
 };
 

@@ -189,6 +189,9 @@ xds::ProcessStatus ControlPlane::status() const {
   size_t enrolled = 0;
   for (const auto& [node, uids] : enrolled_.by_node()) enrolled += uids.size();
   out.counts.emplace_back("enrolled", enrolled);
+  for (const std::string& problem : {accounts_.problem(), enrolled_.problem()}) {
+    if (!problem.empty()) out.problems.push_back(problem);
+  }
   for (const auto& [node, problems] : node_problems_) {
     for (const std::string& problem : problems)
       out.problems.push_back(fmt::format("node {}: {}", node, problem));

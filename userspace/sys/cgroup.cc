@@ -21,15 +21,20 @@ namespace {
 constexpr int kKillRounds = 100;
 constexpr useconds_t kKillPauseMicroseconds = 2000;
 
-std::vector<std::string> subdirectories(const std::string& path) {
+// None of a cgroup that is gone. What cannot be listed is an error: processes below would be missed.
+Result<std::vector<std::string>> subdirectories(const std::string& path) {
   std::vector<std::string> out;
   const std::unique_ptr<DIR, int (*)(DIR*)> dir(::opendir(path.c_str()), ::closedir);
-  if (!dir) return out;
-  while (const dirent* entry = ::readdir(dir.get())) {
+  if (!dir && errno == ENOENT) return out;
+  if (!dir) return fail_errno(errno, "list cgroup " + path);
+  for (;;) {
+    errno = 0;
+    const dirent* entry = ::readdir(dir.get());
+    if (entry == nullptr && errno != 0 && errno != ENOENT) return fail_errno(errno, "list cgroup " + path);
+    if (entry == nullptr) return out;
     const std::string name = entry->d_name;
     if (entry->d_type == DT_DIR && name != "." && name != "..") out.push_back(path + "/" + name);
   }
-  return out;
 }
 
 Result<std::string> absolute(const std::string& path) {
@@ -53,7 +58,7 @@ Status collect(const std::string& path, bool recurse, std::vector<pid_t>& out) {
     p = next + 1;
   }
   if (!recurse) return {};
-  for (const std::string& child : subdirectories(path)) {
+  for (const std::string& child : MELTEMI_TRY(subdirectories(path))) {
     // A child may vanish between listing and reading.
     const Status status = collect(child, true, out);
     if (!status && status.error().reason != Reason::kNotFound) return status;
@@ -62,7 +67,7 @@ Status collect(const std::string& path, bool recurse, std::vector<pid_t>& out) {
 }
 
 Status remove_tree(const std::string& path) {
-  for (const std::string& child : subdirectories(path)) MELTEMI_TRY(remove_tree(child));
+  for (const std::string& child : MELTEMI_TRY(subdirectories(path))) MELTEMI_TRY(remove_tree(child));
   if (::rmdir(path.c_str()) < 0 && errno != ENOENT)
     return fail_errno(errno, "remove cgroup " + path);
   return {};
@@ -82,6 +87,8 @@ Result<std::string> cgroup2_mount() {
 Result<Cgroup> Cgroup::open(const std::string& path) {
   const std::string full = MELTEMI_TRY(absolute(path));
   UniqueFd fd(::open(full.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  if (!fd && (errno == ENOENT || errno == ENOTDIR))
+    return fail(Reason::kNotFound, Fault::kConfig, fmt::format("cgroup {} does not exist", full));
   if (!fd) return fail_errno(errno, "open cgroup " + full);
   return Cgroup(full, std::move(fd));
 }
@@ -168,7 +175,7 @@ Result<std::string> cgroup2_path_of(pid_t pid) {
     if (line.starts_with("0::")) return std::string(line.substr(3));
     at = end + 1;
   }
-  return fail(Reason::kNotFound, Fault::kConfig, file + " names no cgroup2 (line 0::)");
+  return fail(Reason::kUnsupported, Fault::kConfig, file + " names no cgroup2 (line 0::)");
 }
 
 }  // namespace meltemi::sys

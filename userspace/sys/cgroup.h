@@ -20,7 +20,8 @@ Result<std::string> cgroup2_mount();
 class Cgroup {
  public:
   Cgroup() = default;
-  // `path` is a directory: absolute, or relative to the cgroup2 mount.
+  // `path` is a directory: absolute, or relative to the cgroup2 mount. kNotFound: there is none;
+  // kSystem: it cannot be opened now.
   static Result<Cgroup> open(const std::string& path);
   // As people write it: absolute, or relative to the mount with or without a slash in front ("/" is the
   // mount).
@@ -51,6 +52,7 @@ class Cgroup {
 };
 
 // Path of a process within the cgroup2 hierarchy ("/", "/system.slice/x"), from /proc/PID/cgroup.
+// kNotFound: no such process (any more); kUnsupported: there is no such hierarchy.
 Result<std::string> cgroup2_path_of(pid_t pid);
 
 }  // namespace meltemi::sys

@@ -50,8 +50,10 @@ Result<std::vector<Mount>> mounts() {
   std::vector<Mount> out;
   mntent entry{};
   char buffer[8192];
+  errno = 0;
   while (::getmntent_r(table.get(), &entry, buffer, sizeof buffer) != nullptr)
     out.push_back({entry.mnt_dir, entry.mnt_type});
+  if (::ferror(table.get()) != 0) return fail_errno(errno != 0 ? errno : EIO, "read /proc/self/mounts");
   return out;
 }
 
@@ -140,6 +142,8 @@ Result<std::string> read_file(const std::string& path, size_t max_bytes) {
   while (true) {
     const ssize_t n = ::read(fd.get(), buffer, sizeof buffer);
     if (n < 0 && errno == EINTR) continue;
+    if (n < 0 && errno == ESRCH)  // a file of /proc/PID or of a cgroup, and that has ended
+      return fail(Reason::kNotFound, Fault::kConfig, path + " does not exist any more");
     if (n < 0) return fail_errno(errno, "read " + path);
     if (n == 0) return out;
     out.append(buffer, static_cast<size_t>(n));

@@ -31,6 +31,8 @@ enum class Durability : uint8_t { kSynced, kCached };
 // `mode` is the new file's, whatever the old one had.
 Status write_file_atomically(const std::string& path, std::string_view content, uint32_t mode,
                              Durability durability = Durability::kSynced);
+// Errors: kNotFound: there is none, or (in /proc and cgroups) no longer; kLimitExceeded; kSystem: it is
+// there, or may be, and cannot be read now.
 Result<std::string> read_file(const std::string& path, size_t max_bytes = 64 << 20);
 
 }  // namespace meltemi::sys

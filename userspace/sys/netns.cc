@@ -29,6 +29,8 @@ constexpr const char* kNamedDirectory = "/run/netns";
 
 Result<UniqueFd> open_ns(const std::string& path) {
   UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!fd && (errno == ENOENT || errno == ENOTDIR || errno == ESRCH))
+    return fail(Reason::kNotFound, Fault::kConfig, path + " does not exist");
   if (!fd) return fail_errno(errno, "open " + path);
   return fd;
 }

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <linux/magic.h>
+#include <stdio.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
 #include <unistd.h>
@@ -55,6 +56,20 @@ Result<OwnFile> read_own_file(const std::string& path, size_t max_bytes) {
     out.content.append(buffer, static_cast<size_t>(n));
     if (out.content.size() > max_bytes) return bad("it grows while it is read");
   }
+}
+
+Result<std::string> set_aside(const std::string& path) {
+  std::string aside = path + ".refused";
+  if (::rename(path.c_str(), aside.c_str()) < 0)
+    return fail_errno(errno, "rename " + path + " to " + aside);
+  return aside;
+}
+
+Result<std::string> keep_aside(const std::string& path) {
+  std::string aside = path + ".refused";
+  ::unlink(aside.c_str());
+  if (::link(path.c_str(), aside.c_str()) < 0) return set_aside(path);
+  return aside;
 }
 
 Result<bool> is_in_memory(const std::string& directory) {

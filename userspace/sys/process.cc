@@ -28,19 +28,29 @@ extern char** environ;
 namespace meltemi::sys {
 namespace {
 
-// nullopt if the process went away while it was looked at, or cannot be read.
-std::optional<ProcessInfo> inspect(pid_t pid) {
+// nullopt if the process went away while it was looked at, or may not be looked at (it has capabilities that
+// this one lacks, as a node's init has beside a container: asking again would say the same). Whatever else
+// keeps it from being read is an error: a list that lacks it would say that it is not there.
+Result<std::optional<ProcessInfo>> inspect(pid_t pid) {
+  const std::string net = fmt::format("/proc/{}/ns/net", pid);
   struct stat st{};
-  if (::stat(fmt::format("/proc/{}/ns/net", pid).c_str(), &st) < 0) return std::nullopt;
+  if (::stat(net.c_str(), &st) < 0) {
+    if (errno == ENOENT || errno == ESRCH || errno == EACCES || errno == EPERM) return std::nullopt;
+    return fail_errno(errno, "look at " + net);
+  }
   ProcessInfo info;
   info.pid = pid;
   info.netns_inode = st.st_ino;
   Result<std::string> command = read_file(fmt::format("/proc/{}/comm", pid));
   Result<std::string> cgroup = cgroup2_path_of(pid);
-  if (!command || !cgroup) return std::nullopt;
+  for (const auto* part : {&command, &cgroup}) {
+    if (*part || part->error().reason == Reason::kUnsupported) continue;
+    if (part->error().reason == Reason::kNotFound) return std::nullopt;
+    return fail(part->error());
+  }
   while (!command->empty() && command->back() == '\n') command->pop_back();
   info.command = std::move(*command);
-  info.cgroup = std::move(*cgroup);
+  if (cgroup) info.cgroup = std::move(*cgroup);
   return info;
 }
 
@@ -128,14 +138,17 @@ Result<std::vector<ProcessInfo>> list_processes() {
   const std::unique_ptr<DIR, int (*)(DIR*)> dir(::opendir("/proc"), ::closedir);
   if (!dir) return fail_errno(errno, "open /proc");
   std::vector<ProcessInfo> out;
-  while (const dirent* entry = ::readdir(dir.get())) {
+  for (;;) {
+    errno = 0;
+    const dirent* entry = ::readdir(dir.get());
+    if (entry == nullptr && errno != 0) return fail_errno(errno, "read /proc");
+    if (entry == nullptr) return out;
     const std::string_view name = entry->d_name;
     pid_t pid = 0;
     const auto [end, ec] = std::from_chars(name.data(), name.data() + name.size(), pid);
     if (ec != std::errc() || end != name.data() + name.size()) continue;
-    if (auto info = inspect(pid)) out.push_back(std::move(*info));
+    if (auto info = MELTEMI_TRY(inspect(pid))) out.push_back(std::move(*info));
   }
-  return out;
 }
 
 Result<std::vector<ProcessInfo>> processes_in(const NetnsId& netns) {

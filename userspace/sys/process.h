@@ -21,10 +21,12 @@ struct ProcessInfo {
   pid_t pid = 0;
   std::string command;       // /proc/PID/comm
   uint64_t netns_inode = 0;  // of the main thread
-  std::string cgroup;        // cgroup2 path
+  std::string cgroup;        // cgroup2 path; "" where there is no such hierarchy
 };
 
-// All processes that can be read; those that vanish meanwhile are left out. No order.
+// All processes that this one may look at, in no order; those that vanish meanwhile are left out. Error if
+// one of them, or /proc, cannot be read now: an incomplete list would be taken for the word that
+// somebody has ended.
 Result<std::vector<ProcessInfo>> list_processes();
 Result<std::vector<ProcessInfo>> processes_in(const NetnsId& netns);
 

@@ -18,7 +18,7 @@ struct ChannelOptions {
   std::string address;     // "https://10.0.0.1:15012", "istiod.istio-system.svc:15012" (https), or
                            // "http://127.0.0.1:15010" (plaintext)
   std::string root_ca;     // path of a PEM file, inline PEM, or "SYSTEM"; unused for http
-  std::string token_file;  // path, re-read; "" or absent file: no token. An empty file is an error.
+  std::string token_file;  // path, re-read; "" or absent file: no token. Empty: an error
   std::string
       server_name;  // name expected in the server's certificate instead of the address's host
   std::string cluster_id = "Kubernetes";

@@ -213,7 +213,8 @@ void DeltaClient::Impl::load_saved() {
   }
   {
     const std::lock_guard lock(status_mutex);
-    status.last_word = loaded->last_word;
+    if (status.connects == 0) status.last_word = loaded->last_word;
+    status.saved_refusal.clear();
   }
   saved = std::move(loaded->types);
   patience_ends = MonoClock::now() + kAnswerPatience;
@@ -498,6 +499,7 @@ void DeltaClient::Impl::run() {
   load_saved();
   do {
     const MonoTime began = MonoClock::now();
+    if (last_good && last_good->unread()) load_saved();
     const Error why = run_stream();
     // Only a stream that answered and lasted clears the count, so that a server which accepts and
     // closes at once is not called in a hot loop.

@@ -9,11 +9,13 @@
 #include <algorithm>
 #include <fstream>
 #include <iterator>
+#include <map>
 #include <mutex>
 #include <optional>
 #include <vector>
 
 #include "userspace/base/log.h"
+#include "userspace/sys/files.h"
 #include "userspace/xds/address.h"
 #include "userspace/xds/delta_client.h"
 
@@ -52,6 +54,23 @@ std::optional<std::string> read_whole(std::string_view path) {
     out += *it;
   }
   return out;
+}
+
+// The token that the file holds. While it cannot be read (no descriptors) the last one that it held, as a
+// call without one would be refused; who has expired is refused all the same.
+Result<std::string> read_token(const std::string& path) {
+  static std::mutex mutex;
+  static auto* const last = new std::map<std::string, std::string>();  // by path; one or two
+  auto token = sys::read_file(path, kMaxFileBytes);
+  const std::lock_guard lock(mutex);
+  if (token) {
+    (*last)[path] = *token;
+  } else if (token.error().reason == Reason::kSystem) {
+    if (const auto known = last->find(path); known != last->end()) return known->second;
+  } else {
+    last->erase(path);
+  }
+  return token;
 }
 
 Result<std::string> read_root(const ChannelOptions& options) {
@@ -151,8 +170,9 @@ Status add_metadata(const ChannelOptions& options, grpc::ClientContext& context)
   context.AddMetadata("clusterid", options.cluster_id);
   for (const auto& [name, value] : options.headers) context.AddMetadata(name, value);
   if (options.token_file.empty()) return {};
-  auto token = read_whole(options.token_file);
-  if (!token) return {};
+  auto token = read_token(options.token_file);
+  if (!token && token.error().reason == Reason::kNotFound) return {};
+  if (!token) return fail(token.error());
   while (!token->empty() && std::isspace(static_cast<unsigned char>(token->back()))) {
     token->pop_back();
   }

@@ -11,14 +11,13 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <nmmintrin.h>
-#include <stdio.h>
 #include <sys/stat.h>
 
 #include <algorithm>
 #include <cstring>
 
 #include "userspace/base/config.h"
+#include "userspace/base/crc32c.h"
 #include "userspace/base/log.h"
 #include "userspace/sys/files.h"
 #include "userspace/sys/own_file.h"
@@ -34,19 +33,6 @@ constexpr size_t kHeader = 24;
 
 std::unexpected<Error> bad(std::string detail) {
   return fail(Reason::kBadConfig, Fault::kInternal, std::move(detail));
-}
-
-uint32_t crc32c(std::string_view bytes) {
-  uint64_t crc = 0xffffffff;
-  size_t i = 0;
-  for (; i + 8 <= bytes.size(); i += 8) {
-    uint64_t word;
-    std::memcpy(&word, bytes.data() + i, sizeof word);
-    crc = _mm_crc32_u64(crc, word);
-  }
-  auto rest = static_cast<uint32_t>(crc);
-  for (; i < bytes.size(); ++i) rest = _mm_crc32_u8(rest, static_cast<uint8_t>(bytes[i]));
-  return ~rest;
 }
 
 template <typename T>
@@ -211,22 +197,46 @@ Result<LastGood::Loaded> LastGood::read() const {
 
 Result<LastGood::Loaded> LastGood::load() {
   auto loaded = read();
-  if (loaded) {
-    const std::lock_guard lock(mutex_);
-    types_ = loaded->types;
-    last_word_ = loaded->last_word;
-  } else if (loaded.error().reason == Reason::kNotFound) {
-    scope.info("{}: {} yet", options_.path, loaded.error().detail);
-  } else if (loaded.error().reason == Reason::kLimitExceeded) {
-    scope.error("{}: {}", options_.path, loaded.error().detail);
-  } else {
-    const std::string aside = options_.path + ".refused";
-    const bool moved = ::rename(options_.path.c_str(), aside.c_str()) == 0;
-    scope.error("{} is refused: {}; {}", options_.path, loaded.error().detail,
-                moved ? "moved to " + aside : "it cannot be moved aside");
-  }
-  thread_ = std::thread([this] { run(); });
+  const std::lock_guard lock(mutex_);
+  settle(loaded);
+  if (!thread_.joinable()) thread_ = std::thread([this] { run(); });
   return loaded;
+}
+
+// What an attempt to read means for the file and for what is known.
+void LastGood::settle(Result<Loaded>& loaded) {
+  if (loaded) {
+    std::erase_if(loaded->types, [&](const auto& type) { return types_.contains(type.first); });
+    types_.insert(loaded->types.begin(), loaded->types.end());
+    if (last_word_ == WallTime()) last_word_ = loaded->last_word;
+    if (std::exchange(unread_since_, std::nullopt)) scope.info("{} is read now", options_.path);
+    return;
+  }
+  const Error& why = loaded.error();
+  if (why.reason == Reason::kSystem) {
+    const MonoTime now = MonoClock::now();
+    if (!unread_since_) {
+      unread_since_ = now;
+      scope.error("{} cannot be read now: {}; it is tried again, and not written over", options_.path,
+                  why.detail);
+    }
+    if (now - *unread_since_ < kUnreadPatience) return;
+  }
+  unread_since_.reset();
+  if (why.reason == Reason::kNotFound) {
+    scope.info("{}: {} yet", options_.path, why.detail);
+  } else if (why.reason == Reason::kLimitExceeded) {
+    scope.error("{}: {}", options_.path, why.detail);
+  } else {
+    const auto aside = sys::set_aside(options_.path);
+    scope.error("{} is refused: {}; {}", options_.path, why.detail,
+                aside ? "moved to " + *aside : aside.error().detail);
+  }
+}
+
+bool LastGood::unread() const {
+  const std::lock_guard lock(mutex_);
+  return unread_since_.has_value();
 }
 
 void LastGood::set(std::string_view type_url, std::string_view name,
@@ -304,12 +314,26 @@ void LastGood::run() {
   while (!stopping_ || dirty_) {
     if (!dirty_) {
       wake_.wait_for(lock, kHeardEvery, [&] { return dirty_ || stopping_; });
-      if (dirty_ || stopping_ || !connected_) continue;
+      if (dirty_ || stopping_ || !connected_ || unread_since_) continue;
       last_word_ = options_.now();
       stamp(last_word_);
       continue;
     }
     wake_.wait_for(lock, pause, [&] { return urgent_ || stopping_; });
+    if (unread_since_) {
+      lock.unlock();
+      auto again = read();
+      lock.lock();
+      settle(again);
+    }
+    if (unread_since_) {  // what is known may be less than what lies there
+      urgent_ = false;
+      ++attempts_;
+      saved_.notify_all();
+      if (stopping_) break;
+      pause = kHeardEvery;
+      continue;
+    }
     const SavedTypes types = types_;
     const WallTime last_word = last_word_;
     dirty_ = urgent_ = false;

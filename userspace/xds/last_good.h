@@ -8,8 +8,9 @@
 // twentieth of the time, however fast pushes come.
 //
 // What cannot be believed is refused by name and moved aside to PATH.refused: cut short, changed,
-// of a newer format, owned or writable by others, or of another node. Must never hold a private key,
-// nor let a bad file end the process.
+// of a newer format, owned or writable by others, or of another node. What cannot be read at a moment (no
+// descriptors, no memory, the disk) is read again, and not written over meanwhile. Must never hold a
+// private key, nor let a bad file end the process.
 #pragma once
 
 #include <condition_variable>
@@ -17,6 +18,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -36,6 +38,8 @@ inline constexpr size_t kMaxStateName = 4096;  // bytes of a name, a version, a 
 inline constexpr Duration kFirstSave = std::chrono::milliseconds(200);  // after a change
 inline constexpr int kSaveShare = 20;  // a save that took T is followed by none for 20 T
 inline constexpr Duration kHeardEvery = std::chrono::seconds(30);  // how often the file's time moves
+// A file that cannot be read for this long is moved aside unread, so that a new one is kept.
+inline constexpr Duration kUnreadPatience = std::chrono::minutes(5);
 
 // Whose state it is. Every field must be the same when it is read back.
 struct StateOwner {
@@ -78,8 +82,9 @@ class LastGood {
     SavedTypes types;
     WallTime last_word;
   };
-  // Once, before anything else is called. Error kNotFound: no file. kLimitExceeded: older than
-  // max_age; it stays where it is. Other errors: refused and moved aside. All are logged.
+  // Before anything else is called; again while unread(). Error kNotFound: no file. kLimitExceeded: older
+  // than max_age; it stays where it is. kSystem: it cannot be read now, and unread() holds. Other errors:
+  // refused and moved aside. All are logged. Types of which something was told meanwhile are left out.
   Result<Loaded> load();
 
   // The rest: the subscriber's thread. `resource` null: removed.
@@ -94,11 +99,13 @@ class LastGood {
   // Waits until what was pending is on disk, or failed to get there. For tests and shutdown.
   void flush();
   uint64_t saves() const;
+  bool unread() const;  // the file may be there, and nobody knows what is in it
 
  private:
   void run();
   void changed();  // REQUIRES: the lock
   Result<Loaded> read() const;
+  void settle(Result<Loaded>& loaded);  // REQUIRES: the lock
   Status save(const SavedTypes& types, WallTime last_word) const;
   void stamp(WallTime last_word) const;
 
@@ -108,6 +115,7 @@ class LastGood {
   SavedTypes types_;
   WallTime last_word_{};
   bool dirty_ = false, connected_ = false, stopping_ = false, urgent_ = false, saving_ = false;
+  std::optional<MonoTime> unread_since_;
   uint64_t saves_ = 0, attempts_ = 0;
   std::thread thread_;
 };

@@ -2,8 +2,10 @@
 // process), ADD/DEL/CHECK by the plugin binary, ZDS with a ztunnel played by this test, kill -9.
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <map>
@@ -38,8 +40,8 @@ std::string binary(const char* name) {
 }
 
 template <typename F>
-bool eventually(F&& condition) {
-  const MonoTime deadline = MonoClock::now() + kLong;
+bool eventually(F&& condition, Duration patience = kLong) {
+  const MonoTime deadline = MonoClock::now() + patience;
   while (!condition()) {
     if (MonoClock::now() > deadline) return false;
     ::usleep(20'000);
@@ -246,7 +248,7 @@ class AgentTest : public ::testing::Test {
   void TearDown() override { stop_agent(SIGKILL); }
   std::string token() const { return lab.run_directory() + "/token"; }
 
-  void start_agent(std::vector<std::string> more = {}, bool with_control_plane = true) {
+  sys::Process spawn_agent(std::vector<std::string> more, bool with_control_plane) {
     std::vector<std::string> argv = {binary("meltemi-agent"),
                                      "--node-name=n1",
                                      "--run-dir=" + lab.run_directory(),
@@ -257,11 +259,13 @@ class AgentTest : public ::testing::Test {
     argv.push_back("--auth-token=" + token());
     if (with_control_plane) argv.push_back("--xds-address=" + control->address());
     argv.insert(argv.end(), more.begin(), more.end());
-    agent_ = must(sys::Process::spawn(
+    return must(sys::Process::spawn(
         {.argv = argv, .netns = &lab.node, .cgroup = &system_, .parent_death_signal = SIGKILL}));
-    ASSERT_TRUE(eventually([&] {
-      return sys::connect_packets(lab.run_directory() + "/agent.sock").has_value();
-    })) << "the agent does not serve";
+  }
+  bool serves() { return sys::connect_packets(lab.run_directory() + "/agent.sock").has_value(); }
+  void start_agent(std::vector<std::string> more = {}, bool with_control_plane = true) {
+    agent_ = spawn_agent(std::move(more), with_control_plane);
+    ASSERT_TRUE(eventually([&] { return serves(); })) << "the agent does not serve";
   }
   void stop_agent(int signal) {
     if (!agent_.valid()) return;
@@ -584,6 +588,133 @@ TEST_F(AgentTest, a_lost_state_file_takes_no_pod_from_ztunnel) {
   const UniqueFd after = tcp_client(pod.netns, at("10.96.0.12", 80));
   EXPECT_TRUE(accept_one(ztunnel.outbound(uid)));
   EXPECT_OK(app.stop(seconds(1)));
+}
+
+TEST_F(AgentTest, ADamagedStateFileIsKeptAsideAndTakesNoPodFromZtunnel) {
+  LabPod& pod = lab.add_pod(1);
+  const std::string uid = "uid-" + pod.name;
+  const std::string file = lab.run_directory() + "/enrolments.json";
+  const sys::Cgroup cgroup = must(must(lab.cgroup.child("pods")).child(uid));
+  auto app =
+      must(sys::Process::spawn({.argv = {"sleep", "120"}, .netns = &pod.netns, .cgroup = &cgroup}));
+  wire::PodEnrolment e = wanted(pod);
+  e.add_addresses(pod.v4.wire());
+  start_agent();
+  FakeZtunnel ztunnel(zds_path());
+  control->decide(e);
+  ASSERT_EQ(run_cni("ADD", pod).exit_code, 0);
+  ASSERT_TRUE(eventually([&] { return ztunnel.outbound(uid) >= 0; }));
+
+  stop_agent(SIGKILL);
+  std::string damaged = must(sys::read_file(file));
+  damaged[damaged.find("netnsCookie") + 15] ^= 1;  // still JSON
+  must(sys::write_file_atomically(file, damaged, 0600));
+  control = std::make_unique<ControlPlane>(lab.node, false);
+  start_agent();
+  EXPECT_EQ(must(sys::read_file(file + ".refused")), damaged);
+  EXPECT_EQ(ztunnel.snapshots(), 1) << "ztunnel was told of the pods that are known, which are none";
+  EXPECT_TRUE(captured(pod));
+
+  control->decide(e);
+  control->set_ready();
+  EXPECT_TRUE(eventually([&] { return enrolled(pod); }));
+  EXPECT_TRUE(ztunnel.serves(uid));
+  EXPECT_TRUE(eventually([&] {
+    return std::ranges::any_of(control->problems(), [&](const std::string& problem) {
+      return problem.find("checksum") != std::string::npos &&
+             problem.find(file + ".refused") != std::string::npos;
+    });
+  })) << "nobody is told";
+  EXPECT_OK(app.stop(seconds(1)));
+}
+
+TEST_F(AgentTest, AStateFileThatCannotBeReadNowIsWaitedFor) {
+  LabPod& pod = lab.add_pod(1);
+  const std::string file = lab.run_directory() + "/enrolments.json";
+  start_agent();
+  FakeZtunnel ztunnel(zds_path());
+  control->decide(wanted(pod));
+  ASSERT_EQ(run_cni("ADD", pod).exit_code, 0);
+  ASSERT_TRUE(eventually([&] { return ztunnel.outbound("uid-" + pod.name) >= 0; }));
+  stop_agent(SIGKILL);
+  ASSERT_EQ(::rename(file.c_str(), (file + ".elsewhere").c_str()), 0);
+  // Opening a socket fails with ENXIO: something is there, and nobody can tell what.
+  const UniqueFd in_the_way = must(sys::listen_packets(file, 0600));
+  agent_ = spawn_agent({}, false);
+  EXPECT_FALSE(eventually([&] { return serves(); }, seconds(1)));
+  EXPECT_TRUE(captured(pod));
+  ASSERT_EQ(::rename((file + ".elsewhere").c_str(), file.c_str()), 0);
+  ASSERT_TRUE(eventually([&] { return serves(); }));
+  EXPECT_TRUE(enrolled(pod)) << "it went on without what it could not read";
+}
+
+// Out of descriptors nobody is seen in /proc, no pin can be opened, no namespace entered. That ends no
+// pod, forgets no ztunnel and no kubelet.
+TEST_F(AgentTest, OutOfDescriptorsNothingIsConcluded) {
+  LabPod& pod = lab.add_pod(1);
+  LabPod& nameless = lab.add_pod(2);
+  const sys::Cgroup kubelet = must(lab.cgroup.child("kubelet"));
+  const std::string name = "meltemi-test-" + std::to_string(::getpid());
+  sys::Netns temporary = must(sys::Netns::create_named(name));
+  must(must(sys::Netlink::open_in(temporary)).add_address({.ip = ip("10.66.9.9"), .ifindex = 1}));
+  auto app = must(sys::Process::spawn({.argv = {"sleep", "120"}, .netns = &temporary}));
+  start_agent({"--prober-cgroup=" + kubelet.path()});
+  FakeZtunnel ztunnel(zds_path());
+  control->decide(wanted(pod));
+  control->decide(wanted(nameless));
+  ASSERT_EQ(run_cni("ADD", pod).exit_code, 0);
+  local::v1::Request request;
+  auto& add = *request.mutable_add();
+  add.set_name(nameless.name);
+  add.set_namespace_("shop");
+  add.set_uid("uid-" + nameless.name);
+  add.set_netns_path(sys::Netns::named_path(name));
+  add.add_addresses(ip("10.66.9.9").wire());
+  const auto response = call(request);
+  ASSERT_OK(response);
+  EXPECT_EQ(response->error(), "");
+  const uint64_t cookie = must(temporary.cookie());
+  temporary = sys::Netns();
+  ASSERT_OK(sys::Netns::remove_named(name));  // its process alone keeps it
+  const auto bpf = must(agent::BpfStore::load({.directory = lab.bpf_directory(),
+                                               .probe_v4 = ip(MELTEMI_PROBE_ADDRESS_V4),
+                                               .probe_v6 = ip(MELTEMI_PROBE_ADDRESS_V6),
+                                               .node_netns_cookie = must(lab.node.cookie()),
+                                               .node_netns = must(lab.node.duplicate())}));
+  ASSERT_TRUE(eventually([&] {
+    return control->problems().empty() && control->reported("uid-" + nameless.name)->enrolled() &&
+           must(bpf->cgroup_roles()).size() == 2;
+  }));
+  const auto roles = must(bpf->cgroup_roles());
+
+  rlimit limit{}, none{};
+  ASSERT_EQ(::prlimit(agent_.pid(), RLIMIT_NOFILE, nullptr, &limit), 0);
+  none = limit;
+  none.rlim_cur = 0;
+  ASSERT_EQ(::prlimit(agent_.pid(), RLIMIT_NOFILE, &none, nullptr), 0);
+  ASSERT_TRUE(eventually([&] {
+    return std::ranges::any_of(control->problems(), [](const std::string& problem) {
+      return problem.find("Too many open files") != std::string::npos;
+    });
+  })) << "nobody is told";
+  ::usleep(700'000);  // two passes more
+  EXPECT_EQ(must(bpf->cgroup_roles()), roles) << "ztunnel or the kubelet was forgotten";
+  EXPECT_TRUE(must(bpf->enrolled(cookie))) << "a pod with a living process was given up";
+  for (const std::string& uid : {"uid-" + pod.name, "uid-" + nameless.name}) {
+    const auto status = control->reported(uid);
+    ASSERT_TRUE(status);
+    EXPECT_TRUE(status->enrolled());
+    EXPECT_EQ(status->missing_size(), 0) << "nobody has seen that anything is missing";
+    EXPECT_TRUE(ztunnel.serves(uid));
+  }
+
+  ASSERT_EQ(::prlimit(agent_.pid(), RLIMIT_NOFILE, &limit, nullptr), 0);
+  EXPECT_TRUE(eventually([&] { return control->problems().empty(); })) << control->problems().front();
+  EXPECT_TRUE(enrolled(pod));
+  // What can be seen again has its consequences again.
+  EXPECT_OK(app.stop(seconds(1)));
+  EXPECT_TRUE(eventually([&] { return !must(bpf->enrolled(cookie)); }));
+  EXPECT_EQ(must(bpf->cgroup_roles()), roles);
 }
 
 TEST_F(AgentTest, kill_9_of_ztunnel_makes_connections_wait_not_fail) {

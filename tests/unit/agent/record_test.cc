@@ -2,9 +2,15 @@
 #include "userspace/agent/pod_record.h"
 
 #include <gtest/gtest.h>
+#include <stdlib.h>
+#include <sys/stat.h>
 
+#include <filesystem>
+
+#include "tests/support/few_descriptors.h"
 #include "userspace/agent/control_link.h"
 #include "userspace/agent/options.h"
+#include "userspace/sys/files.h"
 
 namespace meltemi::agent {
 namespace {
@@ -78,6 +84,68 @@ TEST(Record, RefusesWhatItCannotRead) {
     ASSERT_FALSE(got) << text;
     EXPECT_EQ(got.error().reason, Reason::kBadConfig) << text;
   }
+}
+
+TEST(Record, AChangedByteDoesNotFitTheChecksum) {
+  std::string text = records_to_json({full_record()});
+  const size_t at = text.find("web-0");
+  ASSERT_NE(at, std::string::npos);
+  text[at + 4] = '1';
+  const auto got = records_from_json(text);
+  ASSERT_FALSE(got);
+  EXPECT_NE(got.error().detail.find("checksum"), std::string::npos) << got.error().detail;
+}
+
+class RecordFile : public ::testing::Test {
+ protected:
+  RecordFile() {
+    std::string name = "/tmp/meltemi-records-XXXXXX";
+    directory = ::mkdtemp(name.data());
+    path = directory + "/enrolments.json";
+  }
+  ~RecordFile() override { std::filesystem::remove_all(directory); }
+  void write(const std::string& text) {
+    ASSERT_TRUE(sys::write_file_atomically(path, text, 0600).has_value());
+  }
+  std::string directory, path;
+};
+
+TEST_F(RecordFile, ThatIsAbsentHoldsNothing) {
+  const auto kept = read_records(path);
+  ASSERT_TRUE(kept) << kept.error().to_string();
+  EXPECT_TRUE(kept->records.empty());
+  EXPECT_EQ(kept->problem, "");
+}
+
+TEST_F(RecordFile, ThatIsDamagedIsKeptAsideAndNamed) {
+  const std::string whole = records_to_json({full_record()});
+  for (const std::string& text : {whole.substr(0, whole.size() / 2), std::string("not JSON"),
+                                  std::string(R"({"version":1,"checksum":"0","pods":[]})")}) {
+    write(text);
+    const auto kept = read_records(path);
+    ASSERT_TRUE(kept) << kept.error().to_string();
+    EXPECT_TRUE(kept->records.empty());
+    EXPECT_NE(kept->problem.find(path + ".refused"), std::string::npos) << kept->problem;
+    EXPECT_EQ(*sys::read_file(path + ".refused"), text);
+    EXPECT_NE(read_records(path)->problem, "") << "damaged until it is written anew";
+  }
+  write(whole);
+  ASSERT_EQ(::chmod(path.c_str(), 0666), 0);
+  EXPECT_NE(read_records(path)->problem.find("others may write it"), std::string::npos);
+}
+
+TEST_F(RecordFile, ThatCannotBeReadNowIsAnErrorAndStays) {
+  const std::string whole = records_to_json({full_record()});
+  write(whole);
+  {
+    const test::FewDescriptors none(0);
+    const auto kept = read_records(path);
+    ASSERT_FALSE(kept);
+    EXPECT_EQ(kept.error().reason, Reason::kSystem);
+    EXPECT_NE(kept.error().detail.find(path), std::string::npos) << kept.error().detail;
+  }
+  EXPECT_EQ(*sys::read_file(path), whole);
+  EXPECT_EQ(read_records(path)->records.size(), 1u);
 }
 
 TEST(Record, BecomesASpec) {

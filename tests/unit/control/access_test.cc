@@ -8,9 +8,11 @@
 #include <filesystem>
 #include <fstream>
 
+#include "tests/support/few_descriptors.h"
 #include "userspace/base/log.h"
 #include "userspace/control/enrolled_pods.h"
 #include "userspace/control/signing_rate.h"
+#include "userspace/sys/files.h"
 
 namespace meltemi::control {
 namespace {
@@ -182,6 +184,92 @@ TEST(AccountIndex, WhatWasDeletedStaysSoOverARestartAlsoWhenNobodyLooked) {
   EXPECT_FALSE(accounts.still_there("shop", "c", ""));
   EXPECT_TRUE(accounts.still_there("shop", "never-declared", ""));
   EXPECT_EQ(accounts.gone(), 2u);
+  std::filesystem::remove_all(directory);
+}
+
+class AccountFile : public ::testing::Test {
+ protected:
+  AccountFile() {
+    EXPECT_NE(mkdtemp(directory.data()), nullptr);
+    file = directory + "/accounts.json";
+    AccountIndex accounts(file);
+    accounts.apply({change("a", true), change("b", true), change("c", true), change("b", false)});
+    accounts.complete();
+    EXPECT_TRUE(accounts.save());
+    whole = *sys::read_file(file);
+  }
+  ~AccountFile() override { std::filesystem::remove_all(directory); }
+  static ObjectChange change(const std::string& name, bool there) {
+    const Object object = Object::make(Kind::kServiceAccount, "shop", name);
+    return {object.key(), nullptr, there ? std::make_shared<const Object>(object) : nullptr};
+  }
+  std::string directory = "/tmp/meltemi-accounts-XXXXXX", file, whole;
+};
+
+TEST_F(AccountFile, ThatCannotBeReadNowBringsNobodyBack) {
+  std::unique_ptr<AccountIndex> accounts;
+  {
+    const test::FewDescriptors none(0);
+    accounts = std::make_unique<AccountIndex>(file);
+    accounts->apply({change("a", true)});
+    EXPECT_FALSE(accounts->complete());
+    EXPECT_FALSE(accounts->read_late());
+    EXPECT_FALSE(accounts->save());
+  }
+  EXPECT_NE(accounts->problem().find(file), std::string::npos) << accounts->problem();
+  EXPECT_EQ(*sys::read_file(file), whole) << "what could not be read was written over";
+  EXPECT_TRUE(accounts->still_there("shop", "a", ""));
+  for (const char* name : {"b", "c", "never-declared"}) {
+    const Status there = accounts->still_there("shop", name, "");
+    ASSERT_FALSE(there) << name;
+    EXPECT_EQ(there.error().reason, Reason::kShutdown) << "later, not no";
+  }
+  EXPECT_TRUE(accounts->read_late());
+  EXPECT_EQ(accounts->problem(), "");
+  EXPECT_EQ(accounts->still_there("shop", "b", "").error().reason, Reason::kPermission);
+  EXPECT_EQ(accounts->still_there("shop", "c", "").error().reason, Reason::kPermission) << "gone meanwhile";
+  EXPECT_TRUE(accounts->still_there("shop", "never-declared", ""));
+  EXPECT_TRUE(accounts->save());
+  EXPECT_EQ(AccountIndex(file).gone(), 2u);
+}
+
+TEST_F(AccountFile, ThatIsDamagedIsKeptAsideAndSaid) {
+  const std::string cut = whole.substr(0, whole.size() / 2);
+  std::ofstream(file) << cut;
+  AccountIndex accounts(file);
+  EXPECT_NE(accounts.problem().find(file + ".refused"), std::string::npos) << accounts.problem();
+  EXPECT_EQ(*sys::read_file(file + ".refused"), cut);
+  EXPECT_TRUE(accounts.still_there("shop", "never-declared", ""));
+  accounts.complete();
+  EXPECT_TRUE(accounts.save());
+  EXPECT_EQ(AccountIndex(file).problem(), "");
+}
+
+TEST(EnrolledPods, AFileThatCannotBeReadNowIsNotWrittenOver) {
+  std::string directory = "/tmp/meltemi-enrolled-XXXXXX";
+  ASSERT_NE(mkdtemp(directory.data()), nullptr);
+  const std::string file = directory + "/enrolled.json";
+  {
+    EnrolledPods pods(file);
+    pods.set("node1", {.enrolled = {"u1"}, .plain = {}});
+    ASSERT_TRUE(pods.save({"u1"}));
+  }
+  const std::string whole = *sys::read_file(file);
+  std::unique_ptr<EnrolledPods> pods;
+  {
+    const test::FewDescriptors none(0);
+    pods = std::make_unique<EnrolledPods>(file);
+    EXPECT_TRUE(pods->lost("node1"));
+    pods->set("node2", {.enrolled = {"u2"}, .plain = {}});
+    EXPECT_FALSE(pods->save({"u1", "u2"}));
+  }
+  EXPECT_NE(pods->problem(), "");
+  EXPECT_EQ(*sys::read_file(file), whole);
+  ASSERT_TRUE(pods->save({"u1", "u2"}));
+  EXPECT_EQ(pods->problem(), "");
+  const auto again = EnrolledPods(file).by_node();
+  EXPECT_EQ(again.at("node1"), std::set<std::string>{"u1"});
+  EXPECT_EQ(again.at("node2"), std::set<std::string>{"u2"});
   std::filesystem::remove_all(directory);
 }
 

@@ -4,11 +4,14 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
 #include <algorithm>
 
 #include "userspace/sys/files.h"
+#include "tests/support/few_descriptors.h"
 
 namespace meltemi::sys {
 namespace {
@@ -76,6 +79,29 @@ TEST(Process, ListsItselfInItsNamespace) {
                                [](const ProcessInfo& p) { return p.pid == ::getpid(); });
   ASSERT_NE(me, all->end());
   EXPECT_EQ(me->command, "sys_process_tes");  // comm has 15 characters
+}
+
+// Out of descriptors somebody is not seen. That must not be taken for their end.
+TEST(Process, AListThatCannotBeCompleteIsAnError) {
+  for (const int left : {0, 1}) {  // /proc itself; the files of a process
+    const test::FewDescriptors few(left);
+    const auto all = list_processes();
+    ASSERT_FALSE(all) << "with " << left << " descriptors: " << all->size();
+    EXPECT_EQ(all.error().reason, Reason::kSystem);
+    EXPECT_NE(all.error().detail.find("Too many open files"), std::string::npos) << all.error().detail;
+  }
+  EXPECT_TRUE(list_processes());
+}
+
+TEST(Process, OneThatHasEndedIsLeftOut) {
+  auto ended = Process::spawn({.argv = {"true"}});
+  ASSERT_TRUE(ended);
+  siginfo_t info{};
+  ASSERT_EQ(::waitid(P_PID, static_cast<id_t>(ended->pid()), &info, WEXITED | WNOWAIT), 0);  // a zombie
+  const auto all = list_processes();
+  ASSERT_TRUE(all) << all.error().to_string();
+  EXPECT_TRUE(std::ranges::none_of(*all, [&](const auto& p) { return p.pid == ended->pid(); }));
+  EXPECT_TRUE(ended->wait(seconds(30)));
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <fstream>
 
+#include "tests/support/few_descriptors.h"
 #include "userspace/sys/files.h"
 
 namespace meltemi::xds {
@@ -175,6 +176,52 @@ TEST_F(LastGoodTest, ManyPushesAreWrittenTogether) {
   EXPECT_LE(state.saves(), 5u) << "ten thousand changes in a thousand pushes";
   LastGood again(options());
   EXPECT_EQ(again.load()->types.begin()->second.size(), 10'000u);
+}
+
+TEST_F(LastGoodTest, WhatCannotBeReadNowIsReadLaterAndNotWrittenOver) {
+  write_one();
+  const std::string whole = bytes();
+  LastGood state(options());
+  {
+    const test::FewDescriptors none(0);
+    const auto loaded = state.load();
+    ASSERT_FALSE(loaded.has_value());
+    EXPECT_EQ(loaded.error().reason, Reason::kSystem) << loaded.error().detail;
+    state.set("type.other", "b", resource("7", "newer"));
+    state.flush();
+    EXPECT_EQ(state.saves(), 0u);
+  }
+  EXPECT_TRUE(state.unread());
+  EXPECT_EQ(bytes(), whole);
+  EXPECT_FALSE(std::filesystem::exists(path + ".refused"));
+  const auto loaded = state.load();
+  ASSERT_TRUE(loaded.has_value()) << loaded.error().detail;
+  EXPECT_TRUE(loaded->types.contains(kType));
+  EXPECT_FALSE(state.unread());
+  state.set("type.other", "c", resource("8", "newest"));
+  state.flush();
+  EXPECT_GT(state.saves(), 0u);
+  const auto both = decode_state(bytes(), kOwner);
+  ASSERT_TRUE(both.has_value());
+  EXPECT_TRUE(both->contains(kType));
+  EXPECT_TRUE(both->contains(std::string_view("type.other")));
+}
+
+TEST_F(LastGoodTest, AnAnswerIsNewerThanAFileThatIsReadLater) {
+  write_one();
+  LastGood state(options());
+  {
+    const test::FewDescriptors none(0);
+    EXPECT_FALSE(state.load());
+  }
+  // The control plane answers for one type before anybody reads again.
+  state.set(kType, "new", resource("9", "newer"));
+  state.answered("type.other");
+  state.flush();
+  const auto saved = decode_state(bytes(), kOwner);
+  ASSERT_TRUE(saved.has_value());
+  EXPECT_EQ(saved->find(kType)->second.size(), 1u) << "its answer is the newer knowledge";
+  EXPECT_TRUE(saved->find(kType)->second.contains(std::string_view("new")));
 }
 
 TEST_F(LastGoodTest, AFileThatCannotBeWrittenHarmsNobody) {
