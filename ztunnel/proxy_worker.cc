@@ -219,8 +219,8 @@ void ProxyWorker::set_tls(const model::Identity& identity, TlsContextPtr tls) {
     tls_.erase(identity);
     return;
   }
-  server_.check_roots(*tls);
-  tunnels_.check_roots(*tls);
+  server_.check_roots(tls);
+  tunnels_.check_roots(tls);
   const bool renewed = tls_.contains(identity);
   tls_[identity] = std::move(tls);
   if (!renewed) return retry_parked();

@@ -238,7 +238,8 @@ void HboneServer::serve(UniqueFd fd, std::shared_ptr<const TlsContext> tls,
                         std::shared_ptr<void> context, rt::Lease lease) {
   auto* tunnel = new ServerTunnel(*impl_, std::move(context), std::move(lease));
   impl_->tunnels.insert(tunnel);
-  tunnel->start(std::move(fd), std::move(tls), {});
+  tunnel->rest_on(std::move(tls));
+  tunnel->start(std::move(fd), {});
 }
 
 void HboneServer::drain(const void* context) {
@@ -264,7 +265,7 @@ WallTime HboneServer::Impl::check(WallTime now) {
 
 void HboneServer::check_credentials() { impl_->watch.look(); }
 
-void HboneServer::check_roots(const TlsContext& renewed) {
+void HboneServer::check_roots(const std::shared_ptr<const TlsContext>& renewed) {
   for (ServerTunnel* t : impl_->all()) t->check_root(renewed);
 }
 

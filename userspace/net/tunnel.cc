@@ -28,12 +28,10 @@ Tunnel::~Tunnel() {
   if (carry_) loop_.buffers().give_small(carry_);
 }
 
-void Tunnel::start(UniqueFd fd, std::shared_ptr<const TlsContext> tls,
-                   std::vector<model::Identity> expected) {
+void Tunnel::start(UniqueFd fd, std::vector<model::Identity> expected) {
   if (auto a = rt::peer_address(fd.get())) peer_.address = *a;
   if (auto a = rt::local_address(fd.get())) peer_.local = *a;
   socket_.open(loop_, std::move(fd), *this);
-  context_ = std::move(tls);
   expected_ = std::move(expected);
   handshake_deadline_ = loop_.now() + options_.handshake_timeout;
   loop_.start(timer_, handshake_deadline_);
@@ -120,6 +118,12 @@ bool Tunnel::handshake_step(ByteSpan& in) {
     bump(stats_.handshake_failures);
     die(lost(Reason::kCertExpired, role_,
              "certificates of the tunnel ended at " + format_rfc3339(credential_.end)));
+    return false;
+  }
+  const auto renewed = std::move(renewed_);
+  if (renewed && !renewed->trusts(credential_.root)) {
+    bump(stats_.handshake_failures);
+    die(root_lost());
     return false;
   }
   auto layer = handshake_->take();
@@ -512,11 +516,22 @@ WallTime Tunnel::check_credential(WallTime now) {
   return WallTime::max();
 }
 
-void Tunnel::check_root(const TlsContext& roots) {
-  if (!ready() || own_ != roots.identity() || roots.trusts(credential_.root)) return;
-  bump(stats_.credential_ends);
-  die(lost(Reason::kPeerRevoked, role_,
-           "the root that vouched for " + std::string(peer_.identity.uri()) + " is trusted no more"));
+void Tunnel::check_root(const std::shared_ptr<const TlsContext>& renewed) {
+  if (dead_) return;
+  if (context_) {
+    if (context_->identity() == renewed->identity()) context_ = renewed;
+  } else if (handshake_) {
+    if (handshake_->context().identity() == renewed->identity()) renewed_ = renewed;
+  } else if (own_ == renewed->identity() && !renewed->trusts(credential_.root)) {
+    bump(stats_.credential_ends);
+    die(root_lost());
+  }
+}
+
+Error Tunnel::root_lost() const {
+  return lost(Reason::kPeerRevoked, role_,
+              "the root that vouched for " + std::string(peer_.identity.uri()) +
+                  " is trusted no more");
 }
 
 // The goodbye of a tunnel without streams.

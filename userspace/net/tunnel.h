@@ -125,8 +125,10 @@ class Tunnel : public rt::Retirable, private rt::SocketHandler, private rt::Turn
   Tunnel(rt::Loop& loop, const HboneOptions& options, HboneStats& stats, codec::TunnelRole role);
   ~Tunnel() override;
 
-  void start(UniqueFd fd, std::shared_ptr<const TlsContext> tls,
-             std::vector<model::Identity> expected);
+  // What the handshake will show and trust; before start(), and before the dial that leads to it, so that
+  // check_root() finds it.
+  void rest_on(std::shared_ptr<const TlsContext> tls) { context_ = std::move(tls); }
+  void start(UniqueFd fd, std::vector<model::Identity> expected);
   bool ready() const { return session_.has_value() && !dead_; }
   bool dead() const { return dead_; }
   bool draining() const { return session_ && session_->draining(); }
@@ -135,8 +137,9 @@ class Tunnel : public rt::Retirable, private rt::SocketHandler, private rt::Turn
   bool credential_over() const { return credential_.end <= options_.wall_clock(); }
   // Does what is due at `now`: drains, or ends. Returns when to look again; max: never.
   WallTime check_credential(WallTime now);
-  // Ends the tunnel if `roots` are those of its own identity and no longer hold the peer's.
-  void check_root(const TlsContext& roots);
+  // Ends the tunnel if `renewed` is of its own identity and its roots no longer hold the peer's. One whose
+  // handshake is under way is asked at its end, one that has not begun uses `renewed`.
+  void check_root(const std::shared_ptr<const TlsContext>& renewed);
   size_t stream_count() const { return session_ ? session_->stream_count() : 0; }
   void drain();
   // Ends it now; streams are told. on_dead() has run when this returns.
@@ -182,6 +185,7 @@ class Tunnel : public rt::Retirable, private rt::SocketHandler, private rt::Turn
 
   ByteSpan prepend_carry(ByteSpan data);
   void keep_carry(ByteSpan rest);
+  Error root_lost() const;
   bool begin_handshake();
   bool handshake_step(ByteSpan& in);
   bool open_record(ByteSpan record);
@@ -226,6 +230,7 @@ class Tunnel : public rt::Retirable, private rt::SocketHandler, private rt::Turn
   std::shared_ptr<const TlsContext> context_;  // until the handshake begins
   std::vector<model::Identity> expected_;
   std::unique_ptr<TlsHandshake> handshake_;
+  std::shared_ptr<const TlsContext> renewed_;  // came during the handshake
   std::optional<codec::RecordLayer> tls_;
   std::optional<codec::TunnelSession> session_;
   TunnelTimer timer_;

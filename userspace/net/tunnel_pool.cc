@@ -167,6 +167,7 @@ class ClientTunnel final : public Tunnel {
   void on_room_changed() override { pool_.serve_waiting(bucket_); }
   void on_event(const codec::TunnelEvent& e) override;
   void on_dead(const Error& error) override {
+    dial_.cancel();  // it may complete in this very turn, and the bucket be gone by then
     place_.release();
     pool_.tunnel_dead(*this, error);
   }
@@ -238,13 +239,13 @@ void ClientTunnel::rest_over() {
 
 void ClientTunnel::dial() {
   peer_.address = bucket_.target.address;
-  // The credentials of now: a rotation during the dial is for the next one.
-  auto tls = bucket_.dial.tls;
+  // The credentials of now: a rotation during the dial is for the next one, unless the roots changed.
+  rest_on(bucket_.dial.tls);
   dial_.start(bucket_.dial.socket, bucket_.target.address,
               loop_.now() + pool_.options.connect_timeout,
-              [this, tls = std::move(tls)](Result<UniqueFd> fd) mutable {
+              [this](Result<UniqueFd> fd) {
                 if (!fd) return die(fd.error());
-                start(std::move(*fd), std::move(tls), bucket_.target.expected);
+                start(std::move(*fd), bucket_.target.expected);
               });
 }
 
@@ -560,7 +561,7 @@ WallTime TunnelPool::Impl::check(WallTime now) {
 
 void TunnelPool::check_credentials() { impl_->watch.look(); }
 
-void TunnelPool::check_roots(const TlsContext& renewed) {
+void TunnelPool::check_roots(const std::shared_ptr<const TlsContext>& renewed) {
   for (ClientTunnel* t : impl_->all({})) {
     if (!t->dead()) t->check_root(renewed);
   }

@@ -90,7 +90,7 @@ class TunnelPool {
   // Does at once what the ends of certificates ask for; the pool does so by itself, in time.
   void check_credentials();
   // The roots of an identity changed: ends its tunnels whose peer none of them vouches for.
-  void check_roots(const TlsContext& renewed);
+  void check_roots(const std::shared_ptr<const TlsContext>& renewed);
   size_t tunnels() const;
   size_t streams() const;
   // For /config_dump: target text, streams, state.

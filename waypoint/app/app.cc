@@ -259,7 +259,7 @@ void App::publish_certificate(const pki::WorkloadCertificatePtr& certificate) {
   for (size_t i = 0; i < pool_->size(); ++i) {
     Lane* lane = lanes_[i].get();
     pool_->worker(i).post([lane, context] {
-      if (context) lane->acceptor.check_roots(*context);
+      if (context) lane->acceptor.check_roots(context);
       lane->proxy.set_tls(context);
     });
   }

@@ -454,6 +454,14 @@ void TcpFlow::forget() {
   if (detector_) detector_->ahead = nullptr;
   detector_ = nullptr;
   upstream_.reset();
+  leave();
+}
+
+// What it waits for may come in this very turn.
+void TcpFlow::leave() {
+  dial_.cancel();
+  net::TunnelConnect::cancel();
+  acceptor_.worker().loop().stop(soon_);
   acceptor_.connection_gone(*this);
 }
 
@@ -580,7 +588,7 @@ void TcpFlow::end(Reason reason, std::string_view detail) {
                                     detail);
   }
   stream_.reset();
-  acceptor_.connection_gone(*this);
+  leave();
 }
 
 }  // namespace meltemi::waypoint

@@ -37,7 +37,9 @@ class Acceptor final : public net::HboneHandler, private ConnectionOwner {
   // Connections finish what is under way and take nothing new.
   void drain();
   // The own roots changed: tunnels whose peer none of them vouches for end.
-  void check_roots(const net::TlsContext& renewed) { server_.check_roots(renewed); }
+  void check_roots(const std::shared_ptr<const net::TlsContext>& renewed) {
+    server_.check_roots(renewed);
+  }
   // Ends everything now.
   void close(Reason reason);
   size_t connections() const { return connections_.size() + server_.streams(); }
@@ -170,6 +172,7 @@ class TcpFlow final : public rt::Retirable,
   void failed(const Error& error);
   model::PolicyVerdict judge(const TcpChain& chain) const;
   void end(Reason reason, std::string_view detail);
+  void leave();
 
   Acceptor& acceptor_;
   ClientInfo client_;

@@ -42,7 +42,7 @@ void ProxyWorker::drain() {
 void ProxyWorker::set_tls(std::shared_ptr<const net::TlsContext> tls) {
   const bool rotated = tls_ != nullptr;
   tls_ = std::move(tls);
-  if (tls_) tunnels_.check_roots(*tls_);
+  if (tls_) tunnels_.check_roots(tls_);
   if (!rotated) return;
   // Requests under way go on; new ones use the new certificate, so no kept connection of the old tunnels.
   ++certificate_epoch_;

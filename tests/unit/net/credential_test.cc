@@ -151,12 +151,54 @@ TEST_P(CredentialTest, ARootThatIsTrustedNoMoreEndsItsTunnels) {
   TestCa next("next root");
   auto both = next.issue(kServer);
   both.roots_pem += ca_.root_pem();
-  far_->server.check_roots(**TlsContext::create(both));
+  far_->server.check_roots(*TlsContext::create(both));
   EXPECT_TRUE(passes(first)) << "the old root is still trusted";
-  far_->server.check_roots(*next.context("spiffe://cluster.local/ns/shop/sa/another"));
+  far_->server.check_roots(next.context("spiffe://cluster.local/ns/shop/sa/another"));
   EXPECT_TRUE(passes(first)) << "another workload's roots";
-  far_->server.check_roots(*next.context(kServer));
+  far_->server.check_roots(next.context(kServer));
   EXPECT_EQ(ended(), Reason::kPeerRevoked);
+}
+
+// However far the handshake has come when the roots change: no tunnel rests on the old one.
+TEST_P(CredentialTest, ARootThatIsWithdrawnDuringTheHandshakeMakesNoTunnel) {
+  TestCa next("next root");
+  const auto distrusting = [&](const char* name) {
+    auto material = ca_.issue(name);
+    material.roots_pem = next.root_pem();
+    return *TlsContext::create(material);
+  };
+  size_t under_way = 0, at_its_end = 0;
+  for (const bool server : {true, false}) {
+    for (int turns = 0; turns < 12; ++turns) {
+      near_.reset();
+      far_.reset();
+      loop_->run_once(MonoTime{});
+      make({-kHour, kDay, ""}, {-kHour, kDay, ""});
+      sockaddr_storage storage;
+      const UniqueFd client = std::move(*rt::make_tcp_socket(near_->address));
+      const socklen_t length = near_->address.to_sockaddr(storage);
+      ASSERT_EQ(connect(client.get(), reinterpret_cast<sockaddr*>(&storage), length), 0);
+      ASSERT_TRUE(run_until([&] { return near_->pool.tunnels() == 1; }));
+      for (int i = 0; i < turns; ++i) loop_->run_once(MonoTime{});
+      HboneStats& stats = server ? far_->stats : near_->stats;
+      if (stats.tunnels_opened > 0 || (server && far_->server.tunnels() == 0)) continue;
+      ++under_way;
+      if (server) {
+        far_->tls = distrusting(kServer);
+        far_->server.check_roots(far_->tls);
+      } else {
+        near_->dial.tls = distrusting(kClient);
+        near_->pool.check_roots(near_->dial.tls);
+      }
+      ASSERT_TRUE(run_until([&] { return near_->failures.size() == 1; }));
+      EXPECT_EQ(stats.tunnels_opened, 0u) << turns;
+      for (const Error& error : server ? far_->failures : near_->failures) {
+        at_its_end += error.reason == Reason::kPeerRevoked;
+      }
+    }
+  }
+  EXPECT_GT(under_way, 1u);
+  EXPECT_GT(at_its_end, 0u) << "else no handshake had begun";
 }
 
 TEST_P(CredentialTest, TheEndIsSeenWithoutBeingAskedFor) {
