@@ -137,6 +137,7 @@ void App::poll() {
     zds_started_ = true;
     zds_->start();
   }
+  if (feed_->synced()) certificates_->drop_unclaimed(MonoClock::now());
   shared_.port_watch.poll(*pods_, MonoClock::now());
 }
 

@@ -92,10 +92,7 @@ void Certificates::stop() {
 void Certificates::restored(const pki::WorkloadCertificatePtr& certificate) {
   {
     const std::lock_guard lock(mutex_);
-    if (!wanted_.contains(certificate->identity)) {
-      unclaimed_[certificate->identity] = certificate;
-      return;
-    }
+    if (!wanted_.contains(certificate->identity)) return unclaimed_.add(certificate);
   }
   manager_->restore(certificate);
 }
@@ -105,7 +102,7 @@ void Certificates::claim(const model::Identity& identity) {
   {
     const std::lock_guard lock(mutex_);
     if (!wanted_.insert(identity).second) return;
-    if (auto node = unclaimed_.extract(identity)) kept = std::move(node.mapped());
+    kept = unclaimed_.claim(identity);
   }
   if (kept) manager_->restore(kept);
 }
@@ -141,6 +138,19 @@ void Certificates::forget(const model::Identity& identity) {
   if (keys_) keys_->forget(std::string(identity.uri()));
   const std::lock_guard lock(mutex_);
   wanted_.erase(identity);
+}
+
+void Certificates::drop_unclaimed(MonoTime now) {
+  if (!keys_ || node_.empty()) return;  // without a node's name nobody knows who is here
+  std::vector<model::Identity> left;
+  {
+    const std::lock_guard lock(mutex_);
+    left = unclaimed_.expire(now);
+  }
+  for (const model::Identity& identity : left) {
+    scope.info("no pod of this node has identity {} any more: its kept key is dropped", identity.uri());
+    keys_->forget(std::string(identity.uri()));
+  }
 }
 
 void Certificates::publish(const model::Identity& identity,

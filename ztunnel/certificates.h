@@ -15,6 +15,7 @@
 #include "ztunnel/key_client.h"
 #include "ztunnel/proxy_worker.h"
 #include "ztunnel/settings.h"
+#include "ztunnel/unclaimed.h"
 
 namespace meltemi::ztunnel {
 
@@ -27,6 +28,8 @@ class Certificates {
   void want(const model::Identity& identity, bool urgent);
   // Fetches ahead what the workloads of this node need and forgets what none needs any more.
   void follow(const model::Snapshot& mesh);
+  // From when on the mesh is known: ends the keys that the agent kept and nobody asks for.
+  void drop_unclaimed(MonoTime now);
   std::vector<pki::CertificateEntry> entries() const;
   void stop();
 
@@ -43,7 +46,7 @@ class Certificates {
   std::set<model::Identity> followed_;  // of follow(), one thread
   std::mutex mutex_;                   // guards the next two
   std::set<model::Identity> wanted_;
-  std::map<model::Identity, pki::WorkloadCertificatePtr> unclaimed_;  // kept, not wanted so far
+  Unclaimed unclaimed_;  // kept, not wanted so far
   std::unique_ptr<pki::CertificateManager> manager_;
   std::unique_ptr<KeyClient> keys_;  // null: nobody keeps them
 };

@@ -2,6 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <charconv>
+#include <map>
+
 #include "userspace/base/log.h"
 #include "userspace/telemetry/staleness.h"
 #include "userspace/xds/workload_convert.h"
@@ -13,6 +16,22 @@ namespace {
 log::Scope scope("xds");
 
 constexpr const char* kReadyTask = "state manager";
+
+// Departed addresses on disk: a note "ADDRESS/NETWORK" each, with its number in the order of departure. They
+// must outlive this process as the workloads do, or a restart would send plaintext to what was HBONE.
+constexpr const char* kDepartedNotes = "meltemi.io/departed";
+
+std::string name_of(const model::NetworkAddress& at) {
+  return fmt::format("{}/{}", at.ip.to_string(), at.network.view());
+}
+
+std::optional<model::NetworkAddress> address_of(std::string_view name) {
+  const size_t slash = name.find('/');
+  if (slash == std::string_view::npos) return std::nullopt;
+  const auto ip = IpAddress::parse(name.substr(0, slash));
+  if (!ip) return std::nullopt;
+  return model::NetworkAddress{model::Symbol(name.substr(slash + 1)), *ip};
+}
 
 }  // namespace
 
@@ -46,6 +65,11 @@ Status MeshFeed::start() {
     xds::ClientSettings discovery = settings_.discovery;
     discovery.state_dir = directory;
     client_->keep(discovery.last_good("ztunnel.state", "ztunnel"));
+    client_->on_notes(kDepartedNotes,
+                      [this](const xds::SavedResources& notes) { restore_departed(notes); });
+    store_.on_departure([this](const model::NetworkAddress& at, uint64_t number) {
+      client_->note(name_of(at), number == 0 ? std::nullopt : std::optional(fmt::to_string(number)));
+    });
   }
   readiness_.note("control plane", [this] {
     return xds::staleness_note(client_->status(), std::chrono::system_clock::now());
@@ -91,6 +115,21 @@ std::vector<xds::Rejection> MeshFeed::on_policies(const xds::Update& update) {
   got_policies_ = true;
   after_update();
   return rejected;
+}
+
+void MeshFeed::restore_departed(const xds::SavedResources& notes) {
+  std::map<uint64_t, model::NetworkAddress> in_order;
+  for (const auto& [name, note] : notes) {
+    const auto at = address_of(name);
+    uint64_t number = 0;
+    const char* end = note->body.data() + note->body.size();
+    const auto [rest, error] = std::from_chars(note->body.data(), end, number);
+    client_->note(name, std::nullopt);  // it gets another number, or is none of ours
+    if (at && error == std::errc() && rest == end) in_order.insert_or_assign(number, *at);
+  }
+  std::vector<model::NetworkAddress> addresses;
+  for (const auto& [number, at] : in_order) addresses.push_back(at);
+  store_.restore_departed(addresses);
 }
 
 void MeshFeed::after_update() {

@@ -32,6 +32,7 @@ class MeshFeed {
   std::vector<xds::Rejection> on_addresses(const xds::Update& update);
   std::vector<xds::Rejection> on_policies(const xds::Update& update);
   void after_update();
+  void restore_departed(const xds::SavedResources& notes);
   void collect(telemetry::Exposition& out) const;
 
   const Settings& settings_;

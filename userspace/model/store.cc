@@ -47,11 +47,17 @@ bool answers_before(const WorkloadPtr& a, const WorkloadPtr& b) {
 }
 
 bool is_reached_by_hbone(const ServiceEntry& entry) {
-  bool found = entry.service->waypoint || !entry.service->weighted_waypoints.empty();
-  entry.endpoints.for_each([&](const Symbol&, const Endpoint& e) {
-    found |= e.workload->protocol == TunnelProtocol::kHbone;
-  });
-  return found;
+  return entry.service->waypoint || !entry.service->weighted_waypoints.empty() || entry.meshed;
+}
+
+// After a change of the endpoints: without any the service is what it was with the last.
+void count_endpoint(ServiceEntry& entry, const Endpoint* before, const Endpoint* after) {
+  const auto speaks = [](const Endpoint* e) {
+    return e != nullptr && e->workload->protocol == TunnelProtocol::kHbone;
+  };
+  entry.hbone_endpoints += speaks(after);
+  entry.hbone_endpoints -= speaks(before);
+  if (!entry.endpoints.empty()) entry.meshed = entry.hbone_endpoints > 0;
 }
 
 uint32_t endpoint_weight(const Workload& workload, const Service* service) {
@@ -180,8 +186,13 @@ uint64_t MeshStore::apply(const Batch& batch) {
   for (const WorkloadPtr& w : batch.workloads) changed |= put(w);
   for (const PolicyPtr& p : batch.policies) policies_changed |= put(p);
   if (!changed && !policies_changed) return work_.version_;
-  ++work_.version_;
   if (policies_changed) ++work_.policy_generation_;
+  publish();
+  return work_.version_;
+}
+
+void MeshStore::publish() {
+  ++work_.version_;
   auto next = std::make_shared<const Snapshot>(work_);
   {
     std::lock_guard lock(mutex_);
@@ -189,7 +200,13 @@ uint64_t MeshStore::apply(const Batch& batch) {
     version_.store(work_.version_, std::memory_order_release);
   }
   if (changed_) changed_();
-  return work_.version_;
+}
+
+void MeshStore::restore_departed(const std::vector<NetworkAddress>& addresses) {
+  for (const NetworkAddress& at : addresses) {
+    if (!work_.by_ip_.find(at) && !work_.by_vip_.find(at)) depart(at);
+  }
+  if (!addresses.empty()) publish();
 }
 
 bool MeshStore::put(const WorkloadPtr& workload) {
@@ -220,16 +237,30 @@ void MeshStore::depart_unclaimed(const Workload& old) {
   }
 }
 
+void MeshStore::depart_unclaimed(const ServiceEntry& old) {
+  if (!is_reached_by_hbone(old)) return;
+  for (const NetworkAddress& vip : old.service->vips) {
+    if (!work_.by_vip_.find(vip)) depart(vip);
+  }
+}
+
 void MeshStore::depart(const NetworkAddress& address) {
   work_.departed_.set(address, next_departure_);
+  if (departure_) departure_(address, next_departure_);
   departures_.emplace_back(address, next_departure_++);
   while (departures_.size() > kMaxDeparted) {
     const auto& [oldest, number] = departures_.front();
     // It may have come back, or even left again, since.
     const uint64_t* current = work_.departed_.find(oldest);
-    if (current && *current == number) work_.departed_.erase(oldest);
+    if (current && *current == number) no_longer_departed(oldest);
     departures_.pop_front();
   }
+}
+
+void MeshStore::no_longer_departed(const NetworkAddress& address) {
+  if (!work_.departed_.find(address)) return;
+  if (departure_) departure_(address, 0);
+  work_.departed_.erase(address);
 }
 
 void MeshStore::link(const WorkloadPtr& workload) {
@@ -242,7 +273,7 @@ void MeshStore::link(const WorkloadPtr& workload) {
       std::erase_if(list, [&](const WorkloadPtr& other) { return other->uid == w.uid; });
       list.insert(std::lower_bound(list.begin(), list.end(), workload, answers_before), workload);
       work_.by_ip_.set(at, std::move(list));
-      work_.departed_.erase(at);
+      no_longer_departed(at);
     }
   }
   if (!w.hostname.empty()) {
@@ -279,7 +310,10 @@ void MeshStore::set_endpoint(const WorkloadPtr& workload, uint32_t membership) {
   const ServiceEntryPtr* old = work_.services_.find(key);
   auto entry = old ? std::make_shared<ServiceEntry>(**old) : std::make_shared<ServiceEntry>();
   const uint32_t weight = endpoint_weight(*workload, entry->service.get());
-  entry->endpoints.set(workload->uid, Endpoint{workload, membership, weight});
+  const Endpoint endpoint{workload, membership, weight};
+  const Endpoint* before = old ? (*old)->endpoints.find(workload->uid) : nullptr;
+  entry->endpoints.set(workload->uid, endpoint);
+  count_endpoint(*entry, before, &endpoint);
   work_.services_.set(key, std::move(entry));
 }
 
@@ -288,6 +322,7 @@ void MeshStore::drop_endpoint(const Workload& workload, const Symbol& service) {
   if (!old || !(*old)->endpoints.find(workload.uid)) return;
   auto entry = std::make_shared<ServiceEntry>(**old);
   entry->endpoints.erase(workload.uid);
+  count_endpoint(*entry, (*old)->endpoints.find(workload.uid), nullptr);
   if (!entry->service && entry->endpoints.empty()) {
     work_.services_.erase(service);
   } else {
@@ -314,6 +349,7 @@ bool MeshStore::put(const ServicePtr& service) {
   }
   work_.services_.set(service->key, std::move(entry));
   index(*service);
+  if (old && old->service) depart_unclaimed(*old);  // VIPs that it has no longer
   return true;
 }
 
@@ -322,11 +358,7 @@ bool MeshStore::remove_service(std::string_view key) {
   if (!found || !(*found)->service) return false;
   const ServiceEntryPtr old = *found;
   unindex(*old->service);
-  if (is_reached_by_hbone(*old)) {
-    for (const NetworkAddress& vip : old->service->vips) {
-      if (!work_.by_vip_.find(vip)) depart(vip);
-    }
-  }
+  depart_unclaimed(*old);
   if (old->endpoints.empty()) {
     work_.services_.erase(key);
     return true;
@@ -334,6 +366,8 @@ bool MeshStore::remove_service(std::string_view key) {
   // The workloads still claim it: keep them for when it comes back. Weights are then recomputed,
   // because a placeholder counts as kOnlyHealthy.
   auto entry = std::make_shared<ServiceEntry>();
+  entry->hbone_endpoints = old->hbone_endpoints;
+  entry->meshed = old->meshed;
   old->endpoints.for_each([&](const Symbol& uid, const Endpoint& e) {
     entry->endpoints.set(uid, Endpoint{e.workload, e.membership,
                                        endpoint_weight(*e.workload, nullptr)});
@@ -345,7 +379,7 @@ bool MeshStore::remove_service(std::string_view key) {
 void MeshStore::index(const Service& s) {
   for (const NetworkAddress& vip : s.vips) {
     add_key(work_.by_vip_, vip, s.key);
-    work_.departed_.erase(vip);
+    no_longer_departed(vip);
   }
   for (const NetworkCidr& cidr : s.cidr_vips) add_key(work_.by_cidr_, cidr, s.key);
   add_key(work_.by_hostname_, s.hostname, s.key);

@@ -37,6 +37,8 @@ using EndpointMap = PersistentMap<Symbol, Endpoint, TextHash, WeighEndpoint>;  /
 struct ServiceEntry {
   ServicePtr service;  // never null in what Snapshot returns
   EndpointMap endpoints;
+  size_t hbone_endpoints = 0;
+  bool meshed = false;  // there are such, or the last ones that there were are
 };
 using ServiceEntryPtr = std::shared_ptr<const ServiceEntry>;
 
@@ -137,6 +139,15 @@ class MeshStore {
   // Called by apply() after publishing, on the writer's thread. Set before the first apply().
   void on_change(std::function<void()> fn) { changed_ = std::move(fn); }
 
+  // For whoever keeps departed addresses beyond this process. The function is called by apply() while it
+  // works, on the writer's thread, for each address that departs (with a number that grows) or does so
+  // no longer: it is somebody's again, or too old (0). Set before the first apply().
+  using OnDeparture = std::function<void(const NetworkAddress&, uint64_t number)>;
+  void on_departure(OnDeparture fn) { departure_ = std::move(fn); }
+  // What an earlier process kept, the oldest first; the writer's thread. Addresses that somebody has by now
+  // are left out.
+  void restore_departed(const std::vector<NetworkAddress>& addresses);
+
  private:
   bool put(const WorkloadPtr& workload);
   bool put(const ServicePtr& service);
@@ -147,7 +158,10 @@ class MeshStore {
   void link(const WorkloadPtr& workload);
   void unlink(const Workload& workload);
   void depart_unclaimed(const Workload& old);
+  void depart_unclaimed(const ServiceEntry& old);
   void depart(const NetworkAddress& address);
+  void no_longer_departed(const NetworkAddress& address);
+  void publish();
   void set_endpoint(const WorkloadPtr& workload, uint32_t membership);
   void drop_endpoint(const Workload& workload, const Symbol& service);
   void index(const Service& service);
@@ -159,6 +173,7 @@ class MeshStore {
   std::deque<std::pair<NetworkAddress, uint64_t>> departures_;  // oldest first; may name revived ones
   uint64_t next_departure_ = 1;
   std::function<void()> changed_;
+  OnDeparture departure_;
   mutable std::mutex mutex_;  // guards published_ (the pointer only)
   SnapshotPtr published_;
   std::atomic<uint64_t> version_{0};

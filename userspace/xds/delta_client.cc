@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <condition_variable>
 #include <deque>
+#include <map>
 #include <mutex>
 #include <optional>
 #include <random>
@@ -142,10 +143,13 @@ struct DeltaClient::Impl {
   ClientStatus status;  // without types
 
   std::unique_ptr<LastGood> last_good;
+  std::string notes_kind;
+  std::function<void(const SavedResources&)> restore_notes;
   std::optional<SavedTypes> saved;  // loaded, and not handed to the handlers yet
   MonoTime patience_ends{};         // then it is
 
   // The client's thread only.
+  std::map<std::string, std::optional<std::string>, std::less<>> notes;  // not handed to last_good yet
   std::unique_ptr<Stream> stream;
   bool node_sent = false, answered = false;
 
@@ -154,6 +158,8 @@ struct DeltaClient::Impl {
   void serve_saved();
   void serve_saved(Type& type, const SavedResources& resources);
   void save(const Type& type, const Update& update, const std::vector<Rejection>& rejections);
+  void save_new_notes();
+  void save_withdrawn_notes();
   void set_state(StreamState state, std::string error);
   void run();
   // Runs one stream to its end; returns why it ended.
@@ -224,6 +230,7 @@ void DeltaClient::Impl::serve_saved() {
   if (!saved) return;
   const SavedTypes kept = *std::exchange(saved, std::nullopt);
   size_t count = 0;
+  if (const auto it = kept.find(notes_kind); restore_notes && it != kept.end()) restore_notes(it->second);
   // In the order of registration, as from the server: nothing names what is not there yet.
   for (const auto& type : types) {
     const auto it = kept.find(type->type_url);
@@ -253,6 +260,8 @@ void DeltaClient::Impl::serve_saved(Type& type, const SavedResources& resources)
     type.versions[rejection.name].clear();
     last_good->set(type.type_url, rejection.name, nullptr);
   }
+  save_new_notes();
+  save_withdrawn_notes();
   const std::lock_guard lock(status_mutex);
   type.shown.synced = true;
   type.shown.resources = type.versions.size();
@@ -261,7 +270,8 @@ void DeltaClient::Impl::serve_saved(Type& type, const SavedResources& resources)
 // What was refused stays as it was: the last good one.
 void DeltaClient::Impl::save(const Type& type, const Update& update,
                              const std::vector<Rejection>& rejections) {
-  if (!last_good) return;
+  if (!last_good) return notes.clear();
+  save_new_notes();
   std::unordered_set<std::string_view> refused;
   for (const Rejection& rejection : rejections) refused.insert(rejection.name);
   for (const ReceivedResource& r : update.resources) {
@@ -271,6 +281,20 @@ void DeltaClient::Impl::save(const Type& type, const Update& update,
   }
   for (const std::string_view name : update.removed) last_good->set(type.type_url, name, nullptr);
   last_good->answered(type.type_url);
+  save_withdrawn_notes();
+}
+
+void DeltaClient::Impl::save_new_notes() {
+  for (const auto& [name, body] : notes) {
+    if (body) last_good->set(notes_kind, name, std::make_shared<SavedResource>(std::string(), *body));
+  }
+}
+
+void DeltaClient::Impl::save_withdrawn_notes() {
+  for (const auto& [name, body] : notes) {
+    if (!body) last_good->set(notes_kind, name, nullptr);
+  }
+  notes.clear();
 }
 
 void DeltaClient::Impl::send(Request request) {
@@ -547,6 +571,15 @@ void DeltaClient::set_names(std::string_view type_url, std::set<std::string> nam
 
 void DeltaClient::keep(LastGoodOptions options) {
   impl_->last_good = std::make_unique<LastGood>(std::move(options));
+}
+
+void DeltaClient::on_notes(std::string kind, std::function<void(const SavedResources&)> restore) {
+  impl_->notes_kind = std::move(kind);
+  impl_->restore_notes = std::move(restore);
+}
+
+void DeltaClient::note(std::string_view name, std::optional<std::string> body) {
+  impl_->notes[std::string(name)] = std::move(body);
 }
 
 void DeltaClient::on_state(std::function<void(StreamState)> listener) {

@@ -7,6 +7,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <string_view>
@@ -92,6 +93,13 @@ class DeltaClient {
   void set_names(std::string_view type_url, std::set<std::string> names);
   // Before start(). Keeps what handlers accept, and begins with what is kept.
   void keep(LastGoodOptions options);
+  // Notes: what a subscriber concludes from its resources, kept with them so that neither outlives the
+  // other. Before start(): what is kept of them is handed over before the saved resources are, on the
+  // client's thread. Nothing without keep().
+  void on_notes(std::string kind, std::function<void(const SavedResources&)> restore);
+  // From a handler, or from `restore`: it is on disk no later than the resources of the same update. nullopt
+  // takes the note back, and then it leaves the disk no sooner than those are there.
+  void note(std::string_view name, std::optional<std::string> body);
   // Called on the client's thread whenever `state` changes. Before start().
   void on_state(std::function<void(StreamState)> listener);
 

@@ -222,6 +222,45 @@ class XdsTest(unittest.TestCase):
         self.assertEqual(again["known"], sorted(self.everything()), "resumes by version")
         self.assertTrue(self.exchange())
 
+    def test_what_was_hbone_is_not_called_in_plaintext_after_a_restart_either(self):
+        p = self.pair
+        self.everywhere(set={ADDRESS: self.everything(), POLICY: {}})
+        p.start()
+        self.echo_server()
+        self.assertTrue(self.exchange())
+        # The control plane of the client's node loses the other pod and its service.
+        self.planes["a"].command(remove={ADDRESS: list({**self.workload(p.b), **self.service()})})
+
+        def refused(why):
+            for destination in (p.b.ip, VIP):
+                before = len(p.a.log())
+                port = "81" if destination == VIP else "8081"
+                p.run_in(p.a, [PYTHON, APPS, "expect_reset", destination, port], timeout=60)
+                self.assertIn("not tried in plaintext", p.a.log()[before:], f"{destination}: {why}")
+
+        def restart(why):
+            deadline = time.monotonic() + 30
+            while True:  # what was decided a moment ago is on its way to the disk
+                with open(f"{p.a.dir}/ztunnel.state", "rb") as state:
+                    if p.b.ip.encode() + b"/" in state.read() or time.monotonic() > deadline:
+                        break
+                time.sleep(0.05)
+            p.a.ztunnel.popen.kill()
+            p.a.ztunnel.popen.wait()
+            p.a.start()
+            refused(why)
+
+        refused("by the one who saw it go")
+        restart("by its successor")
+        self.planes["a"].command(refuse=True)
+        restart("by one that no control plane answers")
+        self.planes["a"].command(refuse=False)
+        self.planes["a"].command(set={ADDRESS: {**self.workload(p.b), **self.service()}})
+        deadline = time.monotonic() + 60
+        while not self.exchange() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        self.assertTrue(self.exchange(), "they are back")
+
     def test_connections_wait_for_a_late_workload(self):
         p = self.pair
         late = self.workload(p.a)

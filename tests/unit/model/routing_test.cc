@@ -153,6 +153,28 @@ TEST_F(Routing, AVanishedServiceOfTheMeshIsNotCalledInPlaintext) {
   EXPECT_EQ(to("10.96.0.1:80")->kind, Kind::kHbone);
 }
 
+TEST_F(Routing, AServiceIsWhatItLastWasWhenItsWorkloadsGoFirst) {
+  const auto vanishes = [&](std::vector<std::string> first, std::vector<std::string> then) {
+    put(catalog_);
+    put(c1_);
+    store_.apply({.removed_addresses = std::move(first)});
+    store_.apply({.removed_addresses = std::move(then)});
+    return to("10.96.0.1:80");
+  };
+  EXPECT_FALSE(vanishes({c1_->uid.str(), kCatalog}, {}));
+  EXPECT_FALSE(vanishes({kCatalog, c1_->uid.str()}, {}));
+  EXPECT_FALSE(vanishes({c1_->uid.str()}, {kCatalog}));
+  // The last of its workloads was plain by decision.
+  put(catalog_);
+  put(c1_);
+  auto plain = std::make_shared<Workload>(*c1_);
+  plain->protocol = TunnelProtocol::kTcp;
+  put(plain);
+  store_.apply({.removed_addresses = {c1_->uid.str()}});
+  store_.apply({.removed_addresses = {kCatalog}});
+  EXPECT_EQ(to("10.96.0.1:80")->kind, Kind::kPassthrough);
+}
+
 TEST_F(Routing, OnlySoManyDepartedAddressesAreRemembered) {
   const auto leave = [&](uint32_t number) {
     auto w = endpoint("w" + std::to_string(number), "10.0.0.3");
@@ -164,6 +186,41 @@ TEST_F(Routing, OnlySoManyDepartedAddressesAreRemembered) {
   const auto seen = store_.snapshot();
   EXPECT_FALSE(seen->departed({client_->network, IpAddress::v4(0x0b000000)})) << "the oldest";
   EXPECT_TRUE(seen->departed({client_->network, IpAddress::v4(0x0b000001)}));
+}
+
+TEST_F(Routing, WhatDepartedIsToldAndASuccessorStillRefusesPlaintext) {
+  std::map<std::string, uint64_t> kept;
+  store_.on_departure([&](const NetworkAddress& at, uint64_t number) {
+    if (number == 0) {
+      kept.erase(at.ip.to_string());
+    } else {
+      kept[at.ip.to_string()] = number;
+    }
+  });
+  store_.apply({.removed_addresses = {c1_->uid.str(), kCatalog}});
+  EXPECT_TRUE(kept.contains("10.0.0.2"));
+  EXPECT_TRUE(kept.contains("10.96.0.1"));
+
+  // Another process, which knows all but those two, and what was kept of them.
+  MeshStore next;
+  next.apply({.workloads = {client_}});
+  const auto decide = [&](const char* to) {
+    return decide_outbound(*next.snapshot(), *client_, at(to), random_);
+  };
+  EXPECT_EQ(decide("10.0.0.2:80")->kind, Kind::kPassthrough) << "without it";
+  next.restore_departed({{client_->network, ip("10.0.0.2")},
+                         {client_->network, ip("10.96.0.1")},
+                         {client_->network, client_->addresses[0]}});
+  EXPECT_EQ(decide("10.0.0.2:80").error().reason, Reason::kNoEndpoint);
+  EXPECT_EQ(decide("10.96.0.1:80").error().reason, Reason::kNoEndpoint);
+  EXPECT_FALSE(next.snapshot()->departed({client_->network, client_->addresses[0]})) << "it is there";
+
+  // A decision that it is plain, and another owner of the address, end it, and are told.
+  auto plain = std::make_shared<Workload>(*c1_);
+  plain->protocol = TunnelProtocol::kTcp;
+  put(plain);
+  put(catalog_);
+  EXPECT_TRUE(kept.empty());
 }
 
 TEST_F(Routing, ProxyPortsOnLoopbackAreRefused) {

@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "userspace/pki/authority.h"
+#include "userspace/sys/files.h"
 #include "userspace/xds/ca_client.h"
 #include "userspace/xds/delta_client.h"
 #include "userspace/xds/node_report_client.h"
@@ -372,6 +373,50 @@ TEST_F(StreamTest, TheLastGoodStateIsServedWithoutAControlPlaneAndResumedByVersi
   EXPECT_FALSE(got.resources.contains("goes"));
   EXPECT_FALSE(client.status().serving_saved);
   EXPECT_EQ(staleness(client.status(), std::chrono::system_clock::now()), Duration::zero());
+}
+
+TEST_F(StreamTest, NotesAreKeptWithTheResourcesAndHandedOverBeforeThem) {
+  start();
+  put("a", "1", "one");
+  put("b", "1", "two");
+  const LastGoodOptions state{.path = directory + "/state", .owner = {"ztunnel", "n", "c", "t"}};
+  {
+    Received got;
+    DeltaClient client(channel(), node());
+    client.on_notes("notes", [](const SavedResources&) { ADD_FAILURE() << "there are none yet"; });
+    client.subscribe(kA, [&](const Update& update) {
+      client.note("kept", "of " + std::to_string(update.resources.size()));
+      client.note("withdrawn", "x");
+      client.note("withdrawn", std::nullopt);
+      client.note("replaced", std::nullopt);
+      client.note("replaced", "y");
+      return got.handler()(update);
+    });
+    client.keep(state);
+    ASSERT_TRUE(client.start());
+    ASSERT_TRUE(got.wait([&] { return got.resources.size() == 2; }));
+  }
+  server.reset();
+  std::vector<std::string> order;
+  {
+    Received got;
+    DeltaClient client(channel(), node());
+    client.on_notes("notes", [&](const SavedResources& notes) {
+      for (const auto& [name, note] : notes) order.push_back(name + "=" + note->body);
+      client.note("kept", std::nullopt);
+    });
+    client.subscribe(kA, [&](const Update& update) {
+      order.push_back("resources");
+      return got.handler()(update);
+    });
+    client.keep(state);
+    ASSERT_TRUE(client.start());
+    ASSERT_TRUE(got.wait([&] { return got.resources.size() == 2; }));
+  }
+  EXPECT_EQ(order, (std::vector<std::string>{"kept=of 2", "replaced=y", "resources"}));
+  const auto saved = decode_state(*sys::read_file(state.path), state.owner);
+  ASSERT_TRUE(saved.has_value());
+  EXPECT_EQ(saved->at("notes").size(), 1u) << "one was taken back";
 }
 
 TEST_F(StreamTest, AStateThatIsTooOldIsNotServedAndTheReasonIsSaid) {
