@@ -68,13 +68,17 @@ std::shared_ptr<const net::ServerTls> CertificateFiles::current(MonoTime now) {
   next_look_ = now + kLook;
   std::string found = stamp();
   if (found == read_stamp_) return tls_;
-  read_stamp_ = std::move(found);
+  // What could not be read is read again, though it looks the same: the reason may have been ours.
   if (const Status status = read(); !status) {
     failures_.fetch_add(1, std::memory_order_relaxed);
-    scope.warn("{}; the certificate of before is served on", status.error().to_string());
-  } else {
-    scope.info("{} was renewed", paths_.certificate);
+    if (std::exchange(told_stamp_, found) != found) {
+      scope.warn("{}; the certificate of before is served on", status.error().to_string());
+    }
+    return tls_;
   }
+  read_stamp_ = std::move(found);
+  told_stamp_.clear();
+  scope.info("{} was renewed", paths_.certificate);
   return tls_;
 }
 

@@ -40,7 +40,8 @@ class CertificateFiles {
 
   const CertificatePaths paths_;
   std::shared_ptr<const net::ServerTls> tls_;
-  std::string read_stamp_;
+  std::string read_stamp_;  // of what is served
+  std::string told_stamp_;  // of what could not be read, once that was logged
   MonoTime next_look_{};
   std::atomic<uint64_t> failures_{0};
 };

@@ -17,7 +17,7 @@ class H2Stream final : public codec::H2Body {
  public:
   Request request;
   bool answered = false;
-  int refused = 0;  // status that it was refused with
+  bool reading = false;  // the request is not whole yet
 
   void give(Response response) {
     buffer_ = std::move(response.body);
@@ -77,6 +77,10 @@ class H2ServerSession final : public Session, private codec::H2Handler {
   void on_closed(uint32_t id, uint32_t code, bool unprocessed) override;
   void respond(uint32_t id, H2Stream& stream, Response response);
   void refuse(uint32_t id, H2Stream& stream, int status, std::string why);
+  // Nothing more of its request is waited for.
+  void read(H2Stream& stream) {
+    if (std::exchange(stream.reading, false)) --reading_;
+  }
 
   const Limits limits_;
   const SocketAddress peer_;
@@ -96,6 +100,7 @@ void H2ServerSession::on_head(uint32_t id, codec::HeaderList& headers, bool end)
     if (field.name == ":path") path = field.value;
     if (!field.name.starts_with(':')) request.headers.add(field);
   }
+  stream->reading = !end;
   if (!end) ++reading_;
   if (request.method == "CONNECT") return refuse(id, *stream, 405, "this is no proxy");
   auto target = parse_target(path);
@@ -119,19 +124,19 @@ void H2ServerSession::on_data(uint32_t id, ByteView data) {
 void H2ServerSession::on_end(uint32_t id, const codec::HeaderList&) {
   const auto it = streams_.find(id);
   if (it == streams_.end() || it->second->answered) return;
-  --reading_;
+  read(*it->second);
   respond(id, *it->second, answer_(it->second->request));
 }
 
 void H2ServerSession::on_closed(uint32_t id, uint32_t, bool) {
   const auto it = streams_.find(id);
   if (it == streams_.end()) return;
-  if (!it->second->answered) --reading_;
+  read(*it->second);
   streams_.erase(it);
 }
 
 void H2ServerSession::refuse(uint32_t id, H2Stream& stream, int status, std::string why) {
-  if (reading_ > 0) --reading_;
+  read(stream);
   respond(id, stream, refusal(status, std::move(why)));
   session_.reset(id, codec::H2Code::kNoError);  // after the response: the rest is not wanted
 }

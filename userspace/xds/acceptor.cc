@@ -69,8 +69,14 @@ class Acceptor::Connection final : public rt::Retirable, private rt::Completion 
   }
   // Both directions at once: gRPC sees the end, closes its descriptor, and that is the end here too.
   void end() {
+    port_.probe->refused(peer_);
     if (!given_) return owner_.forget(*this);
     ::shutdown(fd_.get(), SHUT_RDWR);
+  }
+  // Another connection has its place. That of a peer with one address here has ended; one with several
+  // must not keep what nobody counts.
+  void displaced() {
+    if (given_) ::shutdown(fd_.get(), SHUT_RDWR);
   }
 
  private:
@@ -81,7 +87,11 @@ class Acceptor::Connection final : public rt::Retirable, private rt::Completion 
   }
   void on_complete(int32_t res, bool /*more*/) override {
     op_ = {};
-    if (given_ || res < 0 || (res & (POLLERR | POLLHUP)) != 0 || !give()) owner_.forget(*this);
+    if (!given_ && res >= 0 && (res & (POLLERR | POLLHUP)) == 0) {
+      if (give()) return;
+      port_.probe->refused(peer_);
+    }
+    owner_.forget(*this);
   }
   // The first byte has come (or a FIN, which gRPC can deal with).
   bool give() {
@@ -171,8 +181,8 @@ void Acceptor::accepted(Port& port, UniqueFd fd) {
   }
   auto connection =
       std::make_unique<Connection>(*this, port, std::move(fd), *peer, std::move(*lease));
-  // The same peer again: its former connection has ended and this loop has not seen it yet.
   if (auto& place = connections_[*peer]; place != nullptr) {
+    place->displaced();
     loop.retire(std::exchange(place, std::move(connection)));
   } else {
     place = std::move(connection);

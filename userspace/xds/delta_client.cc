@@ -122,8 +122,11 @@ struct Type {
   bool asked = false;                // a request was sent on this stream
   bool answered = false;             // a response came on this stream
   std::unordered_map<std::string, std::string> versions;  // "" after a rejection
+  std::map<std::string, std::string> refused;  // by name, why: until it is accepted, or gone
   ClientStatus::Type shown;          // written under Impl::status_mutex
 };
+
+const std::string kUnnamed = "(unnamed)";
 
 bool known_once(std::unordered_set<std::string_view>& seen, std::string_view name) {
   return !seen.insert(name).second;
@@ -172,6 +175,7 @@ struct DeltaClient::Impl {
   void handle(Response& response);
   Update to_update(const Type& type, const Response& response, std::vector<Rejection>& rejections);
   void remember(Type& type, const Update& update, const std::vector<Rejection>& rejections);
+  void show_refused(Type& type);  // REQUIRES: status_mutex held
   void acknowledge(Type& type, const Response& response, const std::vector<Rejection>& rejections);
   bool wait_backoff(unsigned failures, std::mt19937_64& rng);
 };
@@ -259,12 +263,14 @@ void DeltaClient::Impl::serve_saved(Type& type, const SavedResources& resources)
                log::escape(rejection.reason));
     type.versions[rejection.name].clear();
     last_good->set(type.type_url, rejection.name, nullptr);
+    type.refused[rejection.name] = rejection.reason;
   }
   save_new_notes();
   save_withdrawn_notes();
   const std::lock_guard lock(status_mutex);
   type.shown.synced = true;
   type.shown.resources = type.versions.size();
+  show_refused(type);
 }
 
 // What was refused stays as it was: the last good one.
@@ -339,7 +345,12 @@ void DeltaClient::Impl::names_request(Type& type) {
   for (const std::string& name : type.subscribed) {
     if (!wanted.contains(name)) request.add_resource_names_unsubscribe(name);
   }
-  std::erase_if(type.versions, [&](const auto& entry) { return !wanted.contains(entry.first); });
+  const auto unwanted = [&](const auto& entry) { return !wanted.contains(entry.first); };
+  std::erase_if(type.versions, unwanted);
+  if (std::erase_if(type.refused, unwanted) > 0) {
+    const std::lock_guard lock(status_mutex);
+    show_refused(type);
+  }
   if (last_good && !saved) {
     last_good->retain(type.type_url, [&](const std::string& name) { return wanted.contains(name); });
   }
@@ -368,7 +379,7 @@ Update DeltaClient::Impl::to_update(const Type& type, const Response& response,
   for (auto it = resources.rbegin(); it != resources.rend(); ++it) {
     if (known_once(seen, it->name())) continue;
     if (it->name().empty()) {
-      rejections.push_back({"(unnamed)", "the resource has no name"});
+      rejections.push_back({kUnnamed, "the resource has no name"});
     } else if (it->resource().type_url() != type.type_url) {
       rejections.push_back({it->name(), fmt::format("is of type {}", it->resource().type_url())});
     } else if (!type.named || type.subscribed.contains(it->name())) {
@@ -388,10 +399,25 @@ void DeltaClient::Impl::remember(Type& type, const Update& update,
     type.versions[std::string(resource.name)] = resource.version;
   }
   for (const std::string_view name : update.removed) type.versions.erase(std::string(name));
+  // The server tells what was refused again only when it changes: another response says nothing of it.
+  for (const ReceivedResource& resource : update.resources) type.refused.erase(std::string(resource.name));
+  for (const std::string_view name : update.removed) type.refused.erase(std::string(name));
+  type.refused.erase(kUnnamed);
+  for (const Rejection& rejection : rejections) type.refused[rejection.name] = rejection.reason;
   // An unknown version makes the server send it again on the next stream, or say that it is gone.
   for (const Rejection& rejection : rejections) {
     const auto it = type.versions.find(rejection.name);
     if (it != type.versions.end()) it->second.clear();
+  }
+}
+
+void DeltaClient::Impl::show_refused(Type& type) {
+  type.shown.refused.clear();
+  if (type.refused.empty()) return;
+  const auto& [name, why] = *type.refused.begin();
+  type.shown.refused = fmt::format("{}: {}", name, why);
+  if (type.refused.size() > 1) {
+    type.shown.refused += fmt::format(" (and {} more)", type.refused.size() - 1);
   }
 }
 
@@ -443,13 +469,8 @@ void DeltaClient::Impl::handle(Response& response) {
   type->shown.synced = true;
   type->shown.resources = type->versions.size();
   ++type->shown.responses;
-  type->shown.refused.clear();
-  if (!rejections.empty()) {
-    ++type->shown.nacks;
-    type->shown.refused = fmt::format("{}: {}", rejections[0].name, rejections[0].reason);
-    if (rejections.size() > 1)
-      type->shown.refused += fmt::format(" (and {} more)", rejections.size() - 1);
-  }
+  if (!rejections.empty()) ++type->shown.nacks;
+  show_refused(*type);
   type->shown.bytes += response.ByteSizeLong();
 }
 

@@ -64,7 +64,7 @@ struct ClientStatus {
     std::string type_url;
     bool named = false;   // only names are asked for, of which there may be none
     bool synced = false;  // at least one response, or the saved state, was handled
-    std::string refused;  // what of the newest response was refused, and why; "" if nothing was
+    std::string refused;  // what is refused now, and why; "" if nothing is
     size_t resources = 0;
     uint64_t responses = 0, nacks = 0, bytes = 0;
   };

@@ -39,6 +39,8 @@ void PortProbe::begin() {
   fd_ = std::move(*fd);
   connected_ = false;
   op_ = loop_.connect(fd_.get(), port_, *this);
+  // Known at once: on loopback the acceptor may see the connection before its completion comes here.
+  if (const auto self = rt::local_address(fd_.get())) self_ = *self;
   loop_.start(patience_, loop_.now() + PortAnswers::kPatience);
 }
 
@@ -64,7 +66,6 @@ void PortProbe::on_complete(int32_t res, bool /*more*/) {
 
 void PortProbe::say_hello() {
   connected_ = true;
-  if (const auto self = rt::local_address(fd_.get())) self_ = *self;
   if (::send(fd_.get(), kHello.data(), kHello.size(), MSG_DONTWAIT | MSG_NOSIGNAL) < 0) return end();
   op_ = loop_.poll(fd_.get(), POLLIN, *this);
 }

@@ -40,8 +40,9 @@ class PortProbe final : private rt::Completion {
   PortProbe(rt::Loop& loop, PortAnswers& answers);
   ~PortProbe();
 
-  // Whether `client` is this probe, whose connection admission has refused: then it was no answer.
+  // The acceptor has ended the connection of `client` itself. If that is this probe's, it was no answer.
   void refused(const SocketAddress& client);
+
  private:
   void begin();
   void end();

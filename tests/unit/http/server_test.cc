@@ -1,5 +1,6 @@
 // The whole server against clients that others wrote: curl, nghttp and h2load; and against those
 // who only want to hold it up.
+#include "tests/support/few_descriptors.h"
 #include "userspace/http/server.h"
 
 #include <gmock/gmock.h>
@@ -351,6 +352,24 @@ TEST_F(TlsServerTest, ARenewedCertificateIsServedFromTheNextLookOn) {
   run("rm " + file("server.key"));
   now += CertificateFiles::kLook;
   EXPECT_EQ((*files)->current(now), second) << "and never none";
+}
+
+TEST_F(TlsServerTest, ARenewedCertificateThatCouldNotBeReadIsReadAgainThoughItLooksTheSame) {
+  auto files = CertificateFiles::open(paths());
+  ASSERT_TRUE(files) << files.error().to_string();
+  MonoTime now{};
+  const auto first = (*files)->current(now);
+  make_certificate("next");
+  run("mv " + file("next.pem") + " " + file("server.pem"));
+  run("mv " + file("next.key") + " " + file("server.key"));
+  {
+    const test::FewDescriptors none(0);
+    now += CertificateFiles::kLook;
+    EXPECT_EQ((*files)->current(now), first);
+  }
+  EXPECT_EQ((*files)->failures(), 1u);
+  now += CertificateFiles::kLook;
+  EXPECT_NE((*files)->current(now), first);
 }
 
 TEST_F(TlsServerTest, FilesThatCannotBeServedAreAnErrorThatNamesThem) {

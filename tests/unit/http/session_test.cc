@@ -4,6 +4,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <map>
+
+#include "userspace/codec/h2.h"
+
 namespace meltemi::http {
 namespace {
 
@@ -143,6 +147,76 @@ TEST_F(H1, AnUpgradeThatNobodyTakesIsAnOrdinaryRequest) {
   EXPECT_THAT(ask(text), StartsWith("HTTP/1.1 200 "));
   EXPECT_THAT(ask(text), StartsWith("HTTP/1.1 200 ")) << "and the connection goes on";
   EXPECT_EQ(seen_.size(), 2u);
+}
+
+// A client of HTTP/2 whose request bodies end when the test says so.
+class H2 : public H1, private codec::H2Handler {
+ protected:
+  struct Body final : codec::H2Body {
+    Ready ready(size_t) override { return {0, whole}; }
+    void take(size_t, codec::H2Sink&) override {}
+    bool whole = false;
+  };
+  struct Sink final : codec::H2Sink {
+    void append(ByteView piece) override {
+      bytes.append(reinterpret_cast<const char*>(piece.data()), piece.size());
+    }
+    std::string bytes;
+  };
+  H2() { session_ = make_h2_session(limits_, SocketAddress(), answer_); }
+  uint32_t ask(std::string_view method, std::string_view path, codec::H2Body* body = nullptr) {
+    codec::HeaderList headers;
+    headers.add(":method", method);
+    headers.add(":scheme", "http");
+    headers.add(":authority", "x");
+    headers.add(":path", path);
+    const auto id = client_.request(headers, body);
+    EXPECT_TRUE(id) << (id ? "" : id.error().to_string());
+    return id ? *id : 0;
+  }
+  void exchange() {
+    while (client_.wants_write() || session_->responding()) {
+      Sink sink;
+      client_.flush(sink, 1 << 20);
+      session_->receive(bytes(sink.bytes), MonoTime());
+      ASSERT_TRUE(client_.receive(bytes(drain()), MonoTime()));
+    }
+  }
+  void on_head(uint32_t id, codec::HeaderList& headers, bool) override {
+    for (const codec::HeaderField& field : headers) {
+      if (field.name == ":status") statuses_[id] = std::string(field.value);
+    }
+  }
+  void on_data(uint32_t id, ByteView data) override { client_.consume(id, data.size()); }
+  void on_end(uint32_t, const codec::HeaderList&) override {}
+  void on_closed(uint32_t, uint32_t, bool) override {}
+
+  std::map<uint32_t, std::string> statuses_;
+  codec::H2Session client_{codec::H2Role::kClient, *this};
+};
+
+TEST_F(H2, WhatIsRefusedAtItsHeadLeavesTheOthersCounted) {
+  Body body;
+  const uint32_t upload = ask("POST", "/upload", &body);
+  exchange();
+  EXPECT_TRUE(session_->reading());
+  const uint32_t bad = ask("GET", "/%zz");
+  exchange();
+  EXPECT_EQ(statuses_[bad], "400");
+  EXPECT_TRUE(session_->reading()) << "the upload is still under way";
+  body.whole = true;
+  client_.resume(upload);
+  exchange();
+  EXPECT_EQ(statuses_[upload], "200");
+  EXPECT_FALSE(session_->reading());
+}
+
+TEST_F(H2, ARequestThatIsRefusedBeforeItsEndIsNoLongerWaitedFor) {
+  Body body;
+  const uint32_t bad = ask("POST", "/%zz", &body);
+  exchange();
+  EXPECT_EQ(statuses_[bad], "400");
+  EXPECT_FALSE(session_->reading());
 }
 
 TEST(VersionOf, IsKnownFromThePreface) {

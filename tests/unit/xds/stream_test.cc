@@ -259,8 +259,14 @@ TEST_F(StreamTest, ARefusedResourceLeavesTheGoodOnesApplied) {
     const std::lock_guard lock(got.mutex);
     got.refuse.clear();
   }
+  put("good", "2", "another");
+  ASSERT_TRUE(got.wait_for({{"good", "another"}}));
+  while (client.status().types[0].responses < 2) std::this_thread::yield();
+  EXPECT_EQ(sync_state(client.status()), "NACK") << "a word about others is none about it";
   put("bad", "2", "better");
-  ASSERT_TRUE(got.wait_for({{"good", "g"}, {"bad", "better"}}));
+  ASSERT_TRUE(got.wait_for({{"good", "another"}, {"bad", "better"}}));
+  while (client.status().types[0].responses < 3) std::this_thread::yield();
+  EXPECT_EQ(client.status().types[0].refused, "");
 }
 
 TEST_F(StreamTest, ReconnectsAndIsToldOnlyTheDifference) {
