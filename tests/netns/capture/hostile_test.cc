@@ -1,11 +1,13 @@
-// Hostile pods: programs with NET_RAW and NET_ADMIN (hostile.py, `ip`, curl) try every way we know to get
-// TCP out of an enrolled pod past ztunnel, in both families. Both ends are listened to: what left the pod,
-// and what arrived. Nothing may arrive; what left is counted for the pod. Beside them what must go on to
-// work: ztunnel's own dials, excluded destinations, connections from before, UDP, answers.
+// Hostile pods: programs with NET_RAW and NET_ADMIN (hostile.py, `ip`, `nft`, curl) try every way we know to
+// get TCP out of an enrolled pod past ztunnel, and into one past its policy, in both families. Both ends are
+// listened to: what left the pod, and what arrived. Nothing may arrive; what left is counted for the pod.
+// Beside them what must go on to work: ztunnel's own dials, excluded destinations, connections from before,
+// UDP, answers.
 #include <gtest/gtest.h>
 #include <linux/if_ether.h>
 #include <linux/if_packet.h>
 #include <net/if.h>
+#include <netinet/tcp.h>
 #include <sys/ioctl.h>
 
 #include <cstring>
@@ -163,7 +165,7 @@ TEST_P(WayOut, IsOpenWithoutTheGuard) {
   const Way way = GetParam();
   // Their receiver drops what is tagged or tunnelled by itself, and what is no SYN to it.
   static const std::set<std::string> kNeedsAReceiver = {"ip_in_ip", "vlan_tags", "fragments",
-                                                        "ip_options"};
+                                                        "ip_options", "link_local"};
   if (!way.leaves || kNeedsAReceiver.contains(way.name)) GTEST_SKIP() << "never arrives here";
   const CapturedPod captured = enrol({.guard = false});
   Sniffer arrived(target->netns, "eth0");
@@ -187,14 +189,57 @@ constexpr Way kWays[] = {
     {"rule_deleted", true},
     {"route_deleted", true},
     {"rule_before_ours", true},
+    {"own_netfilter_rules", true},
+    {"another_cgroup", true},
+    {"sysctls_flipped", false},  // it is captured all the same
     {"mptcp", true},
+    {"tcp_fast_open", true},
+    {"v4_mapped", true},
+    {"link_local", true},
+    {"neighbours_address", true},
     {"added_address", true},
     {"transparent", true},
     {"macvlan_in_a_namespace_of_its_own", true},
     {"interface_moved_away", true},
+    {"forwarded_from_a_namespace_inside", true},
 };
 INSTANTIATE_TEST_SUITE_P(All, WayOut, ::testing::ValuesIn(kWays),
                          [](const auto& info) { return std::string(info.param.name); });
+
+// The other direction: a pod outside of the mesh, with the same capabilities, and an app under STRICT.
+class WayIn : public HostileTest, public ::testing::WithParamInterface<const char*> {
+ protected:
+  void SetUp() override {
+    HostileTest::SetUp();
+    // The app takes data in a SYN, from whoever sends it.
+    const int queue = 16;
+    ASSERT_EQ(::setsockopt(server.get(), SOL_TCP, TCP_FASTOPEN, &queue, sizeof queue), 0);
+    must(target->netns.run([] { return sys::write_sysctl("net/ipv4/tcp_fastopen", "1539"); }));
+  }
+};
+
+TEST_P(WayIn, ReachesTheInboundListenerAndNeverTheApp) {
+  CapturedPod captured = must(capture->open(target->path, target->addresses()));
+  must(capture->enrol(captured, {.addresses = target->addresses(), .strict = true}));
+  attempt(GetParam());
+  EXPECT_FALSE(accept_one(server.get(), 0)) << "past the policy";
+  EXPECT_TRUE(accept_one(captured.listeners.inbound.get(), 0)) << "nothing was tried";
+  // Without a ztunnel that takes them they are refused, not let through.
+  captured.listeners = {};
+  attempt(GetParam());
+  EXPECT_FALSE(accept_one(server.get(), 0)) << "past the policy while no ztunnel is there";
+}
+
+TEST_P(WayIn, IsOpenToAPodOutsideOfTheMesh) {
+  attempt(GetParam());
+  EXPECT_TRUE(accept_one(server.get(), 0));
+}
+
+INSTANTIATE_TEST_SUITE_P(All, WayIn,
+                         ::testing::Values("mark", "own_netfilter_rules", "another_cgroup", "mptcp",
+                                           "tcp_fast_open", "v4_mapped", "device_bound_before_the_syn",
+                                           "forwarded_from_a_namespace_inside"),
+                         [](const auto& info) { return std::string(info.param); });
 
 TEST_F(HostileTest, TheGuardTouchesNothingThatIsAllowed) {
   // From before enrolment, both ways.
