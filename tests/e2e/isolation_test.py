@@ -4,6 +4,7 @@ containerd's, no more. And what the mesh's own processes keep of root's power.""
 
 import os
 import re
+import subprocess
 import sys
 import unittest
 
@@ -166,27 +167,39 @@ class Daemons(unittest.TestCase):
     KEPT = {"meltemid": (), "ztunnel": (SYS_ADMIN, NET_ADMIN),
             "meltemi-agent": (SYS_ADMIN, NET_ADMIN, BPF, PERFMON, SYS_PTRACE, SYS_RESOURCE)}
 
+    def keeps_only(self, name, pid, kept):
+        allowed = sum(1 << capability for capability in kept)
+        # All threads: capabilities and filters belong to each.
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/status") as f:
+                status = f.read()
+            for capabilities in ("CapEff", "CapPrm", "CapBnd", "CapInh", "CapAmb"):
+                self.assertEqual(int(field(status, capabilities), 16) & ~allowed, 0, (name, capabilities))
+            self.assertEqual((field(status, "NoNewPrivs"), field(status, "Seccomp")), ("1", "2"), name)
+
     def test_each_keeps_what_it_needs_and_gains_nothing(self):
         for name, kept in self.KEPT.items():
-            pid = SANDBOX.mesh(name)["pid"]
-            allowed = sum(1 << capability for capability in kept)
-            # All threads: capabilities and filters belong to each.
-            for thread in os.listdir(f"/proc/{pid}/task"):
-                with open(f"/proc/{pid}/task/{thread}/status") as f:
-                    status = f.read()
-                for capabilities in ("CapEff", "CapPrm", "CapBnd", "CapInh", "CapAmb"):
-                    self.assertEqual(int(field(status, capabilities), 16) & ~allowed, 0, (name, capabilities))
-                self.assertEqual((field(status, "NoNewPrivs"), field(status, "Seccomp")), ("1", "2"), name)
+            self.keeps_only(name, SANDBOX.mesh(name)["pid"], kept)
+
+    def test_the_plugin_keeps_nothing(self):
+        plugin = subprocess.Popen([os.path.join(harness.BIN, "meltemi-cni")], stdin=subprocess.PIPE,
+                                  stdout=subprocess.PIPE, env={"CNI_COMMAND": "VERSION"}, text=True)
+
+        def confined():
+            with open(f"/proc/{plugin.pid}/status") as f:
+                return field(f.read(), "Seccomp") == "2"
+        wait("the plugin to wait for its configuration", confined)
+        self.keeps_only("meltemi-cni", plugin.pid, ())
+        answer, _ = plugin.communicate('{"cniVersion": "1.0.0"}', timeout=20)
+        self.assertEqual(plugin.returncode, 0)
+        self.assertIn("supportedVersions", answer)
 
     def test_a_waypoint_keeps_one_capability_at_most(self):
         SANDBOX.cli("waypoint", "apply", "--wait")
         pod = next(p for p in SANDBOX.get("pods") if p["metadata"]["name"].startswith("waypoint"))
         pid = wait("the waypoint's process", lambda: SANDBOX.get(
             "pod", pod["metadata"]["name"])["status"]["meltemi"]["pids"])[0]
-        with open(f"/proc/{pid}/status") as f:
-            status = f.read()
-        self.assertEqual(int(field(status, "CapEff"), 16) & ~(1 << NET_BIND_SERVICE), 0)
-        self.assertEqual((field(status, "NoNewPrivs"), field(status, "Seccomp")), ("1", "2"))
+        self.keeps_only("waypoint", pid, (NET_BIND_SERVICE,))
 
 
 if __name__ == "__main__":

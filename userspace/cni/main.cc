@@ -1,5 +1,6 @@
-// meltemi-cni: environment and stdin in, JSON on stdout, exit code (CNI spec 1.0.0). Nothing else
-// may go to stdout.
+// meltemi-cni: environment and stdin in, JSON on stdout, exit code (CNI spec 1.0.0). The runtime starts it as
+// root of the node; all that it has to do is to call the agent's socket, so it gives up everything else
+// before it reads a byte. Nothing but the answer may go to stdout.
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
@@ -11,6 +12,8 @@
 #include "userspace/base/fd.h"
 #include "userspace/base/log.h"
 #include "userspace/cni/plugin.h"
+#include "userspace/codec/cni.h"
+#include "userspace/sys/confine.h"
 
 namespace {
 
@@ -40,6 +43,12 @@ void append_log(const std::string& path, const std::string& line) {
 }  // namespace
 
 int main() {
+  if (const meltemi::Status confined = meltemi::sys::confine({}); !confined) {
+    const std::string error = meltemi::codec::cni::print_failure(
+        {meltemi::codec::cni::Code::kInternal, "cannot give up privileges", confined.error().detail}, "");
+    std::fwrite(error.data(), 1, error.size(), stdout);
+    return 1;
+  }
   const auto environment = [](std::string_view name) -> std::optional<std::string> {
     const char* value = std::getenv(std::string(name).c_str());
     return value == nullptr ? std::nullopt : std::optional<std::string>(value);

@@ -20,7 +20,7 @@ namespace meltemi::sys {
 // System calls beyond what every daemon of the mesh needs (files, sockets, memory, threads, time, rings).
 enum SyscallGroup : uint32_t {
   kOnlyDaemon = 0,
-  kEnterNetns = 1u << 0,  // setns
+  kEnterNetns = 1u << 0,  // setns, into network namespaces
   kLoadBpf = 1u << 1,     // bpf, perf_event_open
   kMount = 1u << 2,       // mount, umount2: a BPF file system for pins
 };

@@ -49,6 +49,8 @@ constexpr uint32_t kNewestKnown = SYS_set_mempolicy_home_node;
 
 // personality(2): the values that containerd lets pass: plain, 32 bit addresses, and asking.
 constexpr uint32_t kPersonalities[] = {0x0, 0x8, 0x20000, 0x20008, 0xffffffff};
+// Of setns(2) by a daemon: pods' networks. Those of files, users or processes never.
+constexpr uint32_t kNamespacesEntered[] = {CLONE_NEWNET};
 // Sockets that reach the hypervisor or the kernel's own crypto.
 constexpr uint32_t kForeignFamilies[] = {AF_VSOCK, AF_ALG};
 
@@ -118,11 +120,11 @@ void SeccompFilter::argument_is_not(int call, std::span<const uint32_t> values) 
   load(offsetof(seccomp_data, nr));
 }
 
-// Refused unless the first argument is one of the values.
-void SeccompFilter::argument_is(int call, std::span<const uint32_t> values) {
+// Refused unless that argument (from 0 on; an int) is one of the values.
+void SeccompFilter::argument_is(int call, size_t argument, std::span<const uint32_t> values) {
   const auto count = static_cast<uint8_t>(values.size());
   put(BPF_JMP | BPF_JEQ | BPF_K, static_cast<uint32_t>(call), 0, static_cast<uint8_t>(count + 3));
-  load(offsetof(seccomp_data, args[0]));
+  load(offsetof(seccomp_data, args) + argument * sizeof(uint64_t));
   for (uint8_t i = 0; i < count; ++i)
     put(BPF_JMP | BPF_JEQ | BPF_K, values[i], static_cast<uint8_t>(count - i), 0);
   put(BPF_RET | BPF_K, kRefuse);
@@ -135,6 +137,7 @@ SeccompFilter SeccompFilter::only(std::span<const int> calls) {
   filter.when(BPF_JGT, kNewestKnown, kUnknown);
   if (std::find(calls.begin(), calls.end(), SYS_clone) == calls.end())
     filter.clone_without(kNamespaceFlags, CLONE_THREAD);
+  filter.argument_is(SYS_setns, 1, kNamespacesEntered);
   filter.any_of(calls, SECCOMP_RET_ALLOW);
   filter.put(BPF_RET | BPF_K, kRefuse);
   return filter;
@@ -145,7 +148,7 @@ SeccompFilter SeccompFilter::container() {
   filter.begin();
   filter.when(BPF_JGT, kNewestKnown, kUnknown);
   filter.clone_without(kNamespaceFlags, 0);
-  filter.argument_is(SYS_personality, kPersonalities);
+  filter.argument_is(SYS_personality, 0, kPersonalities);
   filter.argument_is_not(SYS_socket, kForeignFamilies);
   filter.any_of(kBeyondContainer, kRefuse);
   filter.put(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);

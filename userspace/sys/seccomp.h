@@ -14,7 +14,8 @@ namespace meltemi::sys {
 class SeccompFilter {
  public:
   // Only these calls; others fail with EPERM. clone makes threads only, clone3 fails with ENOSYS, so that
-  // libc falls back to clone, whose flags a filter can see.
+  // libc falls back to clone, whose flags a filter can see; setns, if it is among them, enters network
+  // namespaces only.
   static SeccompFilter only(std::span<const int> calls);
   // What containerd's default profile leaves to a container without extra capabilities: everything but
   // what reaches beyond it (mounts, namespaces, modules, keyrings, BPF, io_uring, other machines' clocks).
@@ -34,7 +35,7 @@ class SeccompFilter {
   void any_of(std::span<const int> calls, uint32_t verdict);
   void clone_without(uint32_t forbidden, uint32_t required);
   void argument_is_not(int call, std::span<const uint32_t> values);
-  void argument_is(int call, std::span<const uint32_t> values);
+  void argument_is(int call, size_t argument, std::span<const uint32_t> values);
 
   std::vector<sock_filter> code_;
 };

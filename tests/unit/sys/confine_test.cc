@@ -65,6 +65,11 @@ TEST(Confine, AGroupAllowsItsOwnCallsOnly) {
   EXPECT_EQ(in_confined_child({.syscalls = kEnterNetns},
                               [] { return ::setns(-1, CLONE_NEWNET) < 0 && errno == EBADF ? 0 : 1; }),
             0);
+  // 0 is "whatever the descriptor is".
+  for (const int kind : {CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET | CLONE_NEWNS, 0}) {
+    EXPECT_EQ(in_confined_child({.syscalls = kEnterNetns}, [&] { return refused(::setns(-1, kind)); }), 0)
+        << kind;
+  }
   EXPECT_EQ(in_confined_child({.syscalls = kEnterNetns},
                               [] { return refused(::syscall(SYS_bpf, 0, nullptr, 0)); }),
             0);
