@@ -28,8 +28,11 @@ class Directory {
  public:
   Directory(std::string root, View view);
 
-  // Reads what changed since the last call. True if any object did.
+  // Reads what changed since the last call. True if any object did. What cannot be read at the moment stays as
+  // it was known, and is read by a later call.
   bool refresh();
+  // Why something was not read by the last call; "" if all was.
+  const std::string& trouble() const { return trouble_; }
 
   const config::ObjectStore& store() const { return *store_; }
   config::Problems problems() const { return tree_.problems(); }
@@ -45,6 +48,7 @@ class Directory {
   };
   // Files below `directory`, except those below `state` of the user's layer.
   bool scan(const std::string& directory, int layer, std::map<std::string, Stamp>* seen);
+  void note_trouble(std::string trouble);
   bool look_at(const std::string& path, int layer, std::map<std::string, Stamp>* seen);
 
   std::string root_;
@@ -53,6 +57,7 @@ class Directory {
       store_;  // stays where it is when this moves: the tree points to it
   config::ManifestTree tree_;
   std::map<std::string, Stamp> files_;
+  std::string trouble_;
 };
 
 // Pod fields that the sandbox refuses were refused when the object was applied; a manifest of the

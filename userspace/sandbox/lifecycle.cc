@@ -121,6 +121,9 @@ Result<Manifests> keep_manifests(const Layout& layout) {
     const std::string path = it->path().lexically_relative(layout.config_dir());
     out[path] = MELTEMI_TRY(sys::read_file(it->path()));
   }
+  // What lies there is about to be written anew from this.
+  if (error && error != std::errc::no_such_file_or_directory)
+    return fail_errno(error.value(), "list " + layout.config_dir());
   return out;
 }
 
@@ -145,7 +148,9 @@ std::string others_that_run() {
 
 bool is_running(const Layout& layout) {
   const UniqueFd lock(::open(layout.lock_file().c_str(), O_RDWR | O_CLOEXEC));
-  return lock.valid() && ::flock(lock.get(), LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK;
+  // One that nobody can tell of now is not cleared away as if it had crashed.
+  if (!lock) return errno != ENOENT && errno != ENOTDIR && errno != EACCES && errno != EPERM;
+  return ::flock(lock.get(), LOCK_EX | LOCK_NB) < 0 && errno == EWOULDBLOCK;
 }
 
 Status require_running(const Layout& layout) {

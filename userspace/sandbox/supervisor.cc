@@ -324,6 +324,7 @@ class Supervisor {
   void reconcile() {
     wanted_.refresh();
     runtime_.refresh();
+    note_trouble(wanted_.trouble().empty() ? runtime_.trouble() : wanted_.trouble());
     take_node_labels();
     sync_live();
     take_deletions();
@@ -333,12 +334,19 @@ class Supervisor {
     publish_services();
   }
 
+  // Once, until it is over or another.
+  void note_trouble(const std::string& trouble) {
+    if (trouble != trouble_ && !trouble.empty())
+      scope.error("{}; what was known of it stays, and it is read again", trouble);
+    trouble_ = trouble;
+  }
+
   // Forgets pods whose node has let them go, and takes up what nodes report of the others.
   void sync_live() {
     for (auto it = live_.begin(); it != live_.end();) {
       LivePod& pod = it->second;
       const std::string& node = pod.desired.as<kube::Pod>().spec().node_name();
-      if (!node.empty() && ::access(manifest_file(pod.desired).c_str(), F_OK) < 0) {
+      if (!node.empty() && ::access(manifest_file(pod.desired).c_str(), F_OK) < 0 && errno == ENOENT) {
         it = live_.erase(it);
         continue;
       }
@@ -504,6 +512,7 @@ class Supervisor {
   Layout layout_;
   SupervisorOptions options_;
   Directory wanted_, runtime_, merged_;
+  std::string trouble_;  // with reading them, as logged
   std::vector<NodeInfo> nodes_;
   std::optional<TokenIssuer> tokens_;
   MonoTime tokens_written_;

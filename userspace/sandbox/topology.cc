@@ -100,17 +100,20 @@ Status configure_node_side(Netlink& node, const std::string& link, const Address
   return {};
 }
 
-std::vector<std::string> entries(const std::string& directory) {
+// None where there is no directory.
+Result<std::vector<std::string>> entries(const std::string& directory) {
   std::vector<std::string> out;
   std::error_code error;
-  for (const auto& entry : std::filesystem::directory_iterator(directory, error))
-    out.push_back(entry.path().filename());
+  std::filesystem::directory_iterator it(directory, error), end;
+  for (; !error && it != end; it.increment(error)) out.push_back(it->path().filename());
+  if (error && error != std::errc::no_such_file_or_directory)
+    return fail_errno(error.value(), "list " + directory);
   std::sort(out.begin(), out.end());
   return out;
 }
 
-std::vector<std::string> namespaces_of(const Layout& layout) {
-  std::vector<std::string> out = entries("/run/netns");
+Result<std::vector<std::string>> namespaces_of(const Layout& layout) {
+  std::vector<std::string> out = MELTEMI_TRY(entries("/run/netns"));
   std::erase_if(out,
                 [&](const std::string& name) { return !name.starts_with(layout.netns_prefix()); });
   return out;
@@ -247,7 +250,7 @@ Status remove_pod_network(const Layout& layout, int node_index, std::string_view
 
 Result<std::vector<std::string>> find_remains(const Layout& layout) {
   std::vector<std::string> out;
-  for (const std::string& name : namespaces_of(layout)) out.push_back("network namespace " + name);
+  for (const std::string& name : MELTEMI_TRY(namespaces_of(layout))) out.push_back("network namespace " + name);
   for (const std::string& mount : MELTEMI_TRY(mounts_of(layout))) out.push_back("mount " + mount);
   const std::string cgroup = MELTEMI_TRY(cgroup_directory(layout));
   if (::access(cgroup.c_str(), F_OK) == 0) out.push_back("cgroup " + cgroup);
@@ -257,7 +260,7 @@ Result<std::vector<std::string>> find_remains(const Layout& layout) {
 
 Status remove_everything(const Layout& layout) {
   MELTEMI_TRY(remove_cgroup(layout));
-  for (const std::string& name : namespaces_of(layout)) MELTEMI_TRY(Netns::remove_named(name));
+  for (const std::string& name : MELTEMI_TRY(namespaces_of(layout))) MELTEMI_TRY(Netns::remove_named(name));
   for (const std::string& mount : MELTEMI_TRY(mounts_of(layout))) MELTEMI_TRY(sys::unmount(mount));
   std::error_code error;
   std::filesystem::remove_all(layout.run_dir(), error);
@@ -267,7 +270,7 @@ Status remove_everything(const Layout& layout) {
 }
 
 std::vector<std::string> list_sandboxes() {
-  std::vector<std::string> out = entries("/run/meltemi");
+  std::vector<std::string> out = entries("/run/meltemi").value_or(std::vector<std::string>());
   std::erase_if(out, [](const std::string& name) { return !check_sandbox_name(name).has_value(); });
   return out;
 }
