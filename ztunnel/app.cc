@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "userspace/base/log.h"
+#include "userspace/sys/confine.h"
 #include "userspace/telemetry/admission_metrics.h"
 #include "ztunnel/config_dump.h"
 
@@ -76,6 +77,7 @@ Status App::start_workers() {
   rt::LoopOptions options;
   options.backend = backend_of(settings_.io_backend);
   pool_ = MELTEMI_TRY(rt::WorkerPool::start(count, "ztunnel", options));
+  MELTEMI_TRY(sys::no_more_rings());
   metrics_ = std::make_unique<telemetry::TcpMetrics>(registry_, count, settings_.series.tcp());
   registry_.add([this](telemetry::Exposition& out) { collect(out); });
   shared_.settings = &settings_;

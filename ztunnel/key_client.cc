@@ -21,7 +21,8 @@ namespace wire = codec::keys;
 
 constexpr Duration kIoTimeout = std::chrono::seconds(5);
 constexpr Duration kBackoffFirst = std::chrono::milliseconds(20);
-constexpr Duration kBackoffMax = std::chrono::seconds(5);
+// Of the same machine, and while nobody keeps the keys our own end would lose them.
+constexpr Duration kBackoffMax = std::chrono::milliseconds(250);
 
 Status send(int socket, const wire::Packet& packet, std::span<const int> fds = {}) {
   return sys::send_packet(socket, as_bytes(wire::encode(packet)), fds, kIoTimeout);

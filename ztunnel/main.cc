@@ -50,7 +50,7 @@ int main(int argc, char** argv) {
   // Entering a pod's namespace to dial (setns) needs CAP_SYS_ADMIN; marks and foreign source addresses
   // need CAP_NET_ADMIN.
   static constexpr int kCapabilities[] = {CAP_SYS_ADMIN, CAP_NET_ADMIN};
-  if (Status s = sys::confine({kCapabilities, sys::kEnterNetns}); !s) return complain(s.error());
+  if (Status s = sys::confine({kCapabilities, sys::kEnterNetns | sys::kRings}); !s) return complain(s.error());
   rt::start_giving_memory_back();
   if (Status s = settings.logging.init(); !s) return complain(s.error());
 

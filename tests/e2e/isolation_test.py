@@ -176,6 +176,9 @@ class Daemons(unittest.TestCase):
             for capabilities in ("CapEff", "CapPrm", "CapBnd", "CapInh", "CapAmb"):
                 self.assertEqual(int(field(status, capabilities), 16) & ~allowed, 0, (name, capabilities))
             self.assertEqual((field(status, "NoNewPrivs"), field(status, "Seccomp")), ("1", "2"), name)
+            # The second one: no more rings.
+            filters = "2" if name in ("ztunnel", "waypoint") else "1"
+            self.assertEqual(field(status, "Seccomp_filters"), filters, name)
 
     def test_each_keeps_what_it_needs_and_gains_nothing(self):
         for name, kept in self.KEPT.items():

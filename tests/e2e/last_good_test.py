@@ -132,6 +132,8 @@ class LastGood(unittest.TestCase):
         # The agent too: ztunnel gives the keys back to the next one, and gets them after its own end.
         kill("meltemi-agent")
         wait("traffic after the agent was killed", serves)
+        wait("the next agent has the keys", lambda: SANDBOX.mesh(
+            "meltemi-agent")["state"]["counts"]["keysKept"] == len(before))
         kill("ztunnel")
         wait("traffic after agent and ztunnel were killed", serves)
         self.assertEqual(serials(), before)

@@ -222,7 +222,8 @@ Status UringLoop::register_buffers(uint16_t flags) {
 }
 
 // A ring's operations are system calls that no seccomp filter sees, so that a ring takes only those that
-// stand here, whoever has taken over the process. Nothing is registered later.
+// stand here, whoever has taken over the process. That no other ring is made is sys::no_more_rings()'s.
+// Nothing is registered later.
 Status UringLoop::restrict_and_enable() {
   constexpr uint8_t kOperations[] = {IORING_OP_POLL_ADD,     IORING_OP_ACCEPT,   IORING_OP_CONNECT,
                                      IORING_OP_RECV,         IORING_OP_MSG_RING, IORING_OP_ASYNC_CANCEL};

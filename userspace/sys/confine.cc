@@ -29,7 +29,7 @@ constexpr int kDaemon[] = {
     // readiness
     SYS_poll, SYS_ppoll, SYS_select, SYS_pselect6, SYS_epoll_create1, SYS_epoll_ctl, SYS_epoll_wait,
     SYS_epoll_pwait, SYS_epoll_pwait2, SYS_eventfd2, SYS_timerfd_create, SYS_timerfd_settime,
-    SYS_timerfd_gettime, SYS_signalfd4, SYS_io_uring_setup, SYS_io_uring_enter, SYS_io_uring_register,
+    SYS_timerfd_gettime, SYS_signalfd4,
     // sockets
     SYS_socket, SYS_socketpair, SYS_bind, SYS_listen, SYS_accept, SYS_accept4, SYS_connect,
     SYS_getsockname, SYS_getpeername, SYS_setsockopt, SYS_getsockopt, SYS_sendto, SYS_recvfrom,
@@ -52,6 +52,8 @@ constexpr int kDaemon[] = {
 constexpr int kNetnsCalls[] = {SYS_setns};
 constexpr int kBpfCalls[] = {SYS_bpf, SYS_perf_event_open};
 constexpr int kMountCalls[] = {SYS_mount, SYS_umount2};
+// And the call that takes the first of them away again.
+constexpr int kRingCalls[] = {SYS_io_uring_setup, SYS_io_uring_enter, SYS_io_uring_register, SYS_seccomp};
 
 // A sanitizer's leak check stops its own threads by ptrace from a clone of itself, at the end.
 #if defined(__has_feature)
@@ -118,6 +120,7 @@ std::vector<int> allowed_syscalls(uint32_t groups) {
   if (groups & kEnterNetns) add(kNetnsCalls, &out);
   if (groups & kLoadBpf) add(kBpfCalls, &out);
   if (groups & kMount) add(kMountCalls, &out);
+  if (groups & kRings) add(kRingCalls, &out);
   if (kSanitized) {
     add(kSanitizerCalls, &out);
     out.push_back(SYS_clone);
@@ -135,6 +138,13 @@ Status confine(const Confinement& confinement) {
   if (!kSanitized) MELTEMI_TRY(prctl_or_fail(PR_SET_DUMPABLE, 0, 0, "prctl(PR_SET_DUMPABLE)"));
   const std::vector<int> calls = allowed_syscalls(confinement.syscalls);
   if (const int e = SeccompFilter::only(calls).install(true); e != 0) return fail_errno(e, "seccomp");
+  return {};
+}
+
+Status no_more_rings() {
+  static constexpr int kSetup[] = {SYS_io_uring_setup};
+  if (const int e = SeccompFilter::without(kSetup).install(true); e != 0)
+    return fail_errno(e, "seccomp, to make no more rings");
   return {};
 }
 

@@ -143,6 +143,14 @@ SeccompFilter SeccompFilter::only(std::span<const int> calls) {
   return filter;
 }
 
+SeccompFilter SeccompFilter::without(std::span<const int> calls) {
+  SeccompFilter filter;
+  filter.begin();
+  filter.any_of(calls, kRefuse);
+  filter.put(BPF_RET | BPF_K, SECCOMP_RET_ALLOW);
+  return filter;
+}
+
 SeccompFilter SeccompFilter::container() {
   SeccompFilter filter;
   filter.begin();
@@ -158,7 +166,9 @@ SeccompFilter SeccompFilter::container() {
 int SeccompFilter::install(bool all_threads) const {
   sock_fprog program{static_cast<unsigned short>(code_.size()), const_cast<sock_filter*>(code_.data())};
   const unsigned flags = all_threads ? SECCOMP_FILTER_FLAG_TSYNC : 0;
-  return ::syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &program) == 0 ? 0 : errno;
+  const long result = ::syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &program);
+  if (result > 0) return EBUSY;  // the thread that has filters of its own
+  return result == 0 ? 0 : errno;
 }
 
 }  // namespace meltemi::sys

@@ -17,13 +17,15 @@ class SeccompFilter {
   // libc falls back to clone, whose flags a filter can see; setns, if it is among them, enters network
   // namespaces only.
   static SeccompFilter only(std::span<const int> calls);
+  // All but these, which fail with EPERM; as a second filter, narrows the first.
+  static SeccompFilter without(std::span<const int> calls);
   // What containerd's default profile leaves to a container without extra capabilities: everything but
   // what reaches beyond it (mounts, namespaces, modules, keyrings, BPF, io_uring, other machines' clocks).
   // Refused calls fail with EPERM, those newer than this list with ENOSYS.
   static SeccompFilter container();
 
   // For the calling thread (and those it makes), or all threads of the process. Needs no_new_privs or
-  // CAP_SYS_ADMIN. Async-signal-safe. 0 or an errno.
+  // CAP_SYS_ADMIN. Async-signal-safe. 0 or an errno; EBUSY: a thread has other filters.
   int install(bool all_threads = false) const;
 
  private:

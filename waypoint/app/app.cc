@@ -6,6 +6,7 @@
 
 #include "userspace/base/log.h"
 #include "userspace/rt/socket_options.h"
+#include "userspace/sys/confine.h"
 #include "userspace/telemetry/admission_metrics.h"
 #include "userspace/xds/ca_client.h"
 #include "waypoint/app/admin_pages.h"
@@ -63,6 +64,7 @@ Status App::start_workers() {
   rt::LoopOptions options;
   options.backend = backend_of(settings_.io_backend);
   pool_ = MELTEMI_TRY(rt::WorkerPool::start(count, "waypoint", options));
+  MELTEMI_TRY(sys::no_more_rings());
   http_metrics_ = std::make_unique<telemetry::HttpMetrics>(registry_, count, "waypoint",
                                                             settings_.series.http());
   tcp_metrics_ =

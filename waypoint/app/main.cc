@@ -39,7 +39,7 @@ int main(int argc, char** argv) {
   if (!run) return 0;
   // Gateways listen below port 1024.
   static constexpr int kCapabilities[] = {CAP_NET_BIND_SERVICE};
-  if (Status s = sys::confine({kCapabilities}); !s) return complain(s.error());
+  if (Status s = sys::confine({kCapabilities, sys::kRings}); !s) return complain(s.error());
   rt::start_giving_memory_back();
   if (Status s = settings.logging.init(); !s) return complain(s.error());
 

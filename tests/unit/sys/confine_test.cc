@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <linux/capability.h>
+#include <linux/io_uring.h>
 #include <sched.h>
 #include <sys/mount.h>
 #include <sys/prctl.h>
@@ -15,6 +16,7 @@
 
 #include <algorithm>
 #include <functional>
+#include <future>
 #include <thread>
 
 #include "userspace/sys/confine.h"
@@ -75,6 +77,32 @@ TEST(Confine, AGroupAllowsItsOwnCallsOnly) {
             0);
 }
 
+// A ring passes every filter by.
+TEST(Confine, NoRingIsMadeAfterTheLastOneByAnyThread) {
+  const auto ring = [] {
+    io_uring_params params{};
+    return ::syscall(SYS_io_uring_setup, 8, &params);
+  };
+  EXPECT_EQ(in_confined_child({}, [&] { return refused(ring()); }), 0) << "who needs none";
+  EXPECT_EQ(in_confined_child({.syscalls = kRings}, [&] {
+              if (ring() < 0 && errno == EPERM) return 1;
+              std::promise<void> sealed;
+              long theirs = 0;
+              int why = 0;
+              std::thread other([&] {
+                sealed.get_future().wait();
+                theirs = ring();
+                why = errno;
+              });
+              if (!no_more_rings()) return 2;
+              sealed.set_value();
+              other.join();
+              if (theirs >= 0 || why != EPERM) return 3;
+              return refused(ring());
+            }),
+            0);
+}
+
 TEST(Confine, KeepsOnlyTheNamedCapabilitiesAndGainsNone) {
   if (::geteuid() != 0) GTEST_SKIP() << "needs capabilities to lose";
   static constexpr int kKept[] = {CAP_NET_ADMIN};
@@ -106,7 +134,7 @@ TEST(Confine, ThreadsFilesAndSocketsGoOn) {
 }
 
 TEST(Confine, AllowedCallsAreSortedAndHoldNoneThatCouldUndoTheRest) {
-  const std::vector<int> calls = allowed_syscalls(kEnterNetns | kLoadBpf | kMount);
+  const std::vector<int> calls = allowed_syscalls(kEnterNetns | kLoadBpf | kMount | kRings);
   EXPECT_TRUE(std::is_sorted(calls.begin(), calls.end()));
   for (const int never : {SYS_execve, SYS_execveat, SYS_init_module, SYS_finit_module, SYS_kexec_load,
                           SYS_process_vm_writev, SYS_open_by_handle_at, SYS_pidfd_getfd, SYS_setuid,
