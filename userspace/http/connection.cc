@@ -33,8 +33,7 @@ Connection::~Connection() {
 }
 
 void Connection::start() {
-  lease_.on_give_way(rt::post_to(stream_->loop()),
-                     [this](rt::GiveWay why) { cut(rt::to_string(why)); });
+  lease_.on_give_way(rt::post_to(stream_->loop()), [this](rt::GiveWay why) { give_way(why); });
   stream_->set_events(this);
   stream_->limit_read(kReadPiece);
   stream_->resume_read();
@@ -99,7 +98,7 @@ void Connection::settle() {
     if (auto upgrade = session_->take_upgrade()) {
       stream_->pause_read();
       auto stream = std::exchange(stream_, nullptr);
-      upgrade->take(std::move(stream), std::move(upgrade->early));
+      upgrade->take(std::move(stream), std::move(upgrade->early), std::move(lease_));
       return end();
     }
     if (session_->done() || (read_end_ && !session_->responding())) {
@@ -162,8 +161,11 @@ void Connection::on_closed(const net::StreamEnd& end) {
   this->end();
 }
 
-void Connection::drain() {
-  if (!session_) return end();
+void Connection::give_way(rt::GiveWay why) {
+  // A request that came after this one was chosen gets its answer, as the last one.
+  const bool asked = session_ && (session_->reading() || session_->responding());
+  if (why != rt::GiveWay::kRoom || !asked) return cut(rt::to_string(why));
+  if (shared_.cut) shared_.cut(rt::to_string(why));
   session_->drain();
   pump();
 }

@@ -43,7 +43,6 @@ class Connection final : public rt::Retirable, private net::StreamEvents {
   ~Connection() override;
 
   void start();
-  void drain();  // ends after the requests that are under way
 
  private:
   void on_data(const net::Slices& data) override;
@@ -55,6 +54,7 @@ class Connection final : public rt::Retirable, private net::StreamEvents {
   void pump();    // writes what the client has room for
   void settle();  // reads or not, which deadline runs, what the lease says
   void arm(MonoTime deadline, std::string_view why);
+  void give_way(rt::GiveWay why);
   void cut(std::string_view why);
   void end();
 

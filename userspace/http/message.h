@@ -13,6 +13,7 @@
 #include "userspace/base/address.h"
 #include "userspace/codec/header_list.h"
 #include "userspace/net/stream.h"
+#include "userspace/rt/admission.h"
 
 namespace meltemi::http {
 
@@ -45,8 +46,9 @@ struct Response {
   Pairs headers = {};                             // besides content-type and framing
   std::shared_ptr<BodySource> source = nullptr;   // instead of `body`
   // With status 101, to a request that asked for an upgrade (RFC 9110 section 7.8; HTTP/1.1 only):
-  // gets the connection, paused, and what the client sent behind its request.
-  std::function<void(net::StreamPtr, std::string early)> upgrade = nullptr;
+  // gets the connection, paused, what the client sent behind its request, and its place, to be given back
+  // after the connection is closed.
+  std::function<void(net::StreamPtr, std::string early, rt::Lease)> upgrade = nullptr;
 };
 
 }  // namespace meltemi::http

@@ -43,7 +43,7 @@ class Session {
   virtual void drain() = 0;
   // Set when an upgrade was accepted and its head produced: what to do with the connection.
   struct Upgrade {
-    std::function<void(net::StreamPtr, std::string early)> take;
+    std::function<void(net::StreamPtr, std::string early, rt::Lease)> take;
     std::string early;
   };
   virtual std::unique_ptr<Upgrade> take_upgrade() { return nullptr; }

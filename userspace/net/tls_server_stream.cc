@@ -184,14 +184,15 @@ class TlsServerStream final : public ByteStream, private StreamEvents, private r
 };
 
 bool TlsServerStream::start() {
+  const auto begin = std::exchange(begin_, nullptr);
+  if (begin && !begin()) return false;  // before libssl's state is made
   ssl_ = SSL_new(tls_->ctx_);
   BIO* in = BIO_new(BIO_s_mem());
   BIO* out = BIO_new(BIO_s_mem());
   if (!ssl_ || !in || !out) std::abort();  // out of memory
   SSL_set_bio(ssl_, in, out);
   SSL_set_accept_state(ssl_);
-  const auto begin = std::exchange(begin_, nullptr);
-  return !begin || begin();
+  return true;
 }
 
 void TlsServerStream::on_data(const Slices& data) {

@@ -20,6 +20,7 @@ constexpr const char* kCertificateTask = "certificate";
 // The client's connection and one to an endpoint.
 constexpr uint32_t kDescriptorsPerConnection = 2;
 constexpr Duration kBindPause = std::chrono::seconds(1);
+constexpr Duration kRestorePause = std::chrono::seconds(1);
 
 rt::Backend backend_of(const std::string& name) {
   if (name == "uring") return rt::Backend::kUring;
@@ -169,6 +170,11 @@ void App::poll() {
   const MonoTime now = MonoClock::now();
   doors_->admission.sweep(now);
   feed_->poll();
+  if (restore_again_ && now >= *restore_again_) {
+    const model::Identity identity = *settings_.identity();
+    restore_again_.reset();
+    if (!certificates_->current(identity)) restore_certificate(identity);
+  }
   if (!unbound_ || now < bind_again_) return;
   bind_again_ = now + kBindPause;
   Lane* lane = lanes_[0].get();
@@ -220,6 +226,7 @@ Status App::start_certificate() {
 
 // What an earlier life of this pod's waypoint had, so that it serves while the control plane is away.
 void App::restore_certificate(const model::Identity& identity) {
+  restore_again_.reset();
   if (!settings_.discovery.keeps_state()) return;
   auto file = IdentityFile::open(settings_.discovery.state_dir, settings_.keys_on_disk);
   if (!file) return scope.error("the key is not kept: {}", file.error().detail);
@@ -230,7 +237,11 @@ void App::restore_certificate(const model::Identity& identity) {
   }
   if (kept) return certificates_->restore(*kept);
   if (kept.error().reason == Reason::kNotFound) return;
-  scope.warn("{} is not used: {}", identity_file_->path(), kept.error().detail);
+  // Out of descriptors, say: it is no worse than it was.
+  const bool unread = kept.error().reason == Reason::kSystem;
+  if (unread) restore_again_ = MonoClock::now() + kRestorePause;
+  scope.warn("{} {}: {}", identity_file_->path(),
+             unread ? "cannot be read and is tried again" : "is not used", kept.error().detail);
 }
 
 void App::keep_certificate(const pki::WorkloadCertificate& certificate) {

@@ -78,6 +78,7 @@ class App {
   std::mutex latest_mutex_;
   SnapshotPtr latest_;  // what was published last, for the admin pages
   std::unique_ptr<ConfigFeed> feed_;
+  std::optional<MonoTime> restore_again_;  // the kept certificate could not be read
   std::mutex identity_mutex_;
   std::optional<IdentityFile> identity_file_;  // guarded by identity_mutex_; none: the key is not kept
   std::unique_ptr<pki::CertificateManager> certificates_;

@@ -178,7 +178,9 @@ TEST_F(ServerTest, APortInUseIsAnErrorThatNamesIt) {
 // Gives back what it gets, until the other side has enough.
 class Echo final : public net::StreamEvents {
  public:
-  void take(net::StreamPtr stream) {
+  void take(net::StreamPtr stream, rt::Lease lease) {
+    EXPECT_TRUE(lease) << "it is counted as long as it lives";
+    lease_ = std::move(lease);
     stream_ = std::move(stream);
     stream_->set_events(this);
     stream_->resume_read();
@@ -188,12 +190,14 @@ class Echo final : public net::StreamEvents {
   void on_writable() override {}
   void on_closed(const net::StreamEnd&) override {
     stream_.reset();
+    lease_.release();
     closed_ = true;
     closed_.notify_all();
   }
   void wait_until_closed() { closed_.wait(false); }
 
  private:
+  rt::Lease lease_;
   net::StreamPtr stream_;
   std::atomic<bool> closed_{false};
 };
@@ -222,7 +226,9 @@ class TlsServerTest : public ServerTest {
     router_.route("/up", "GET", [this](const Request&) {
       Response out{101};
       out.headers = {{"upgrade", "echo"}};
-      out.upgrade = [this](net::StreamPtr stream, std::string) { echo_.take(std::move(stream)); };
+      out.upgrade = [this](net::StreamPtr stream, std::string, rt::Lease lease) {
+        echo_.take(std::move(stream), std::move(lease));
+      };
       return out;
     });
     auto certificate = CertificateFiles::open(paths(client_roots));

@@ -131,13 +131,13 @@ TEST_F(H1, AnUpgradeHandsOverTheConnectionAndWhatCameEarly) {
   std::string early = "nothing";
   response_ = {101, ""};
   response_.headers = {{"upgrade", "x"}, {"connection", "upgrade"}};
-  response_.upgrade = [&](net::StreamPtr, std::string e) { early = std::move(e); };
+  response_.upgrade = [&](net::StreamPtr, std::string e, rt::Lease) { early = std::move(e); };
   const std::string out =
       ask("GET / HTTP/1.1\r\nHost: h\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\nearly");
   EXPECT_THAT(out, StartsWith("HTTP/1.1 101 "));
   auto upgrade = session_->take_upgrade();
   ASSERT_TRUE(upgrade);
-  upgrade->take(nullptr, upgrade->early);
+  upgrade->take(nullptr, upgrade->early, {});
   EXPECT_EQ(early, "early");
 }
 

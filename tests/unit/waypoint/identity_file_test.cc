@@ -7,6 +7,7 @@
 
 #include <filesystem>
 
+#include "tests/support/few_descriptors.h"
 #include "tests/unit/pki/support.h"
 #include "userspace/pki/csr.h"
 #include "userspace/sys/own_file.h"
@@ -48,6 +49,16 @@ TEST_F(IdentityFileTest, AKilledWaypointHasItsKeyAgain) {
   const auto again = IdentityFile::open(memory, false)->load(wp, pki::now());
   ASSERT_TRUE(again.has_value()) << again.error().detail;
   EXPECT_EQ((*again)->chain_pem, certificate->chain_pem);
+}
+
+TEST_F(IdentityFileTest, WhatCannotBeReadForAMomentIsThereAfterIt) {
+  const auto file = IdentityFile::open(memory, false);
+  ASSERT_TRUE(file->save(*certificate));
+  {
+    const test::FewDescriptors none(0);
+    EXPECT_EQ(file->load(wp, pki::now()).error().reason, Reason::kSystem) << "tried again";
+  }
+  EXPECT_TRUE(file->load(wp, pki::now()));
 }
 
 TEST_F(IdentityFileTest, AKeyNeverGoesToADiskUnlessToldTo) {
