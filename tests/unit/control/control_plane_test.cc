@@ -14,6 +14,8 @@
 #include <future>
 #include <thread>
 
+#include "userspace/control/monitoring.h"
+#include "userspace/http/router.h"
 #include "userspace/pki/certificate_manager.h"
 #include "userspace/pki/token.h"
 #include "userspace/xds/ca_client.h"
@@ -629,13 +631,33 @@ TEST_F(ControlPlaneTest, PagesForOperators) {
   EXPECT_THAT(curl("/debug/config_dump"), AllOf(HasSubstr(kWebUid), Not(HasSubstr("PRIVATE KEY"))));
 }
 
+TEST_F(ControlPlaneTest, WhatNamesObjectsIsForLoopbackOnly) {
+  start();
+  http::Router pages;
+  telemetry::Registry registry;
+  add_monitoring_routes(pages, registry, *plane);
+  size_t closed = 0;
+  for (const std::string& path : pages.paths()) {
+    http::Request request{.method = "GET", .path = path};
+    request.peer = *SocketAddress::parse("10.0.0.9:4711");
+    const int stranger = pages.dispatch(request).status;
+    request.peer = *SocketAddress::parse("127.0.0.1:4711");
+    EXPECT_NE(pages.dispatch(request).status, 403) << path;
+    const bool open = path == "/ready" || path == "/version" || path.starts_with("/metrics") ||
+                      path == "/stats/prometheus";
+    EXPECT_EQ(stranger == 403, !open) << path;
+    closed += stranger == 403;
+  }
+  EXPECT_GE(closed, 4u) << "/status and /debug/*";
+}
+
 TEST_F(ControlPlaneTest, CertificatesRenewOverTheRealCa) {
   start();
   xds::CaClient ca(channel(ztunnel_token()));
   std::promise<void> twice;
   std::atomic<int> count{0};
   pki::CertificateManagerOptions options;
-  options.ttl = 20s;  // backdated by minutes: past half-life as soon as it is there
+  options.ttl = 4s;  // renewed at half of it
   pki::CertificateManager manager(
       options,
       [&](pki::SigningRequest request, pki::SigningDone done) {
