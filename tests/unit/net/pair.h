@@ -89,6 +89,7 @@ class Far final : public HboneHandler {
   };
   void drop(Dial* dial) {
     auto it = dials_.find(dial);
+    dial->dial.cancel();  // it may complete in this very turn
     loop_.retire(std::move(it->second));
     dials_.erase(it);
   }
