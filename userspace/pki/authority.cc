@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <optional>
 
 #include "userspace/base/log.h"
@@ -22,7 +23,12 @@ log::Scope scope("ca");
 constexpr uint32_t kSecretMode = 0600, kPublicMode = 0644, kDirectoryMode = 0755;
 constexpr double kIssuerRenewal = 0.5, kRootRenewal = 0.8;  // shares of the lifetime
 
-bool exists(const std::string& path) { return ::access(path.c_str(), F_OK) == 0; }
+// Error if nobody can tell: a key that is taken for missing would be made anew.
+Result<bool> exists(const std::string& path) {
+  if (::access(path.c_str(), F_OK) == 0) return true;
+  if (errno == ENOENT || errno == ENOTDIR) return false;
+  return fail_errno(errno, "look for " + path);
+}
 
 bool same(const Certificate& a, const Certificate& b) {
   return X509_cmp(a.native(), b.native()) == 0;
@@ -131,7 +137,7 @@ Result<CertificateAuthority::Material> CertificateAuthority::load_plugged() cons
   m.issuer_key = MELTEMI_TRY(read_key(path("ca-key.pem")));
   m.issuer_chain = MELTEMI_TRY(read_certs(path("ca-cert.pem")));
   m.roots = MELTEMI_TRY(read_certs(path("root-cert.pem")));
-  if (exists(path("cert-chain.pem"))) {
+  if (MELTEMI_TRY(exists(path("cert-chain.pem")))) {
     for (Certificate& cert : MELTEMI_TRY(read_certs(path("cert-chain.pem")))) {
       const auto known = [&](const Certificate& c) { return same(c, cert); };
       if (std::ranges::none_of(m.issuer_chain, known) && std::ranges::none_of(m.roots, known)) {
@@ -143,10 +149,10 @@ Result<CertificateAuthority::Material> CertificateAuthority::load_plugged() cons
 }
 
 Result<CertificateAuthority::Material> CertificateAuthority::load(WallTime now) const {
-  const bool have_root = exists(path("root-key.pem"));
-  const bool have_issuer = exists(path("ca-key.pem")) && exists(path("ca-cert.pem"));
+  const bool have_root = MELTEMI_TRY(exists(path("root-key.pem")));
+  const bool have_issuer = MELTEMI_TRY(exists(path("ca-key.pem"))) && MELTEMI_TRY(exists(path("ca-cert.pem")));
   if (!have_root && have_issuer) return load_plugged();
-  if (!have_root && exists(path("root-cert.pem"))) {
+  if (!have_root && MELTEMI_TRY(exists(path("root-cert.pem")))) {
     return fail(Reason::kBadConfig, Fault::kConfig,
                 fmt::format("{} is there without root-key.pem or ca-key.pem: add the key, or remove "
                             "the file to start a new mesh root",
@@ -160,7 +166,7 @@ Result<CertificateAuthority::Material> CertificateAuthority::load(WallTime now) 
     MELTEMI_TRY(
         sys::write_file_atomically(path("root-key.pem"), m.root_key->to_pem().view(), kSecretMode));
   }
-  if (exists(path("root-cert.pem"))) m.roots = MELTEMI_TRY(read_certs(path("root-cert.pem")));
+  if (MELTEMI_TRY(exists(path("root-cert.pem")))) m.roots = MELTEMI_TRY(read_certs(path("root-cert.pem")));
   const auto active = std::ranges::find_if(
       m.roots, [&](const Certificate& cert) { return matches(cert, *m.root_key); });
   if (active != m.roots.end()) {
@@ -171,11 +177,11 @@ Result<CertificateAuthority::Material> CertificateAuthority::load(WallTime now) 
     scope.info("new mesh root {} for trust domain {}", m.roots.front().subject(),
                options_.trust_domain);
   }
-  if (exists(path("next-root-key.pem")) && exists(path("next-root-cert.pem"))) {
+  if (MELTEMI_TRY(exists(path("next-root-key.pem"))) && MELTEMI_TRY(exists(path("next-root-cert.pem")))) {
     m.next_key = MELTEMI_TRY(read_key(path("next-root-key.pem")));
     m.next_root = MELTEMI_TRY(read_certs(path("next-root-cert.pem"))).front();
   }
-  if (exists(path("retired-root-cert.pem"))) {
+  if (MELTEMI_TRY(exists(path("retired-root-cert.pem")))) {
     m.retired_root = MELTEMI_TRY(read_certs(path("retired-root-cert.pem"))).front();
   }
   if (have_issuer) {

@@ -23,6 +23,7 @@ namespace meltemi::sys {
 namespace {
 
 constexpr size_t kReceiveBuffer = 64 << 10;
+constexpr int kDumpAttempts = 50;  // each takes some 10 us
 
 struct AttributeView {
   uint16_t type;
@@ -249,9 +250,25 @@ Status Netlink::transact(Message& message, std::string_view what) {
   return dump(message, what, [](const nlmsghdr*) {});
 }
 
-// Sends a request and reads until its acknowledgement or the end of its dump.
+// Sends a request and reads until its acknowledgement or the end of its dump. A dump during which the kernel's
+// list changed may lack what was there all the time, and the kernel says so: it is asked again, and `each`
+// sees one whole list.
 Status Netlink::dump(Message& message, std::string_view what,
                      const std::function<void(const nlmsghdr*)>& each) {
+  for (int attempt = 0; attempt < kDumpAttempts; ++attempt) {
+    std::vector<std::vector<char>> answers;
+    if (!MELTEMI_TRY(dump_once(message, what, answers))) continue;
+    for (const std::vector<char>& answer : answers) each(reinterpret_cast<const nlmsghdr*>(answer.data()));
+    return {};
+  }
+  return fail(Reason::kSystem, Fault::kInternal,
+              fmt::format("netlink {}: it changes faster than it can be read", what), Retry::kSafe);
+}
+
+// False: interrupted by a change.
+Result<bool> Netlink::dump_once(Message& message, std::string_view what,
+                                std::vector<std::vector<char>>& answers) {
+  bool whole = true;
   const std::vector<uint8_t>& bytes = message.finish(++sequence_);
   if (::send(fd_.get(), bytes.data(), bytes.size(), 0) < 0)
     return fail_errno(errno, fmt::format("netlink {}", what));
@@ -266,15 +283,23 @@ Status Netlink::dump(Message& message, std::string_view what,
       m = reinterpret_cast<const nlmsghdr*>(buffer.data() + at);
       if (m->nlmsg_len < sizeof *m || m->nlmsg_len > size - at) break;
       if (m->nlmsg_seq != sequence_) continue;
-      if (m->nlmsg_type == NLMSG_DONE) return {};
+      if ((m->nlmsg_flags & NLM_F_DUMP_INTR) != 0) whole = false;
+      const char* payload = reinterpret_cast<const char*>(m) + NLMSG_HDRLEN;
+      if (m->nlmsg_type == NLMSG_DONE) {
+        int error = 0;
+        if (m->nlmsg_len >= NLMSG_HDRLEN + sizeof error) std::memcpy(&error, payload, sizeof error);
+        message.last_errno = -std::min(error, 0);
+        if (error < 0) return fail_errno(-error, fmt::format("netlink {}", what));
+        return whole;
+      }
       if (m->nlmsg_type != NLMSG_ERROR) {
-        each(m);
+        answers.emplace_back(reinterpret_cast<const char*>(m),
+                             reinterpret_cast<const char*>(m) + m->nlmsg_len);
         continue;
       }
-      const auto* error =
-          reinterpret_cast<const nlmsgerr*>(reinterpret_cast<const char*>(m) + NLMSG_HDRLEN);
+      const auto* error = reinterpret_cast<const nlmsgerr*>(payload);
       message.last_errno = -error->error;
-      if (error->error == 0) return {};
+      if (error->error == 0) return true;
       return fail_errno(-error->error, fmt::format("netlink {}{}", what, extended_text(m, error)));
     }
   }

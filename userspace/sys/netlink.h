@@ -127,6 +127,7 @@ class Netlink {
   explicit Netlink(UniqueFd fd) : fd_(std::move(fd)) {}
   class Message;
   Status transact(Message& message, std::string_view what);
+  Result<bool> dump_once(Message& message, std::string_view what, std::vector<std::vector<char>>& answers);
   Status dump(Message& message, std::string_view what,
               const std::function<void(const nlmsghdr*)>& each);
   Status change_rule(const Rule& rule, uint16_t type, uint16_t flags);

@@ -90,7 +90,12 @@ Result<int> read_answers(int fd, F&& each) {
     for (size_t at = 0; at + sizeof *m <= size; at += NLMSG_ALIGN(m->nlmsg_len)) {
       m = reinterpret_cast<const nlmsghdr*>(buffer.data() + at);
       if (m->nlmsg_len < sizeof *m || m->nlmsg_len > size - at) break;
-      if (m->nlmsg_type == NLMSG_DONE) return 0;
+      if (m->nlmsg_type == NLMSG_DONE) {
+        int error = 0;
+        if (m->nlmsg_len >= NLMSG_HDRLEN + sizeof error)
+          std::memcpy(&error, reinterpret_cast<const char*>(m) + NLMSG_HDRLEN, sizeof error);
+        return error < 0 ? -error : 0;
+      }
       if (m->nlmsg_type == NLMSG_ERROR)
         return -reinterpret_cast<const nlmsgerr*>(reinterpret_cast<const char*>(m) + NLMSG_HDRLEN)
                     ->error;

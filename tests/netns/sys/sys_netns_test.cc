@@ -10,6 +10,9 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
+#include <set>
+#include <thread>
 
 #include "tests/support/require.h"
 #include "userspace/sys/cgroup.h"
@@ -245,6 +248,43 @@ TEST_F(Root, VethsJoinTwoNamespacesAndCarryPings) {
   ASSERT_OK(na->delete_link("pod0"));
   ASSERT_OK(na->delete_link("pod0"));
   EXPECT_FALSE(nb->index("eth0"));
+}
+
+// Pods come and go on a node while one of them is looked at.
+TEST_F(Root, AListIsWholeWhileItsNeighboursChange) {
+  const auto a = Netns::create();
+  const auto b = Netns::create();
+  auto netlink = Netlink::open_in(*a);
+  std::set<std::string> stay;
+  for (int i = 0; i < 150; ++i) {
+    const std::string name = "stays" + std::to_string(i);
+    ASSERT_OK(netlink->add_veth(name, name, *b));
+    stay.insert(name);
+  }
+  std::atomic<bool> done = false;
+  std::thread neighbour([&] {
+    auto own = Netlink::open_in(*a);
+    for (int i = 0; !done; ++i) {
+      const std::string name = "goes" + std::to_string(i % 3);
+      EXPECT_TRUE(own->add_veth(name, name, *b));
+      EXPECT_TRUE(own->delete_link(name));
+    }
+  });
+  for (int i = 0; i < 300; ++i) {
+    const auto links = netlink->links();
+    if (!links) {
+      ADD_FAILURE() << links.error().to_string();
+      break;
+    }
+    std::set<std::string> missing = stay;
+    for (const Link& link : *links) missing.erase(link.name);
+    if (!missing.empty()) {
+      ADD_FAILURE() << missing.size() << " are missing, " << *missing.begin() << " first";
+      break;
+    }
+  }
+  done = true;
+  neighbour.join();
 }
 
 TEST_F(Root, AnIpv6AddressIsWaitedForUntilItIsLocal) {

@@ -140,6 +140,17 @@ TEST_F(AuthorityTest, AHalfWrittenIssuerIsMadeAgain) {
   EXPECT_TRUE(get(*open(), identity_of("shop", "web")));
 }
 
+TEST_F(AuthorityTest, AKeyOfWhichNobodyCanTellIsNotMadeAnew) {
+  const std::string key = options.directory + "/root-key.pem";
+  std::filesystem::create_directories(options.directory);
+  std::filesystem::create_symlink("root-key.pem", key);  // ELOOP: neither there nor absent
+  const auto ca = CertificateAuthority::open(options, now());
+  ASSERT_FALSE(ca);
+  EXPECT_EQ(ca.error().reason, Reason::kSystem) << ca.error().detail;
+  EXPECT_TRUE(std::filesystem::is_symlink(key)) << "a new root was put in its place";
+  EXPECT_FALSE(std::filesystem::exists(options.directory + "/root-cert.pem"));
+}
+
 TEST_F(AuthorityTest, NamesTheFileThatIsBad) {
   open();
   std::ofstream(options.directory + "/root-key.pem") << "garbage";
