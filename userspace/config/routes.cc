@@ -390,11 +390,12 @@ bool takes_everything(const rt::RouteMatch& match) {
 // wherever it was written. The first of those is the one in force.
 void catch_all_last(rt::VirtualHost* host) {
   auto& routes = *host->mutable_routes();
-  const auto rest = std::stable_partition(
-      routes.pointer_begin(), routes.pointer_end(),
-      [](const rt::Route* route) { return !takes_everything(route->match()); });
-  const auto kept = static_cast<int>(rest - routes.pointer_begin()) + 1;
-  if (kept < routes.size()) routes.DeleteSubrange(kept, routes.size() - kept);
+  const auto takes_all = [](const rt::Route& route) { return takes_everything(route.match()); };
+  const auto first = std::find_if(routes.begin(), routes.end(), takes_all);
+  if (first == routes.end()) return;
+  rt::Route last = *first;
+  routes.erase(std::remove_if(first, routes.end(), takes_all), routes.end());
+  *routes.Add() = std::move(last);
 }
 
 }  // namespace

@@ -97,7 +97,6 @@ class H2Server final : public HttpConnection,
   uint32_t requests_ = 0;
   bool blocked_ = false;
   bool draining_ = false;
-  bool closing_ = false;
   bool dead_ = false;
 };
 
