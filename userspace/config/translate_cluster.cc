@@ -116,6 +116,13 @@ void fill_way(const Endpoints& endpoints, cl::Cluster* out) {
   fields["message"].set_string_value(endpoints.message);
 }
 
+// A Service whose clients keep to a pod (or to a pod of the waypoint that chooses it). Not part of
+// Envoy's schema: another proxy balances such a cluster as any other.
+void fill_affinity(const Object& service, cl::Cluster* out) {
+  if (service.as<kube::Service>().spec().session_affinity() != "ClientIP") return;
+  own_metadata(out)["affinity"].set_string_value("client_ip");
+}
+
 // The policies of a service that this very waypoint guards, for requests that came for another one:
 // they have passed the other's listener. RBAC filters in their JSON form, in order.
 void fill_policies(View& view, const ClusterRequest& request, const Object& service,
@@ -186,6 +193,7 @@ void translate_cluster(View& view, const ClusterRequest& request, Outputs* out) 
   }
   Endpoints endpoints = endpoints_of(view, request, *service, *port, rule.subset_labels);
   fill_way(endpoints, &cluster);
+  fill_affinity(*service, &cluster);
   fill_policies(view, request, *service, &cluster);
   const std::string name = cluster.name();
   endpoints.assignment.set_cluster_name(name);

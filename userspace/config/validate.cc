@@ -145,7 +145,6 @@ void name_unused_fields(Check& check) {
       {Kind::kSecret, "immutable", kMutable},
       {Kind::kServiceAccount, "secrets", "tokens are made for each pod"},
       {Kind::kServiceAccount, "imagePullSecrets", kNoPull},
-      {Kind::kService, "spec.sessionAffinityConfig", "each connection may reach another pod"},
       {Kind::kService, "spec.allocateLoadBalancerNodePorts", "node ports are not opened"},
       {Kind::kGateway, "spec.allowedListeners", "ListenerSets are not read"},
       {Kind::kGateway, "spec.infrastructure.parametersRef", kNoParameters},

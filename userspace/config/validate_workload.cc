@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <set>
 
 #include "userspace/base/address.h"
@@ -441,8 +442,8 @@ void name_unused_service_fields(Check& check, const kube::Service::Spec& spec) {
   unused(!spec.load_balancer_source_ranges().empty(), "loadBalancerSourceRanges",
          "nobody is kept out by it; write an AuthorizationPolicy with ipBlocks");
   unused(!spec.external_name().empty(), "externalName", "the type is not ExternalName");
-  unused(spec.session_affinity() == "ClientIP", "sessionAffinity",
-         "each connection may reach another pod");
+  unused(spec.has_session_affinity_config() && spec.session_affinity() != "ClientIP",
+         "sessionAffinityConfig", "sessionAffinity is not ClientIP");
   for (int i = 0; i < spec.ports_size(); ++i) {
     unused(spec.ports(i).node_port() != 0, fmt::format("ports[{}].nodePort", i), kInside);
   }
@@ -454,6 +455,49 @@ void one_of(Check& check, std::string_view field, const std::string& value,
   if (value.empty() || std::find(allowed, allowed + N, value) != allowed + N) return;
   check.error(fmt::format("spec.{}", field), fmt::format("unknown value \"{}\"", value),
               fmt::format("One of: {}", fmt::join(allowed, ", ")));
+}
+
+// sessionAffinityConfig: {clientIP: {timeoutSeconds: 1..86400}}, as Kubernetes has it.
+void check_affinity_config(Check& check, const google::protobuf::Value& config) {
+  const auto refuse = [&check](std::string field, std::string message) {
+    check.error("spec." + field, std::move(message),
+                "Write sessionAffinityConfig: {clientIP: {timeoutSeconds: 10800}}, or leave it out");
+  };
+  // Null unless `value` has the one field `name` or none.
+  const auto only = [&refuse](const google::protobuf::Value& value, const std::string& path,
+                              const std::string& name) -> const google::protobuf::Value* {
+    if (!value.has_struct_value()) return refuse(path, "not an object"), nullptr;
+    for (const auto& [key, unknown] : value.struct_value().fields()) {
+      if (key != name) return refuse(path, fmt::format("unknown field \"{}\"", key)), nullptr;
+    }
+    const auto it = value.struct_value().fields().find(name);
+    return it == value.struct_value().fields().end() ? nullptr : &it->second;
+  };
+  const auto* client = only(config, "sessionAffinityConfig", "clientIP");
+  const auto* timeout =
+      client ? only(*client, "sessionAffinityConfig.clientIP", "timeoutSeconds") : nullptr;
+  if (!timeout) return;
+  const std::string field = "sessionAffinityConfig.clientIP.timeoutSeconds";
+  const double seconds = timeout->number_value();
+  if (!timeout->has_number_value() || !(seconds >= 1 && seconds <= 86400) ||
+      seconds != std::floor(seconds)) {
+    return refuse(field, "not a whole number of seconds from 1 to 86400");
+  }
+  check.warn("spec." + field,
+             "is the least: a client keeps to its pod for as long as that is ready, however long it "
+             "was silent",
+             "Do not rely on the end", kCodeIgnoredField);
+}
+
+// A waypoint keeps a client to a pod; the sender's ztunnel, which balances where there is none, does not.
+void check_affinity(Check& check, const kube::Service::Spec& spec) {
+  if (spec.session_affinity() != "ClientIP") return;
+  if (spec.has_session_affinity_config()) check_affinity_config(check, spec.session_affinity_config());
+  const std::string_view waypoint = check.object().label("istio.io/use-waypoint");
+  if (!waypoint.empty() && waypoint != "none") return;
+  check.warn("spec.sessionAffinity",
+             "has an effect behind a waypoint only: without one each connection may reach another pod",
+             "Label the Service or its namespace istio.io/use-waypoint", kCodeIgnoredField);
 }
 
 void check_service_choices(Check& check, const kube::Service::Spec& spec) {
@@ -503,6 +547,7 @@ void validate_service(Check& check) {
   check.labels("spec.selector", spec.selector());
   check_service_choices(check, spec);
   name_unused_service_fields(check, spec);
+  check_affinity(check, spec);
   if (!spec.cluster_ip().empty() && !headless && !is_ip(spec.cluster_ip())) {
     check.error("spec.clusterIP", fmt::format("\"{}\" is not an IP address", spec.cluster_ip()),
                 "Give an address, \"None\", or leave it out");

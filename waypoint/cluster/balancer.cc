@@ -1,13 +1,41 @@
 #include "waypoint/cluster/balancer.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace meltemi::waypoint {
+namespace {
+
+// The finaliser of SplitMix64: each bit of the input moves half of the bits.
+uint64_t mix(uint64_t x) {
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9ull;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EBull;
+  return x ^ (x >> 31);
+}
+
+// Not std::hash, which may differ between builds: two waypoints must agree.
+uint64_t mix(const IpAddress& ip, uint64_t seed) {
+  for (size_t at = 0; at < ip.bytes().size(); at += 8) {
+    uint64_t half = 0;
+    for (size_t i = 0; i < 8; ++i) half = half << 8 | ip.bytes()[at + i];
+    seed = mix((seed ^ half) + 0x9E3779B97F4A7C15ull);
+  }
+  return seed;
+}
+
+// The pod, not its port: a client keeps to one pod for all ports of a Service. Behind another waypoint
+// the pods that are dialled are told apart by where the tunnel leads.
+uint64_t self_of(const Endpoint& e) {
+  return mix(e.address.ip, e.tunnel ? mix(e.tunnel->ip, 0) : 0);
+}
+
+}  // namespace
 
 void Balancer::update(std::span<const Endpoint> endpoints) {
   eligible_.clear();
   weight_.clear();
   up_to_.clear();
+  self_.clear();
   total_ = 0;
   equal_weights_ = true;
   // The healthiest endpoints of the lowest priority that has any; degraded ones only when no
@@ -24,6 +52,7 @@ void Balancer::update(std::span<const Endpoint> endpoints) {
       weight_.push_back(e.weight);
       total_ += e.weight;
       up_to_.push_back(total_);
+      self_.push_back(self_of(e));
       equal_weights_ = equal_weights_ && e.weight == weight_.front();
     }
     if (!eligible_.empty()) return;
@@ -84,6 +113,25 @@ int Balancer::pick(LbPolicy policy, uint32_t choice_count, std::span<const uint3
   // Bad luck with the draws: take any that was not tried; else the last draw has to do.
   const auto fresh = std::find_if_not(eligible_.begin(), eligible_.end(), avoided);
   return fresh == eligible_.end() ? index : *fresh;
+}
+
+// Rendezvous hashing: each endpoint draws a number for the client, the highest wins.
+int Balancer::pick_for(const IpAddress& client, std::span<const int> avoid) const {
+  const uint64_t key = mix(client, 0x6A09E667F3BCC908ull);
+  // Of two classes, those that were not tried and those that were, the winner of each.
+  int best[2] = {kNone, kNone};
+  double highest[2] = {};
+  for (size_t i = 0; i < eligible_.size(); ++i) {
+    const bool tried = std::find(avoid.begin(), avoid.end(), eligible_[i]) != avoid.end();
+    // In (0, 1), so that its logarithm is finite and below 0.
+    const double drawn = (static_cast<double>(mix(key ^ self_[i]) >> 12) + 0.5) * 0x1p-52;
+    // -weight/log(drawn) grows with both: an endpoint wins in proportion to its weight.
+    const double score = equal_weights_ ? drawn : -static_cast<double>(weight_[i]) / std::log(drawn);
+    if (best[tried] != kNone && score <= highest[tried]) continue;
+    best[tried] = eligible_[i];
+    highest[tried] = score;
+  }
+  return best[0] != kNone ? best[0] : best[1];
 }
 
 }  // namespace meltemi::waypoint

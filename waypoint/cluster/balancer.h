@@ -25,6 +25,12 @@ class Balancer {
   int pick(LbPolicy policy, uint32_t choice_count, std::span<const uint32_t> active,
            std::span<const int> avoid, model::Random& random);
 
+  // The endpoint of a client that is to keep to one: the same in every worker and every waypoint that
+  // knows the same endpoints, whatever their order. One that leaves moves its own clients only, one
+  // that comes takes its share from all. kNone as above; `avoid` sends the client to its second choice,
+  // then its third. Linear in the number of endpoints.
+  int pick_for(const IpAddress& client, std::span<const int> avoid) const;
+
   bool empty() const { return total_ == 0; }
   size_t eligible() const { return eligible_.size(); }
 
@@ -36,6 +42,7 @@ class Balancer {
   std::vector<int> eligible_;       // of the first priority that has any
   std::vector<uint32_t> weight_;    // of eligible_[i]
   std::vector<uint64_t> up_to_;     // running sums of weight_
+  std::vector<uint64_t> self_;      // what eligible_[i] is, whoever asks and wherever it stands
   uint64_t total_ = 0;
   uint64_t turn_ = 0;
   bool equal_weights_ = true;

@@ -201,6 +201,17 @@ Status read_policies(Cluster& c, const core::Metadata& metadata) {
   return {};
 }
 
+// A Service's sessionAffinity, which Envoy's cluster has no word for.
+Status read_affinity(Cluster& c, const core::Metadata& metadata) {
+  const std::string affinity = metadata_text(metadata, kOwnMetadata, "affinity");
+  if (affinity.empty()) return {};
+  if (affinity != "client_ip") {
+    return bad(fmt::format("metadata.meltemi.affinity: \"{}\" is not client_ip", affinity));
+  }
+  c.client_affinity = true;
+  return {};
+}
+
 // What the control plane says about a destination whose waypoint cannot be reached.
 Status read_closed(Cluster& c, const core::Metadata& metadata) {
   const std::string waypoint = metadata_text(metadata, kOwnMetadata, "waypoint");
@@ -284,6 +295,7 @@ Result<std::shared_ptr<const Cluster>> Cluster::compile(const pb::Cluster& proto
   MELTEMI_TRY(read_limits(*c, proto.circuit_breakers()));
   MELTEMI_TRY(read_http_options(*c, proto));
   read_service(*c, proto.metadata());
+  MELTEMI_TRY(read_affinity(*c, proto.metadata()));
   MELTEMI_TRY(read_policies(*c, proto.metadata()));
   MELTEMI_TRY(read_closed(*c, proto.metadata()));
   return c;

@@ -66,6 +66,9 @@ struct Cluster {
   bool original_dst = false;  // the endpoint is the authority that the client named
   LbPolicy lb = LbPolicy::kLeastRequest;
   uint32_t choice_count = 2;
+  // From metadata.meltemi: each client's requests go to one endpoint while that is healthy; `lb` is for
+  // what has no client address.
+  bool client_affinity = false;
   UpstreamProtocol protocol = UpstreamProtocol::kHttp1;
   Duration connect_timeout = kDefaultConnectTimeout;
   Duration idle_timeout = kDefaultIdleTimeout;  // of an unused connection; 0: none

@@ -497,7 +497,7 @@ void TcpFlow::connect() {
   ProxyWorker& worker = acceptor_.worker();
   ClusterState* cluster = worker.upstreams().find(cluster_name_);
   if (!cluster) return end(Reason::kNoService, cluster_name_.view());
-  const auto host = cluster->pick(tried_, client_.local);
+  const auto host = cluster->pick(tried_, client_.local, client_.remote.ip);
   if (!host) return end(host.error().reason, host.error().detail);
   headers.clear();
   if (!(*host)->endpoint().waypoint.empty()) {

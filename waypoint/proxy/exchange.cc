@@ -285,7 +285,9 @@ void Exchange::attempt() {
   if (route_->attempt_count) plan_.info.attempt = attempts_;
   const std::span<const uint64_t> avoid =
       retry_->avoid_previous_hosts ? std::span<const uint64_t>(tried_) : std::span<const uint64_t>();
-  const auto host = cluster_->pick(avoid, client_->local);
+  const auto host = cluster_->pick(
+      avoid, client_->local,
+      cluster_->config().client_affinity ? origin() : client_->remote.ip);
   if (!host) {
     host_ = nullptr;
     return reply(host.error().reason, host.error().detail);
@@ -307,6 +309,17 @@ void Exchange::attempt() {
   if (!*side) queue_deadline_ = worker_.now() + worker_.shared().limits.queue_timeout;
   arm_timer();
   if (*side) on_attempt_started(**side, host_->endpoint().address);
+}
+
+// Where the request comes from: behind a proxy that is believed, what the first one of them saw.
+IpAddress Exchange::origin() const {
+  if (!client_->believed) return client_->remote.ip;
+  std::optional<IpAddress> first;
+  each_token(head_.fields->value("x-forwarded-for"), [&first](std::string_view token) {
+    first = IpAddress::parse(token);
+    return false;
+  });
+  return first.value_or(client_->remote.ip);
 }
 
 // An endpoint that is another waypoint hears where the request has been.

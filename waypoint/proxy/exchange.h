@@ -77,6 +77,7 @@ class Exchange final : private UpstreamEvents, private LazyTimer::Owner {
   bool route(const HttpChain& chain);
   bool forward(const ForwardAction& action, const HttpChain& chain);
   void attempt();
+  IpAddress origin() const;
   bool tell_waypoint(Host& host);
   void send_buffered();
   // Bytes of a WebSocket client wait for the endpoint's 101.

@@ -17,6 +17,14 @@ std::unexpected<Error> limit(const char* name) {
   return fail(Reason::kLimitExceeded, Fault::kConfig, name);
 }
 
+std::unexpected<Error> gone(const SocketAddress& address) {
+  return fail(Reason::kNoEndpoint, Fault::kUpstream,
+              fmt::format("{} was in the mesh and is known no longer: it is gone, or the control plane "
+                          "has lost it; not tried in plaintext",
+                          address.to_string()),
+              Retry::kSafe);
+}
+
 }  // namespace
 
 // --- dialling ---------------------------------------------------------------------------------
@@ -390,7 +398,7 @@ void ClusterState::remove(Host& host) {
   drop(leaving_);
 }
 
-Host* ClusterState::original(const SocketAddress& authority) {
+Result<Host*> ClusterState::original(const SocketAddress& authority) {
   if (originals_.size() >= kMaxOriginals) {
     for (auto it = originals_.begin(); it != originals_.end();) {
       it->second->close_idle();
@@ -410,6 +418,7 @@ Host* ClusterState::original(const SocketAddress& authority) {
   if (workload && workload->protocol == model::TunnelProtocol::kHbone) {
     e.tunnel = SocketAddress{authority.ip, model::kHbonePort};
   }
+  if (departed(e)) return gone(authority);
   auto& host = originals_[authority];
   if (host && host->endpoint().tunnel != e.tunnel) {  // the workload joined or left the mesh
     Host& old = *host;
@@ -421,7 +430,8 @@ Host* ClusterState::original(const SocketAddress& authority) {
   return host.get();
 }
 
-Result<Host*> ClusterState::pick(std::span<const uint64_t> tried, const SocketAddress& authority) {
+Result<Host*> ClusterState::pick(std::span<const uint64_t> tried, const SocketAddress& authority,
+                                 const IpAddress& client) {
   if (entry_.cluster->original_dst) return original(authority);
   if (hosts_.empty() && entry_.cluster->closed != Reason::kOk) return closed();
   if (hosts_.empty()) {
@@ -436,13 +446,27 @@ Result<Host*> ClusterState::pick(std::span<const uint64_t> tried, const SocketAd
       if (n < std::size(avoid) && host->id() == id) avoid[n++] = host->slot;
     }
   }
-  const int index = balancer_.pick(entry_.cluster->lb, entry_.cluster->choice_count, active_,
-                                   {avoid, n}, worker_.random());
-  if (index < 0 && entry_.cluster->closed != Reason::kOk) return closed();
-  if (index < 0) {
-    return fail(Reason::kNoHealthyEndpoint, Fault::kUpstream, entry_.cluster->name.str());
+  for (;;) {
+    const int index = entry_.cluster->client_affinity && !client.is_unspecified()
+                          ? balancer_.pick_for(client, {avoid, n})
+                          : balancer_.pick(entry_.cluster->lb, entry_.cluster->choice_count, active_,
+                                           {avoid, n}, worker_.random());
+    if (index < 0 && entry_.cluster->closed != Reason::kOk) return closed();
+    if (index < 0) {
+      return fail(Reason::kNoHealthyEndpoint, Fault::kUpstream, entry_.cluster->name.str());
+    }
+    Host* host = hosts_[static_cast<size_t>(index)].get();
+    if (!departed(host->endpoint())) [[likely]] return host;
+    if (n == std::size(avoid) || std::find(avoid, avoid + n, index) != avoid + n) {
+      return gone(host->endpoint().address);
+    }
+    avoid[n++] = index;
   }
-  return hosts_[static_cast<size_t>(index)].get();
+}
+
+bool ClusterState::departed(const Endpoint& endpoint) const {
+  return !endpoint.tunnel && worker_.has_mesh() &&
+         worker_.mesh().departed({worker_.shared().network, endpoint.address.ip});
 }
 
 std::unexpected<Error> ClusterState::closed() const {

@@ -148,9 +148,12 @@ class ClusterState {
   const ClusterPtr& shared_config() const { return entry_.cluster; }
 
   // The endpoint for the next attempt. `tried`: Host::id() of earlier attempts. `authority` is the
-  // CONNECT's, for ORIGINAL_DST. Errors: kNoEndpoint, kNoHealthyEndpoint.
+  // CONNECT's, for ORIGINAL_DST; `client` where the request comes from, for a cluster whose clients
+  // keep to an endpoint. Errors: kNoEndpoint, kNoHealthyEndpoint. Never one that plaintext would go to
+  // although the last that the mesh knew of its address is that it was reached by HBONE.
   // Or why nothing may be dialled: kWaypointUnready, kWaypointUnknown, kUnsupported.
-  Result<Host*> pick(std::span<const uint64_t> tried, const SocketAddress& authority);
+  Result<Host*> pick(std::span<const uint64_t> tried, const SocketAddress& authority,
+                     const IpAddress& client);
   // Whether a retry may start now; counts it if so. end_retry() gives it back.
   bool begin_retry();
   void end_retry() { --active_retries_; }
@@ -167,8 +170,9 @@ class ClusterState {
 
  private:
   friend class Host;
-  Host* original(const SocketAddress& authority);
+  Result<Host*> original(const SocketAddress& authority);
   std::unexpected<Error> closed() const;
+  bool departed(const Endpoint& endpoint) const;
   void remove(Host& host);
   void fill_service();
 

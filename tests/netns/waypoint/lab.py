@@ -110,8 +110,8 @@ class Lab:
             wait_port(port)
         return child
 
-    def serve(self, port, handler):
-        server = Origin(("127.0.0.1", port), handler)
+    def serve(self, port, handler, ip="127.0.0.1"):
+        server = Origin((ip, port), handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         self.servers.append(server)
         return server

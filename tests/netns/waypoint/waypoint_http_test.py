@@ -48,6 +48,7 @@ ROUTES = [
               retry_policy={"retry_on": "5xx", "num_retries": 3, "per_try_timeout": "2s"}),
     lab.route("/flaky", "flaky"),
     lab.route("/half-dead", "half-dead"),
+    lab.route("/keeping", "keeping"),
     lab.route("/reset", "flaky"),
     lab.route("/slow/limited", "flaky", prefix_rewrite="/slow", timeout="0.3s"),
     lab.route("/slow/tries", "flaky", prefix_rewrite="/slow",
@@ -103,6 +104,20 @@ class Flaky(lab.Echo):
         self.reply(500 if self.path.startswith("/flaky") and n % 2 else 200, b"n=%d" % n)
 
     do_POST = do_GET
+
+
+# A Service with sessionAffinity, as the control plane says it.
+KEEPER, KEEPERS = 9007, [f"127.0.1.{i}" for i in range(1, 5)]
+KEEPING = lab.cluster("keeping", [], metadata={"filter_metadata": {
+    "meltemi": {"affinity": "client_ip"}}})
+KEEPING["load_assignment"]["endpoints"][0]["lb_endpoints"] = [
+    {"endpoint": {"address": {"socket_address": {"address": ip, "port_value": KEEPER}}}}
+    for ip in KEEPERS]
+
+
+class Keeper(lab.Echo):
+    def do_GET(self):
+        self.reply(200, self.server.server_address[0].encode())
 
 
 class Stream(lab.Echo):
@@ -174,6 +189,8 @@ class WaypointTest(unittest.TestCase):
                 cls.lab.serve(port, lab.Echo)
             cls.lab.serve(FLAKY, Flaky)
             cls.lab.serve(STREAM, Stream)
+            for ip in KEEPERS:
+                cls.lab.serve(KEEPER, Keeper, ip)
             ready = threading.Event()
             threading.Thread(target=run_websockets, args=(ready,), daemon=True).start()
             ready.wait(20)
@@ -187,7 +204,7 @@ class WaypointTest(unittest.TestCase):
                                              "min_retry_concurrency": 2}}]}),
                         lab.cluster("dead", [DEAD]),
                         lab.cluster("rpc", [RPC], "http2_protocol_options"),
-                        lab.cluster("half-dead", [DEAD, ORIGIN_A])]
+                        lab.cluster("half-dead", [DEAD, ORIGIN_A]), KEEPING]
             listeners = [
                 lab.listener("web", WEB, ROUTES),
                 lab.listener("grpc", GRPC, [lab.route("/test.Echo/Dead", "dead"),
@@ -352,6 +369,23 @@ class WaypointTest(unittest.TestCase):
     def test_a_dead_endpoint_is_avoided(self):
         for _ in range(10):
             self.assertEqual(self.echo("/half-dead", "-X", "POST", "-d", "x")["port"], ORIGIN_A)
+
+    def test_a_client_keeps_to_its_pod_where_the_service_says_so(self):
+        def pods_of(client, *more):
+            # As many connections, to any of the workers.
+            return {lab.curl(URL + "/keeping", "--interface", client, *more)[2].decode()
+                    for _ in range(4)}
+
+        used = set()
+        for i in range(1, 17):
+            kept = pods_of(f"127.0.2.{i}")
+            self.assertEqual(len(kept), 1, kept)
+            self.assertEqual(pods_of(f"127.0.2.{i}", "--http2-prior-knowledge"), kept)
+            # Nobody chooses a pod for itself by what it claims to be.
+            self.assertEqual(pods_of(f"127.0.2.{i}", "-H", "X-Forwarded-For: 127.0.2.99"), kept)
+            used |= kept
+        self.assertLessEqual(used, set(KEEPERS))
+        self.assertGreater(len(used), 1, "clients spread")
 
     def test_timeouts(self):
         status, _, body = self.get("/slow/limited")

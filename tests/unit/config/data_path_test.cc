@@ -303,7 +303,7 @@ TEST_F(TimeLimits, AnUnusedConnectionToAPodEndsAfterAnHour) {
   EXPECT_TRUE(until([&] { return app.gone(); }));
   // The same for one whose client left while it was made, and so never carried a request.
   for (const int port : {80, 81}) {
-    waypoint::Host* host = *worker().upstreams().find(model::Symbol(name(port)))->pick({}, {});
+    waypoint::Host* host = *worker().upstreams().find(model::Symbol(name(port)))->pick({}, {}, {});
     waypoint::AttemptPlan plan;
     plan.h2 = port == 81;
     ASSERT_EQ(*host->start(plan), nullptr) << "it waits for a connection";

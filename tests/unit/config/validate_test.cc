@@ -600,7 +600,11 @@ TEST(ValidateService, WhatHasNoEffectIsNamedOnceWithIt) {
            {"loadBalancerIP: 10.9.9.9", "spec.loadBalancerIP: has no effect"},
            {"loadBalancerSourceRanges: [10.0.0.0/8]", "write an AuthorizationPolicy with ipBlocks"},
            {"externalTrafficPolicy: Local", "spec.externalTrafficPolicy: has no effect"},
-           {"sessionAffinity: ClientIP", "each connection may reach another pod"},
+           {"sessionAffinity: ClientIP",
+            "spec.sessionAffinity: has an effect behind a waypoint only: without one each connection "
+            "may reach another pod"},
+           {"sessionAffinity: None, sessionAffinityConfig: {clientIP: {timeoutSeconds: 60}}",
+            "spec.sessionAffinityConfig: has no effect: sessionAffinity is not ClientIP"},
            {"sessionAffinity: ClientIp", "One of: None, ClientIP"},
            {"internalTrafficPolicy: local", "One of: Cluster, Local"},
            {"trafficDistribution: Near", "One of: PreferClose, PreferSameZone, PreferSameNode"},
@@ -608,6 +612,33 @@ TEST(ValidateService, WhatHasNoEffectIsNamedOnceWithIt) {
            {"internalTrafficPolicy: Local, type: ClusterIP, publishNotReadyAddresses: true", ""},
        }) {
     check(kSvc, {{with(field), want}});
+  }
+}
+
+TEST(ValidateService, AffinityOfClientsIsKeptBehindAWaypoint) {
+  constexpr char kBound[] =
+      "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: shop, labels: "
+      "{istio.io/use-waypoint: w}}\n";
+  const auto with = [](const char* config) {
+    static std::string spec;
+    spec = std::string("{sessionAffinity: ClientIP, sessionAffinityConfig: ") + config +
+           ", ports: [{port: 80}]}";
+    return spec.c_str();
+  };
+  check(kBound, {{"{sessionAffinity: ClientIP, ports: [{port: 80}]}", ""}});
+  for (const auto& [config, want] : std::vector<std::pair<const char*, const char*>>{
+           {"{}", ""},
+           {"{clientIP: {}}", ""},
+           {"{clientIP: {timeoutSeconds: 60}}", "timeoutSeconds: is the least"},
+           {"{clientIP: {timeoutSeconds: 0}}", "from 1 to 86400"},
+           {"{clientIP: {timeoutSeconds: 86401}}", "from 1 to 86400"},
+           {"{clientIP: {timeoutSeconds: 1.5}}", "from 1 to 86400"},
+           {"{clientIP: {timeoutSeconds: soon}}", "from 1 to 86400"},
+           {"{clientIP: {timeout: 60}}", "spec.sessionAffinityConfig.clientIP: unknown field"},
+           {"{cookie: {}}", "spec.sessionAffinityConfig: unknown field"},
+           {"[60]", "spec.sessionAffinityConfig: not an object"},
+       }) {
+    check(kBound, {{with(config), want}});
   }
 }
 

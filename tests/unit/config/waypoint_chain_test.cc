@@ -123,6 +123,17 @@ TEST(WaypointChain, AServiceBehindAnotherWaypointIsCalledThroughIt) {
   EXPECT_EQ(mesh.told(kBack, "refused"), "");
 }
 
+TEST(WaypointChain, AWaypointHearsWhoseClientsKeepToAPod) {
+  Chain mesh;
+  EXPECT_EQ(mesh.told(kBack, "affinity"), "");
+  std::string keeping(kServices);
+  const std::string_view selector = "selector: {app: back}";
+  ASSERT_NE(keeping.find(selector), std::string::npos);
+  keeping.insert(keeping.find(selector), "sessionAffinity: ClientIP, ");
+  mesh.put("services.yaml", keeping);
+  EXPECT_EQ(mesh.told(kBack, "affinity"), "client_ip");
+}
+
 TEST(WaypointChain, TheBindingIsFollowedWhenItChanges) {
   Chain mesh;
   std::string unbound(kServices);

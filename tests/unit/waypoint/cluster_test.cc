@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 
 #include "envoy/config/cluster/v3/cluster.pb.h"
@@ -108,6 +109,90 @@ TEST(BalancerTest, RetriesAvoidWhatFailed) {
   EXPECT_EQ(skewed.pick(LbPolicy::kRandom, {0}), 1);
 }
 
+// --- a client keeps to an endpoint -----------------------------------------------------------------
+
+IpAddress client_of(uint32_t n) { return IpAddress::v4(0x0af40000 + n); }
+
+TEST(BalancerTest, AClientKeepsToItsEndpointWhileOthersComeAndGo) {
+  constexpr uint32_t kClients = 10'000;
+  auto list = endpoints({1, 1, 1, 1, 1, 1, 1, 1, 1, 1});
+  Lab lab(list);
+  std::vector<IpAddress> before;
+  std::map<IpAddress, int> share;
+  for (uint32_t c = 0; c < kClients; ++c) {
+    before.push_back(list[static_cast<size_t>(lab.balancer.pick_for(client_of(c), {}))].address.ip);
+    ++share[before.back()];
+  }
+  for (const auto& [ip, n] : share) EXPECT_NEAR(n, kClients / 10, 150) << ip.to_string();
+  ASSERT_EQ(share.size(), 10u);
+
+  // The same ones in another order, told to another waypoint.
+  std::reverse(list.begin(), list.end());
+  Lab other(list);
+  // One leaves for a while: only its own clients move, and they come back.
+  const IpAddress left = list[3].address.ip;
+  auto fewer = list;
+  fewer[3].health = Health::kUnhealthy;
+  Lab short_of_one(fewer);
+  // One more comes: it takes its share, and nobody moves among the others.
+  auto more = list;
+  more.push_back(endpoints({1}).front());
+  more.back().address.ip = IpAddress::v4(0x0a0000ff);
+  Lab with_one_more(more);
+  uint32_t moved = 0;
+  for (uint32_t c = 0; c < kClients; ++c) {
+    const auto at = [&](Lab& l) {
+      return l.all[static_cast<size_t>(l.balancer.pick_for(client_of(c), {}))].address.ip;
+    };
+    EXPECT_EQ(at(other), before[c]);
+    const IpAddress now = at(short_of_one);
+    EXPECT_TRUE(before[c] == left ? now != left : now == before[c]);
+    const IpAddress then = at(with_one_more);
+    EXPECT_TRUE(then == before[c] || then == more.back().address.ip);
+    moved += then != before[c];
+  }
+  EXPECT_NEAR(moved, kClients / 11, 150);
+}
+
+TEST(BalancerTest, AClientKeepsToAPodForAllItsPorts) {
+  auto http = endpoints({1, 1, 1, 1, 1});
+  auto other = http;
+  for (Endpoint& e : other) e.address.port = 9090;
+  const Lab a(http), b(other);
+  for (uint32_t c = 0; c < 200; ++c) {
+    EXPECT_EQ(a.balancer.pick_for(client_of(c), {}), b.balancer.pick_for(client_of(c), {}));
+  }
+}
+
+TEST(BalancerTest, ClientsSpreadByWeightAndOverTheWaysOfOneAddress) {
+  const Lab weighted(endpoints({1, 3}));
+  int heavy = 0;
+  for (uint32_t c = 0; c < 10'000; ++c) heavy += weighted.balancer.pick_for(client_of(c), {}) == 1;
+  EXPECT_NEAR(heavy, 7500, 200);
+  // Behind another waypoint all endpoints are the Service's address.
+  auto ways = endpoints({1, 1});
+  for (uint32_t i = 0; i < 2; ++i) {
+    ways[i].address = *SocketAddress::parse("10.96.0.1:80");
+    ways[i].tunnel = SocketAddress{IpAddress::v4(0x0a000001 + i), 15008};
+  }
+  const Lab through(ways);
+  int second = 0;
+  for (uint32_t c = 0; c < 10'000; ++c) second += through.balancer.pick_for(client_of(c), {}) == 1;
+  EXPECT_NEAR(second, 5000, 200);
+}
+
+TEST(BalancerTest, ARetryOfAClientThatKeepsToAnEndpointGoesElsewhere) {
+  const Lab lab(endpoints({1, 1, 1}));
+  const int first = lab.balancer.pick_for(client_of(1), {});
+  const int second = lab.balancer.pick_for(client_of(1), std::vector{first});
+  EXPECT_NE(second, first);
+  const int third = lab.balancer.pick_for(client_of(1), std::vector{first, second});
+  EXPECT_EQ(first + second + third, 3) << "each once";
+  EXPECT_EQ(lab.balancer.pick_for(client_of(1), std::vector{0, 1, 2}), first)
+      << "all failed: its own has to do";
+  EXPECT_EQ(Lab({}).balancer.pick_for(client_of(1), {}), Balancer::kNone);
+}
+
 using ClusterProto = envoy::config::cluster::v3::Cluster;
 using Assignment = envoy::config::endpoint::v3::ClusterLoadAssignment;
 
@@ -168,6 +253,18 @@ TEST(ClusterTest, ReadsOptions) {
   EXPECT_EQ((*c)->max_retries, 2u);
   EXPECT_EQ((*c)->protocol, UpstreamProtocol::kHttp2);
   EXPECT_EQ((*c)->service_host, "n.s.svc");
+}
+
+TEST(ClusterTest, KeepsClientsToAnEndpointWhenTold) {
+  const auto with = [](const std::string& affinity) {
+    return Cluster::compile(from_json<ClusterProto>(
+        R"({"name":"c","type":"EDS","metadata":{"filter_metadata":{"meltemi":{)" + affinity + "}}}}"));
+  };
+  EXPECT_FALSE((*with(""))->client_affinity);
+  EXPECT_TRUE((*with(R"("affinity":"client_ip")"))->client_affinity);
+  const auto bad = with(R"("affinity":"cookie")");
+  ASSERT_FALSE(bad);
+  EXPECT_EQ(bad.error().detail, "metadata.meltemi.affinity: \"cookie\" is not client_ip");
 }
 
 TEST(ClusterTest, SpeaksHttp1UnlessToldOtherwise) {
