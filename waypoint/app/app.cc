@@ -104,6 +104,7 @@ std::unique_ptr<rt::Listener> App::listen(UniqueFd fd, rt::Admission::ClassId id
   rt::Loop& loop = pool_->worker(0).loop();
   return std::make_unique<rt::Listener>(loop, std::move(fd), [this, &loop, id,
                                                               accept](UniqueFd connection) {
+    if (id == doors_->hbone) hbone_accepted_.fetch_add(1, std::memory_order_relaxed);
     rt::Visitor visitor;
     if (auto peer = rt::peer_address(connection.get())) visitor.source = peer->ip;
     auto lease = doors_->admission.admit(id, visitor, loop.now());
@@ -128,6 +129,9 @@ Status App::listen_hbone() {
     return fail(fd.error().reason, Fault::kConfig,
                 fmt::format("hbone-listen {}: {}", settings_.hbone_listen, fd.error().detail));
   }
+  hbone_queue_ = std::make_unique<telemetry::AcceptQueue>(
+      fd->get(), [this] { return hbone_accepted_.load(std::memory_order_relaxed); });
+  readiness_.check("hbone port", [this] { return hbone_queue_->ask(MonoClock::now()); });
   pool_->run_on_all([&](rt::Worker& w) {
     if (w.index() != 0) return;
     hbone_ = listen(std::move(*fd), doors_->hbone,

@@ -62,6 +62,8 @@ class App {
   const ConfigTable& table_;
   telemetry::Registry registry_;
   telemetry::Readiness readiness_;
+  std::atomic<uint64_t> hbone_accepted_{0};  // connections, also those that were refused then
+  std::unique_ptr<telemetry::AcceptQueue> hbone_queue_;
   std::unique_ptr<telemetry::HttpMetrics> http_metrics_;
   std::unique_ptr<telemetry::TcpMetrics> tcp_metrics_;
   model::MeshStore mesh_;

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -361,6 +362,34 @@ spec:
 
         self.assertGreater(len(self.under_load(renewed)), 10)
 
+    # --- short of everything --------------------------------------------------------------------
+
+    def test_without_descriptors_it_is_not_ready_and_goes_on_by_itself(self):
+        def ready():
+            try:
+                return lab.curl("http://127.0.0.1:15021/healthz/ready", "--max-time", "2")[0] == 200
+            except subprocess.SubprocessError:
+                return False  # no answer is none
+        before = len(os.listdir(f"/proc/{self.process.pid}/fd"))
+
+        def limit(soft):
+            subprocess.run(["prlimit", "--pid", str(self.process.pid), f"--nofile={soft}:"], check=True)
+
+        waiting = []
+        try:
+            # Room for the readiness probe, but strangers take it first.
+            limit(before + 1)
+            for _ in range(4):
+                waiting.append(socket.create_connection((WAYPOINT, 15008), 20))
+            self.wait(lambda: not ready(), 15)
+        finally:
+            limit(20000)
+            for peer in waiting:
+                peer.close()
+        began = time.monotonic()
+        self.wait(lambda: ready() and self.seen()["pod"], 15)
+        self.assertLess(time.monotonic() - began, 5)
+
     def test_no_open_proxy(self):
         for authority in ("127.0.0.1:15000", "169.254.169.254:80", f"{CATALOG_1}:8080",
                           f"{WAYPOINT}:15008", "10.96.0.10:81", "catalog:80", "nonsense"):
@@ -386,7 +415,6 @@ spec:
             endpoint.cut()
 
     def test_clients_without_a_mesh_certificate_are_refused(self):
-        import socket
         import ssl
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         context.check_hostname = False
