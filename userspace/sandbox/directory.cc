@@ -60,6 +60,7 @@ bool Directory::scan(const std::string& directory, int layer, std::map<std::stri
   bool changed = false;
   std::error_code error, unknown;
   std::filesystem::recursive_directory_iterator it(directory, error), end;
+  if (error == std::errc::no_such_file_or_directory) return false;
   for (; !error && it != end; it.increment(error)) {
     const std::string name = it->path().filename();
     const bool skipped =
@@ -67,8 +68,8 @@ bool Directory::scan(const std::string& directory, int layer, std::map<std::stri
     if (skipped && it->is_directory(unknown)) it.disable_recursion_pending();
     if (!skipped && is_manifest(name)) changed |= look_at(it->path(), layer, seen);
   }
-  if (error && error != std::errc::no_such_file_or_directory)
-    note_trouble(fmt::format("list {}: {}", directory, error.message()));
+  // Also a folder that went while it was come to: the list ends there.
+  if (error) note_trouble(fmt::format("list {}: {}", directory, error.message()));
   return changed;
 }
 

@@ -114,6 +114,7 @@ Result<Manifests> keep_manifests(const Layout& layout) {
   Manifests out;
   std::error_code error;
   std::filesystem::recursive_directory_iterator it(layout.config_dir(), error), end;
+  if (error == std::errc::no_such_file_or_directory) return out;
   for (; !error && it != end; it.increment(error)) {
     if (it.depth() == 0 && it->path().filename() == "state") it.disable_recursion_pending();
     std::error_code unknown;
@@ -122,8 +123,7 @@ Result<Manifests> keep_manifests(const Layout& layout) {
     out[path] = MELTEMI_TRY(sys::read_file(it->path()));
   }
   // What lies there is about to be written anew from this.
-  if (error && error != std::errc::no_such_file_or_directory)
-    return fail_errno(error.value(), "list " + layout.config_dir());
+  if (error) return fail_errno(error.value(), "list " + layout.config_dir());
   return out;
 }
 

@@ -105,9 +105,9 @@ Result<std::vector<std::string>> entries(const std::string& directory) {
   std::vector<std::string> out;
   std::error_code error;
   std::filesystem::directory_iterator it(directory, error), end;
+  if (error == std::errc::no_such_file_or_directory) return out;
   for (; !error && it != end; it.increment(error)) out.push_back(it->path().filename());
-  if (error && error != std::errc::no_such_file_or_directory)
-    return fail_errno(error.value(), "list " + directory);
+  if (error) return fail_errno(error.value(), "list " + directory);
   std::sort(out.begin(), out.end());
   return out;
 }
