@@ -56,6 +56,7 @@ namespace meltemi {
   X(kNoRoute, "no_route", "no listener or route matches the request")                             \
   X(kDirectResponse, "direct_response", "the route answers by itself (redirect, fault, response)") \
   X(kUpstreamReset, "upstream_reset", "the upstream reset the request's stream")                  \
+  X(kUpstreamProtocol, "upstream_protocol_error", "the upstream's answer violates the protocol")  \
   X(kLimitExceeded, "limit_exceeded", "a named limit was hit")                                    \
   X(kShutdown, "shutdown", "the process is going away")                                           \
   X(kCancelled, "cancelled", "the caller stopped the operation")                                  \

@@ -106,6 +106,7 @@ std::string_view http_response_flags(Reason reason) {
     case Reason::kConnectReset:
     case Reason::kServerClosedEarly: return "UC";
     case Reason::kUpstreamReset: return "UR";
+    case Reason::kUpstreamProtocol: return "UPE";
     case Reason::kClientClosedEarly:
     case Reason::kCancelled: return "DC";
     case Reason::kBadRequest: return "DPE";

@@ -19,6 +19,7 @@ uint16_t status_of(Reason reason) {
     case Reason::kIdleTimeout: return 408;
     case Reason::kInternal: return 500;
     case Reason::kUnsupported: return 501;
+    case Reason::kUpstreamProtocol: return 502;  // RFC 9110 section 15.6.3
     case Reason::kSelfCall: return 508;  // RFC 5842 section 7.2
     default: return 503;
   }

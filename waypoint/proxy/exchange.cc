@@ -504,7 +504,7 @@ void Exchange::on_attempt_failed(const AttemptFailure& failure) {
     outcome.kind = AttemptOutcome::Kind::kReset;
   }
   if (try_again(outcome)) return;
-  reply(failure.reason, failure.detail, failure.malformed ? 502 : 0);  // RFC 9110 section 15.6.3
+  reply(failure.reason, failure.detail);
 }
 
 // No retry in the sense of a policy or a budget: the endpoint said itself that it has done nothing (RFC

@@ -123,9 +123,8 @@ void H1Client::close() {
   host_.gone(*this);
 }
 
-void H1Client::fail_attempt(Reason reason, std::string_view detail, bool malformed) {
+void H1Client::fail_attempt(Reason reason, std::string_view detail) {
   AttemptFailure failure;
-  failure.malformed = malformed;
   failure.reason = reason;
   failure.detail = detail;
   failure.connected = true;
@@ -179,8 +178,8 @@ bool H1Client::on_event(const codec::H1Event& event, bool more_input) {
       tunnel_ = true;
       return true;
     case codec::H1EventKind::kError:
-      fail_attempt(Reason::kUpstreamReset,
-                   fmt::format("malformed response: {}", parser_.error().detail), true);
+      fail_attempt(Reason::kUpstreamProtocol,
+                   fmt::format("malformed response: {}", parser_.error().detail));
       return false;
     case codec::H1EventKind::kNeedMore: break;
   }
@@ -202,8 +201,7 @@ bool H1Client::response_head() {
     return !dead_;
   }
   if (head.status == 101 && !plan_->head->websocket) {
-    fail_attempt(Reason::kUpstreamReset, "malformed response: 101 to a request without Upgrade",
-                 true);
+    fail_attempt(Reason::kUpstreamProtocol, "malformed response: 101 to a request without Upgrade");
     return false;
   }
   head_seen_ = true;

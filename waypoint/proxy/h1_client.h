@@ -42,7 +42,7 @@ class H1Client final : public rt::Retirable,
   bool on_event(const codec::H1Event& event, bool more_input);
   bool response_head();
   void response_end(bool more_input);
-  void fail_attempt(Reason reason, std::string_view detail, bool malformed = false);
+  void fail_attempt(Reason reason, std::string_view detail);
   bool flush(ByteView tail);
   void wait_idle();
 

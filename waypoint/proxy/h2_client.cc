@@ -243,8 +243,7 @@ void H2Client::on_closed(uint32_t id, uint32_t code, bool unprocessed) {
   if (!s) return;
   AttemptFailure failure;
   const bool malformed = session_.broken_by_peer(id);
-  failure.malformed = malformed;
-  failure.reason = malformed ? Reason::kUpstreamReset : reason_of(code);
+  failure.reason = malformed ? Reason::kUpstreamProtocol : reason_of(code);
   const std::string detail = fmt::format("{}: {}", malformed ? "malformed response" : "stream reset",
                                          codec::h2_code_name(code));
   failure.detail = detail;
@@ -264,7 +263,7 @@ void H2Client::on_data(const net::Slices& data) {
         host_.worker().now());
     if (!ok) {
       flush();
-      return close(Reason::kUpstreamReset, "malformed response: " + ok.error().detail, true);
+      return close(Reason::kUpstreamProtocol, "malformed response: " + ok.error().detail);
     }
   }
   if (dead_) return;
@@ -294,7 +293,7 @@ void H2Client::on_closed(const net::StreamEnd& end) {
   close(end.reason == Reason::kOk ? Reason::kServerClosedEarly : end.reason, "connection closed");
 }
 
-void H2Client::close(Reason reason, std::string_view detail, bool malformed) {
+void H2Client::close(Reason reason, std::string_view detail) {
   if (dead_) return;
   dead_ = true;
   if (streams_.empty() && !blocked_) {
@@ -308,7 +307,6 @@ void H2Client::close(Reason reason, std::string_view detail, bool malformed) {
     AttemptFailure failure;
     failure.reason = reason;
     failure.detail = detail;
-    failure.malformed = malformed;
     failure.connected = failure.request_sent = true;
     failure.reused = requests_ > 1 && !s->response_begun_;
     UpstreamEvents* events = s->plan_->events;

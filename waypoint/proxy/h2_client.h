@@ -54,7 +54,7 @@ class H2Client final : public rt::Retirable,
   size_t streams() const { return streams_.size(); }
   // No new requests; closes when the last one has ended.
   void drain();
-  void close(Reason reason, std::string_view detail, bool malformed = false);
+  void close(Reason reason, std::string_view detail);
 
  private:
   friend class H2ClientStream;

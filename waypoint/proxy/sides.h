@@ -50,7 +50,6 @@ struct AttemptFailure {
   bool request_sent = false;  // bytes of the request were handed to it
   bool unprocessed = false;   // provably not acted upon
   bool reused = false;        // the connection had carried requests before
-  bool malformed = false;     // the endpoint's bytes violate HTTP: 502, no retry would mend it
 };
 
 // What an attempt tells. After on_response_end() and on_attempt_failed() the ClientSide is gone.

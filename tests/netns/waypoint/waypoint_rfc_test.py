@@ -22,7 +22,7 @@ import hpack  # noqa: E402
 import hyperframe.frame as frames  # noqa: E402
 
 WEB, FEW, SNIFF, PATIENT = 8080, 8081, 8082, 8083
-ECHO_A, ECHO_B, EXACT, REFUSING, TEN, GOING, GREETER = 9001, 9002, 9003, 9004, 9005, 9006, 9007
+ECHO_A, ECHO_B, EXACT, REFUSING, TEN, GOING, GREETER, BROKEN = range(9001, 9009)
 TCP_PROXY = "type.googleapis.com/envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy"
 
 # Answers of the app, by path; then it closes.
@@ -142,6 +142,35 @@ class FewStreams:
                     request(f.stream_id)
 
 
+def broken(s):
+    """Speaks HTTP/2, but for the answers: the path says what comes instead."""
+    encoder, decoder, data = hpack.Encoder(), hpack.Decoder(), b""
+    s.sendall(frames.SettingsFrame(0).serialize())
+
+    def answer(stream, path):
+        if path == "/reset":
+            return s.sendall(frames.RstStreamFrame(stream, error_code=2).serialize())
+        fields = {"/no-status": [("x", "1")], "/upper": [(":status", "200"), ("X-Upper", "1")],
+                  "/late": [(":status", "200"), ("content-length", "4")]}[path]
+        head = frames.HeadersFrame(stream, encoder.encode(fields), flags=["END_HEADERS"])
+        s.sendall(head.serialize())
+        # More than was announced; the others are malformed already.
+        s.sendall(frames.DataFrame(stream, b"123456", flags=["END_STREAM"]).serialize())
+
+    while piece := s.recv(65536):
+        data += piece
+        if data.startswith(b"PRI") and len(data) >= 24:
+            data = data[24:]
+        while len(data) >= 9 and not data.startswith(b"PRI"):
+            f, size = frames.Frame.parse_frame_header(memoryview(data[:9]))
+            if len(data) < 9 + size:
+                break
+            f.parse_body(memoryview(data[9:9 + size]))
+            data = data[9 + size:]
+            if isinstance(f, frames.HeadersFrame):
+                answer(f.stream_id, dict(decoder.decode(f.data))[":path"])
+
+
 def greeter(connection):
     connection.sendall(b"220 hello\r\n")
     connection.sendall(b"you said " + connection.recv(100))
@@ -167,6 +196,7 @@ class RfcTest(unittest.TestCase):
             cls.lab.serve(REFUSING, Refusing)
             serve_connections(EXACT, exact)
             serve_connections(GREETER, greeter)
+            serve_connections(BROKEN, broken)
             cls.ten = FewStreams(TEN, 10)
             cls.going = FewStreams(GOING, 100, last=7)
             h1, h2_ = "http_protocol_options", "http2_protocol_options"
@@ -175,10 +205,12 @@ class RfcTest(unittest.TestCase):
                         lab.cluster("ten", [TEN], h2_), lab.cluster("going", [GOING], h2_),
                         lab.cluster("one", [ECHO_A], h1, circuit_breakers={"thresholds": [
                             {"max_connections": 1}]}),
-                        lab.cluster("not-h2", [ECHO_A], h2_), lab.cluster("greeter", [GREETER])]
+                        lab.cluster("not-h2", [ECHO_A], h2_), lab.cluster("greeter", [GREETER]),
+                        lab.cluster("broken", [BROKEN], h2_)]
             routes = [lab.route("/exact/", "exact", prefix_rewrite="/"),
                       lab.route("/refusing", "refusing"), lab.route("/not-h2", "not-h2"),
                       lab.route("/one", "one"),
+                      lab.route("/broken/", "broken", prefix_rewrite="/"),
                       lab.route("/", "b", match={"headers": [
                           {"name": "cookie", "string_match": {
                               "safe_regex": {"regex": r"(^|.*; )user=tester(;.*|$)"}}}]}),
@@ -359,15 +391,28 @@ class RfcTest(unittest.TestCase):
 
     # --- what an app says -------------------------------------------------------------------------
     def test_a_malformed_answer_is_a_bad_gateway(self):
-        for path in ("no-http", "two-lengths", "bad-chunk", "unasked-101"):
-            status, _, body = lab.curl(f"http://127.0.0.1:{WEB}/exact/{path}")
-            self.assertEqual(status, 502, path)
-            self.assertIn(b"malformed response", body, path)
-        self.assertEqual(lab.curl(f"http://127.0.0.1:{WEB}/exact/close", "-X", "POST")[0], 503,
-                         "no answer at all is no malformed one")
-        status, _, body = lab.curl(f"http://127.0.0.1:{WEB}/not-h2")
-        self.assertEqual(status, 502)
-        self.assertIn(b"malformed response", body)
+        def logged(path):
+            return self.lab.log_lines(f' path="{path}" ')[-1]
+
+        for path in ("/exact/no-http", "/exact/two-lengths", "/exact/bad-chunk", "/exact/unasked-101",
+                     "/not-h2", "/broken/no-status", "/broken/upper"):
+            for more in ([], ["--http2-prior-knowledge"]):
+                status, _, body = lab.curl(f"http://127.0.0.1:{WEB}{path}", *more)
+                self.assertEqual(status, 502, path)
+                self.assertIn(b"upstream_protocol_error: malformed response", body, path)
+            self.assertIn(" response_code=502 response_flags=UPE ", logged(path))
+            self.assertIn(" reason=upstream_protocol_error", logged(path))
+        # Too late for another status: the client's stream breaks off, and the log says why.
+        out = subprocess.run(["curl", "-s", f"http://127.0.0.1:{WEB}/broken/late"], timeout=60,
+                             capture_output=True)
+        self.assertNotEqual(out.returncode, 0)
+        self.assertIn(" response_flags=UPE ", logged("/broken/late"))
+        metrics = lab.curl("http://127.0.0.1:15020/metrics")[2].decode()
+        self.assertRegex(metrics, r'istio_requests_total\{[^}]*response_flags="UPE"[^}]*response_code="502"')
+        # What broke off without being wrong may be tried again.
+        for path, flags in (("/exact/close", "UC"), ("/broken/reset", "UR")):
+            self.assertEqual(lab.curl(f"http://127.0.0.1:{WEB}{path}", "-X", "POST")[0], 503, path)
+            self.assertIn(f" response_code=503 response_flags={flags} ", logged(path))
 
     def test_answers_without_content(self):
         for more in ([], ["--http2-prior-knowledge"]):

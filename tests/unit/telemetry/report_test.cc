@@ -239,6 +239,8 @@ TEST(Flags, EveryReasonHasOne) {
     EXPECT_FALSE(response_flags(static_cast<Reason>(i)).empty());
     EXPECT_FALSE(http_response_flags(static_cast<Reason>(i)).empty());
   }
+  EXPECT_EQ(http_response_flags(Reason::kUpstreamReset), "UR");
+  EXPECT_EQ(http_response_flags(Reason::kUpstreamProtocol), "UPE");
 }
 
 TEST(Requests, MetricsHistogramsAndLine) {

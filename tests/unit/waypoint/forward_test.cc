@@ -298,6 +298,7 @@ TEST(LocalReply, WhatMayBeTriedAgainIs503) {
                               Reason::kServerClosedEarly, Reason::kLimitExceeded}) {
     EXPECT_EQ(status_of(reason), 503) << reason_name(reason);
   }
+  EXPECT_EQ(status_of(Reason::kUpstreamProtocol), 502) << "another try would get the same answer";
 }
 
 // gRPC's doc/http-grpc-status-mapping.md.
