@@ -9,6 +9,7 @@
 #include <net/if.h>
 #include <netinet/tcp.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 
 #include <cstring>
 #include <set>
@@ -310,6 +311,25 @@ TEST_F(HostileTest, TheGuardEndsWithTheEnrolmentAndOutlivesTheAgent) {
   EXPECT_EQ(arrived.syns(), 2u) << "the pod is its own again";
   ASSERT_OK(capture->finish(captured));
   EXPECT_TRUE(must(bpf->guards()).empty());
+}
+
+// It cannot be attached anew at a moment, for whatever cause: here something else has its pin's name.
+TEST_F(HostileTest, AGuardThatStandsIsNotGivenUpForAnError) {
+  CapturedPod captured = enrol();
+  const CaptureSpec spec{.addresses = hostile->addresses()};
+  const uint32_t device = must(must(sys::Netlink::open_in(lab.node)).index(hostile->name));
+  const std::string pin = bpf->version_directory() + "/guards/" + std::to_string(device);
+  ASSERT_EQ(::rename(pin.c_str(), (pin + "-away").c_str()), 0);
+  ASSERT_EQ(::mkdir(pin.c_str(), 0700), 0);
+  EXPECT_FALSE(capture->enrol(captured, spec));
+  Sniffer arrived(target->netns, "eth0");
+  attempt("packet_socket");
+  EXPECT_EQ(arrived.syns(), 0u);
+  EXPECT_EQ(dropped(captured), 2u);
+  ASSERT_EQ(::rmdir(pin.c_str()), 0);
+  ASSERT_EQ(::rename((pin + "-away").c_str(), pin.c_str()), 0);
+  ASSERT_OK(capture->enrol(captured, spec));
+  EXPECT_EQ(must(capture->missing(captured)), std::vector<std::string>());
 }
 
 TEST_F(HostileTest, WithoutTcxAFilterGuards) {
