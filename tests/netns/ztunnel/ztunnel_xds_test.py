@@ -25,7 +25,7 @@ class ControlPlane:
     """xds_server.py inside of a node's namespace."""
 
     def __init__(self, node, generated):
-        self.events = []
+        self.events, self.part = [], ""
         self.process = subprocess.Popen(
             ["ip", "netns", "exec", node.netns, PYTHON, os.path.join(HERE, "xds_server.py"), generated],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -33,8 +33,11 @@ class ControlPlane:
         self.wait(event="listening")
 
     def poll(self):
-        for line in iter(self.process.stdout.readline, ""):
-            self.events.append(json.loads(line))
+        for text in iter(self.process.stdout.readline, ""):
+            self.part += text  # the pipe may give half of a line
+            if self.part.endswith("\n"):
+                self.events.append(json.loads(self.part))
+                self.part = ""
 
     def wait(self, timeout=30, after=0, **wanted):
         deadline = time.monotonic() + timeout
