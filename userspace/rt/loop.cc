@@ -21,6 +21,9 @@ thread_local Loop* this_loop = nullptr;
 constexpr size_t kScratchBytes = kRecvHeadroom + kRecvMax;
 // Hooks that ask for themselves again run at most this often in one turn.
 constexpr int kHookPasses = 4;
+// How long a buffer is not needed before its pages go back, and between two portions of them.
+constexpr Duration kRest = std::chrono::seconds(10);
+constexpr Duration kRestPause = std::chrono::milliseconds(50);
 
 }  // namespace
 
@@ -65,7 +68,10 @@ Timer::~Timer() {
   if (armed()) loop_->stop(*this);
 }
 
-Loop::Loop() : buffers_(std::make_unique<BufferPool>()), inbox_(std::make_unique<Inbox>()) {
+Loop::Loop()
+    : buffers_(std::make_unique<BufferPool>()),
+      inbox_(std::make_unique<Inbox>()),
+      rest_([this] { rest_buffers(); }) {
   hooks_.prev_ = hooks_.next_ = &hooks_;
   void* p = mmap(nullptr, kScratchBytes, PROT_READ | PROT_WRITE,
                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
@@ -142,7 +148,12 @@ void Loop::turn(MonoTime until) {
   run_timers();
   run_hooks();
   run_retired();
+  if (buffers_->swollen() && !rest_.armed()) start(rest_, now_ + kRest);
   in_turn_ = false;
+}
+
+void Loop::rest_buffers() {
+  if (!buffers_->rest()) start(rest_, now_ + kRestPause);
 }
 
 bool Loop::run_posted() {

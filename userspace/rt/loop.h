@@ -223,6 +223,7 @@ class Loop {
   void run_timers();
   void run_hooks();
   void run_retired();
+  void rest_buffers();
   void sift_up(uint32_t i);
   void sift_down(uint32_t i);
   void place(uint32_t i, Timer* t);
@@ -237,6 +238,7 @@ class Loop {
   } hooks_;
   std::vector<std::unique_ptr<Retirable>> retired_;
   uint8_t* scratch_ = nullptr;
+  FnTimer rest_;  // while the buffers are swollen
 };
 
 }  // namespace meltemi::rt

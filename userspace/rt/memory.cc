@@ -27,27 +27,52 @@ BufferPool::~BufferPool() {
 }
 
 void BufferPool::reserve(size_t large, size_t small) {
-  while (large_.size() < large) grow(large_, kLarge);
-  while (small_.size() < small) grow(small_, kSmall);
+  while (large_.free.size() < large) grow(large_);
+  while (small_.free.size() < small) grow(small_);
 }
 
-void BufferPool::grow(std::vector<uint8_t*>& list, size_t size) {
+void BufferPool::grow(List& list) {
   // At most a megabyte a step: populating more at once would stall the loop.
-  const size_t count = std::max<size_t>(1, (size_t{1} << 20) / size / 2);
-  const size_t bytes = count * size;
+  const size_t count = std::max<size_t>(1, (size_t{1} << 20) / list.size / 2);
+  const size_t bytes = count * list.size;
   void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
   if (p == MAP_FAILED) std::abort();  // as operator new would
   slabs_.emplace_back(static_cast<uint8_t*>(p), bytes);
   mapped_ += bytes;
-  for (size_t i = count; i-- > 0;) list.push_back(static_cast<uint8_t*>(p) + i * size);
+  for (size_t i = count; i-- > 0;) list.free.push_back(static_cast<uint8_t*>(p) + i * list.size);
+  list.count += count;
+  swollen_ = swollen_ || list.count > kWarm;
 }
 
-uint8_t* BufferPool::take(std::vector<uint8_t*>& list, size_t size) {
-  if (list.empty()) grow(list, size);
-  uint8_t* p = list.back();
-  list.pop_back();
+uint8_t* BufferPool::take(List& list) {
+  if (list.free.empty()) grow(list);
+  uint8_t* p = list.free.back();
+  list.free.pop_back();
+  list.least = std::min(list.least, list.free.size());
   return p;
+}
+
+bool BufferPool::rest() {
+  constexpr size_t kMost = 8 << 20;  // bytes: a millisecond of freeing pages
+  size_t given = 0;
+  swollen_ = false;
+  for (List* list : {&large_, &small_}) {
+    // Where the list was shorter meanwhile, what stands there now has been used.
+    list->cold = std::min(list->cold, list->least);
+    const size_t idle = std::min(list->least, list->free.size() - std::min(list->free.size(), kWarm));
+    for (; list->cold < idle; ++list->cold) {
+      if (given >= kMost) {
+        swollen_ = true;
+        return false;
+      }
+      (void)madvise(list->free[list->cold], list->size, MADV_DONTNEED);  // refused: it stays warm
+      given += list->size;
+    }
+    list->least = list->free.size();
+    swollen_ = swollen_ || list->count - list->cold > kWarm;
+  }
+  return true;
 }
 
 // --- ByteQueue -----------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 // Memory of the data path: budgets with names, per-thread buffers that are mapped and touched once,
 // and the queue that holds bytes which could not be passed on. An idle connection owns none of it.
-// Memory that was mapped is never given back to the kernel at run time (page faults are dear).
+// What a burst has mapped goes back to the kernel when nobody has needed it for a while; until then it
+// stays, since page faults are dear.
 #pragma once
 
 #include <sys/uio.h>
@@ -38,7 +39,8 @@ class Budget {
   std::atomic<uint64_t> refused_{0};
 };
 
-// Large buffers of one thread, last in first out so that the hot one is used again.
+// Large buffers of one thread, last in first out so that the hot one is used again, and so that those at
+// the bottom of the list have not been needed for longest.
 class BufferPool {
  public:
   // Room for 16 full TLS records (16 * 16406 bytes), rounded up to pages.
@@ -52,18 +54,34 @@ class BufferPool {
   BufferPool& operator=(const BufferPool&) = delete;
   // Maps and touches buffers ahead of need.
   void reserve(size_t large, size_t small);
-  uint8_t* take_large() { return take(large_, kLarge); }
-  uint8_t* take_small() { return take(small_, kSmall); }
-  void give_large(uint8_t* p) { large_.push_back(p); }
-  void give_small(uint8_t* p) { small_.push_back(p); }
+  uint8_t* take_large() { return take(large_); }
+  uint8_t* take_small() { return take(small_); }
+  void give_large(uint8_t* p) { large_.free.push_back(p); }
+  void give_small(uint8_t* p) { small_.free.push_back(p); }
   size_t mapped_bytes() const { return mapped_; }
 
+  // Whether there is more memory than kWarm buffers of each kind, so that rest() has something to do.
+  bool swollen() const { return swollen_; }
+  // Gives the kernel the pages of those that were free ever since the last call, but for the warm ones;
+  // their addresses stay. At most some MiB a call: false if there is more, which should not wait long.
+  bool rest();
+
  private:
-  uint8_t* take(std::vector<uint8_t*>& list, size_t size);
-  void grow(std::vector<uint8_t*>& list, size_t size);
-  std::vector<uint8_t*> large_, small_;
+  static constexpr size_t kWarm = 4;  // of each kind
+  struct List {
+    explicit List(size_t bytes) : size(bytes) {}
+    const size_t size;  // bytes of a buffer
+    std::vector<uint8_t*> free;
+    size_t count = 0;  // with those in use
+    size_t least = 0;  // fewest that were free since the last rest()
+    size_t cold = 0;   // the first so many of `free` have no pages
+  };
+  uint8_t* take(List& list);
+  void grow(List& list);
+  List large_{kLarge}, small_{kSmall};
   std::vector<std::pair<uint8_t*, size_t>> slabs_;
   size_t mapped_ = 0;
+  bool swollen_ = false;
 };
 
 // First in, first out bytes that wait for a slow reader. Empty: one pointer. Counts into a budget

@@ -78,6 +78,43 @@ long resident_pages() {
   return resident;
 }
 
+TEST(BufferPool, WhatABurstHasMappedGoesBackOnceNobodyNeedsIt) {
+#if defined(__SANITIZE_ADDRESS__) || __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+  GTEST_SKIP() << "a sanitizer's own memory moves by more";
+#endif
+  constexpr size_t kBurst = 40;
+  constexpr long kPages = BufferPool::kLarge / 4096;
+  BufferPool pool;
+  std::vector<uint8_t*> taken;
+  const auto burst = [&] {
+    for (size_t i = 0; i < kBurst; ++i) taken.push_back(pool.take_large());
+    for (uint8_t* p : taken) std::memset(p, 1, BufferPool::kLarge);
+    for (uint8_t* p : taken) pool.give_large(p);
+    taken.clear();
+  };
+  EXPECT_FALSE(pool.swollen());
+  burst();
+  const long swollen = resident_pages();
+  EXPECT_TRUE(pool.swollen());
+  ASSERT_TRUE(pool.rest());
+  EXPECT_GT(resident_pages(), swollen - kPages) << "they were needed a moment ago";
+  for (int i = 0; i < 10 && !pool.rest(); ++i) {
+  }
+  EXPECT_LT(resident_pages(), swollen - 30 * kPages);
+  EXPECT_FALSE(pool.swollen()) << "the warm ones stay";
+
+  // What was given back is as good as new, and goes again.
+  burst();
+  EXPECT_GT(resident_pages(), swollen - kPages);
+  ASSERT_TRUE(pool.rest());
+  uint8_t* const used = pool.take_large();
+  for (int i = 0; i < 10 && !pool.rest(); ++i) {
+  }
+  EXPECT_EQ(used[0], 1) << "what is in use is left alone";
+  EXPECT_LT(resident_pages(), swollen - 30 * kPages);
+  pool.give_large(used);
+}
+
 // 1,200 connections whose readers never read, each with all that it may hold, on two threads; among
 // them, small things that stay.
 TEST(Memory, WhatSlowReadersHeldIsGivenBack) {
