@@ -79,6 +79,9 @@ class OutboundFlow final : public Flow {
  private:
   // Endpoints tried before the client hears of a failed connect.
   static constexpr size_t kMaxAttempts = 3;
+  // How long a connection waits for a first endpoint of its service to be healthy; looked at when the mesh
+  // changes and every second.
+  static constexpr Duration kEndpointPatience = std::chrono::seconds(1);
   struct Call;
 
   void advance();

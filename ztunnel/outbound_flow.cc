@@ -118,6 +118,13 @@ void OutboundFlow::advance() {
   auto decision = model::decide_outbound(worker_.mesh(), *source, dst_, worker_.random(),
                                          std::span(tried_).first(attempts_));
   if (!decision) {
+    // A pod that became ready, or took over from one that went, is known here a moment later than to
+    // whoever made it so.
+    if (decision.error().reason == Reason::kNoHealthyEndpoint && attempts_ == 0 &&
+        worker_.loop().now() < start_ + kEndpointPatience) {
+      waiting_ = decision.error();
+      return;
+    }
     const telemetry::FlowInfo info = describe();
     return end(decision.error().reason, decision.error().detail, &info);
   }

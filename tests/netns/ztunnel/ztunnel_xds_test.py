@@ -88,7 +88,7 @@ class XdsTest(unittest.TestCase):
         for plane in self.planes.values():
             plane.command(**command)
 
-    def workload(self, node, policies=()):
+    def workload(self, node, policies=(), healthy=True):
         w = self.workload_pb2.Address()
         w.workload.uid = f"Kubernetes//Pod/{NAMESPACE}/{node.letter}"
         w.workload.name, w.workload.namespace = node.letter, NAMESPACE
@@ -96,6 +96,7 @@ class XdsTest(unittest.TestCase):
         w.workload.tunnel_protocol = self.workload_pb2.HBONE
         w.workload.service_account, w.workload.node = node.account, f"node-{node.letter}"
         w.workload.authorization_policies.extend(policies)
+        w.workload.status = self.workload_pb2.HEALTHY if healthy else self.workload_pb2.UNHEALTHY
         if node.letter == "b":
             w.workload.services[f"{NAMESPACE}/echo.host"].ports.add(service_port=81, target_port=8081)
         return {w.workload.uid: w.SerializeToString().hex()}
@@ -281,6 +282,23 @@ class XdsTest(unittest.TestCase):
         self.everywhere(remove={ADDRESS: list(late)})
         p.run_in(p.a, [PYTHON, APPS, "expect_reset", VIP, "81"], timeout=60)
         p.a.wait_log("connection failed", "reason=unknown_source", timeout=30)
+
+    def test_a_connection_waits_for_a_pod_that_becomes_ready_at_that_moment(self):
+        p = self.pair
+        self.everywhere(set={ADDRESS: {**self.everything(), **self.workload(p.b, healthy=False)},
+                             POLICY: {}})
+        p.start()
+        self.echo_server()
+        client = p.spawn(p.a, [PYTHON, APPS, "hold", VIP, "81"])
+        time.sleep(0.3)
+        self.assertNotIn("connection failed", p.a.log())
+        self.everywhere(set={ADDRESS: self.workload(p.b)})
+        client.wait_line("open")
+        client.stop()
+        # One that does not: the reason comes soon.
+        self.everywhere(set={ADDRESS: self.workload(p.b, healthy=False)})
+        p.run_in(p.a, [PYTHON, APPS, "expect_reset", VIP, "81"], timeout=60)
+        p.a.wait_log("connection complete", "reason=no_healthy_endpoint", timeout=30)
 
     def test_a_control_plane_named_in_etc_hosts_asks_no_name_server(self):
         """The name server takes questions and never answers: whoever asks it waits for seconds."""
